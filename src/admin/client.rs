@@ -1,0 +1,94 @@
+//! The command line's way to a running switchover: a small client of its admin face, with the server's own types.
+
+use std::{fmt, time::Duration};
+
+use serde::{Serialize, de::DeserializeOwned};
+use ureq::{Agent, http::Response};
+
+use crate::status::{ApiError, Applied, Promote, Status, Wait};
+
+/// Reading the status must not hang; waiting for a swap may take as long as the server lets it.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A running switchover.
+#[derive(Clone)]
+pub struct Client {
+    agent: Agent,
+    address: String,
+}
+
+/// Why a call failed.
+#[derive(Debug)]
+pub enum CallError {
+    /// Nobody answered, or in a way that cannot be understood.
+    Unreachable(String),
+    /// switchover answered that it would not, or could not.
+    Refused(ApiError),
+}
+
+impl Client {
+    /// A client of the admin face at `address` (`127.0.0.1:9901`).
+    pub fn new(address: &str) -> Self {
+        let config = Agent::config_builder().http_status_as_error(false).proxy(None).build();
+        Self { agent: Agent::new_with_config(config), address: address.to_owned() }
+    }
+
+    /// How everything stands.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub fn status(&self) -> Result<Status, CallError> {
+        let url = format!("http://{}/v1/status", self.address);
+        let request = self.agent.get(&url).config().timeout_global(Some(READ_TIMEOUT)).build();
+        self.read(request.call())
+    }
+
+    /// Reads the configuration again.
+    ///
+    /// # Errors
+    /// When nobody answers, when the file is refused, or when what was waited for did not come.
+    pub fn reload(&self, wait: Wait) -> Result<Applied, CallError> {
+        self.post(&format!("/v1/reload?wait={wait}"), &serde_json::json!({}))
+    }
+
+    /// Makes a pool the active one.
+    ///
+    /// # Errors
+    /// When nobody answers, when there is no such pool, or when what was waited for did not come.
+    pub fn promote(&self, service: &str, pool: &str, wait: Wait) -> Result<Applied, CallError> {
+        self.post(&format!("/v1/services/{service}/promote?wait={wait}"), &Promote { pool: pool.to_owned() })
+    }
+
+    fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, CallError> {
+        self.read(self.agent.post(format!("http://{}{path}", self.address)).send_json(body))
+    }
+
+    fn read<T: DeserializeOwned>(&self, answer: Result<Response<ureq::Body>, ureq::Error>) -> Result<T, CallError> {
+        let unreachable = |e: ureq::Error| {
+            let address = &self.address;
+            CallError::Unreachable(format!("no answer from the admin address {address}: {e}; does switchover run, with this admin.address?"))
+        };
+        let mut answer = answer.map_err(unreachable)?;
+        if answer.status().is_success() {
+            return answer.body_mut().read_json().map_err(unreachable);
+        }
+        let text = answer.body_mut().read_to_string().unwrap_or_default();
+        match serde_json::from_str(&text) {
+            Ok(error) => Err(CallError::Refused(error)),
+            Err(_) => Err(CallError::Unreachable(format!("{} is not switchover's admin address: it answered {}", self.address, answer.status()))),
+        }
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable(message) => f.write_str(message),
+            Self::Refused(error) if error.problems.is_empty() => f.write_str(&error.message),
+            Self::Refused(error) => {
+                let lines: Vec<String> = error.problems.iter().map(ToString::to_string).collect();
+                f.write_str(&lines.join("\n"))
+            }
+        }
+    }
+}

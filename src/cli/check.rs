@@ -1,0 +1,15 @@
+//! `switchover check`: exactly the steps of a reload that touch nothing.
+
+use super::{ConfigArg, Failure};
+use crate::config;
+
+pub(super) fn run(args: &ConfigArg) -> Result<(), Failure> {
+    let (_, config) = config::load(&args.config).map_err(Failure::config)?;
+    println!("{} is valid", args.config.display());
+    for (name, service) in &config.services {
+        let hosts = if service.hosts.is_empty() { "any host".to_owned() } else { service.hosts.join(", ") };
+        let pools: Vec<&str> = service.pools.keys().map(String::as_str).collect();
+        println!("  {name}: {hosts}, path {}, active {} of {}", service.path_prefix, service.active, pools.join(", "));
+    }
+    Ok(())
+}

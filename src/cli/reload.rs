@@ -1,0 +1,22 @@
+//! `switchover reload`: the same as SIGHUP, with an answer.
+
+use clap::Args;
+
+use super::{AdminArg, Failure, follow};
+use crate::status::Wait;
+
+#[derive(Args)]
+pub(super) struct ReloadArgs {
+    #[command(flatten)]
+    admin: AdminArg,
+    /// How far to follow the swaps that it begins
+    #[arg(long, value_enum, default_value_t = Wait::Drained, value_name = "STEP")]
+    wait: Wait,
+}
+
+pub(super) fn run(args: &ReloadArgs) -> Result<(), Failure> {
+    let client = args.admin.client()?;
+    let wait = args.wait;
+    let call = client.clone();
+    follow::follow(&client, None, move || call.reload(wait))
+}

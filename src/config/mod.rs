@@ -1,0 +1,275 @@
+//! The configuration: what a valid file says, as values that cannot be wrong.
+//!
+//! `check`, `run` and every reload come in through [`load`] and [`parse`]; nothing else reads the file. A [`Config`] that
+//! exists is valid. Nothing here opens a socket, starts a task or knows what runs.
+
+pub mod diff;
+pub mod edit;
+mod file;
+mod reader;
+mod validate;
+mod value;
+mod yaml;
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs, io,
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+
+/// A whole, valid configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where clients connect; static. Never empty.
+    pub listeners: Vec<Listener>,
+    /// The admin face; static.
+    pub admin: Admin,
+    /// Worker threads of the proxy; static. `None`: one per CPU.
+    pub threads: Option<usize>,
+    /// How long a stopping process waits for running requests. Default 30 s.
+    pub shutdown_timeout: Duration,
+    /// Clients whose forwarding headers are believed. Default: nobody.
+    pub trusted_proxies: Vec<IpNet>,
+    /// By name. Never empty.
+    pub services: BTreeMap<String, Service>,
+}
+
+/// One address clients connect to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// IP and port as written; port 0 takes a free one.
+    pub address: std::net::SocketAddr,
+}
+
+/// The admin face.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// Default `127.0.0.1:9901`.
+    pub address: std::net::SocketAddr,
+}
+
+/// What a host and a path prefix lead to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    /// Lower case, without port, `*.example.com` allowed as the whole first label. Empty: any host.
+    pub hosts: Vec<String>,
+    /// Starts with `/`. Default `/`.
+    pub path_prefix: String,
+    /// Name of one of `pools`.
+    pub active: String,
+    /// By name. Never empty.
+    pub pools: BTreeMap<String, Pool>,
+    /// How peers are probed.
+    pub health_check: HealthCheck,
+    /// How long a pool may take to become ready before a swap is given up. Default 120 s.
+    pub ready_timeout: Duration,
+    /// How long a drain waits for running requests. Default 30 s.
+    pub drain_timeout: Duration,
+    /// How a peer is chosen. Default least requests.
+    pub balance: Balance,
+    /// Bounds on one request.
+    pub timeouts: Timeouts,
+    /// Further peers tried after one that could not be connected to. Default 2.
+    pub retries: usize,
+    /// Whether peers that were ready once are still tried when no peer is ready. Default true.
+    pub fail_open: bool,
+}
+
+/// A named set of peers of one release.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// The release's label, for status and metrics.
+    pub version: Option<String>,
+    /// In the order of the file; never empty, no address twice.
+    pub peers: Vec<Peer>,
+}
+
+/// One server of a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Where it is.
+    pub address: PeerAddress,
+    /// Its share of requests, 1 to 1000. Default 1.
+    pub weight: u16,
+}
+
+/// A peer's address as written in the file: `app-blue:8081`, `10.0.0.7:8081`, `[::1]:8081`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerAddress {
+    /// A host name, an IPv4 or an IPv6 address without brackets.
+    pub host: String,
+    /// 1 to 65535.
+    pub port: u16,
+}
+
+/// How peers are probed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HealthCheck {
+    /// HTTP or TCP.
+    pub kind: ProbeKind,
+    /// Another port than the peer's own, such as a management port.
+    pub port: Option<u16>,
+    /// Time between two probes. Default 1 s.
+    pub interval: Duration,
+    /// The overall deadline of one probe. Default 1 s.
+    pub timeout: Duration,
+    /// Passes in a row before a peer is ready. Default 2.
+    pub ready_after: u32,
+    /// Failures in a row before a ready peer is not. Default 3.
+    pub not_ready_after: u32,
+}
+
+/// What a probe asks.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ProbeKind {
+    /// A connection, nothing else (`tcp: true`).
+    Tcp,
+    /// A GET.
+    Http {
+        /// Path and query. Default `/actuator/health/readiness`.
+        path: String,
+        /// The Host header; default: the peer's address.
+        host: Option<String>,
+        /// Further headers.
+        headers: Vec<(String, String)>,
+        /// Statuses that pass. Default 200-299.
+        expect_status: Vec<RangeInclusive<u16>>,
+    },
+}
+
+/// How a peer is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balance {
+    /// `least_requests`: the fewest requests in flight for its weight.
+    LeastRequests,
+    /// `round_robin`: in turn, by weight.
+    RoundRobin,
+}
+
+/// Bounds on one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Connecting to a peer. Default 2 s.
+    pub connect: Duration,
+    /// Waiting for a peer's response header; a body, a stream or a WebSocket has no bound. Default 60 s.
+    pub response: Duration,
+    /// An unused connection to a peer is closed after this. Default 10 s: below Tomcat's 20 s.
+    pub idle: Duration,
+}
+
+/// One thing that is wrong with a configuration.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Problem {
+    /// Where: `services.shop.active`; empty where the file as a whole is meant.
+    pub at: String,
+    /// 1-based, where known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<usize>,
+    /// 1-based, where known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub column: Option<usize>,
+    /// The value, what is allowed, the next step: `no pool "gren"; pools are blue, green (did you mean "green"?)`.
+    pub message: String,
+}
+
+impl fmt::Display for PeerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') { write!(f, "[{}]:{}", self.host, self.port) } else { write!(f, "{}:{}", self.host, self.port) }
+    }
+}
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.at.is_empty() { f.write_str(&self.message) } else { write!(f, "{}: {}", self.at, self.message) }
+    }
+}
+
+/// A file that holds no valid configuration, with everything that is wrong with it.
+#[derive(Debug)]
+pub struct LoadError {
+    /// The file.
+    pub file: PathBuf,
+    /// In the order of their lines; never empty.
+    pub problems: Vec<Problem>,
+}
+
+/// More than any configuration needs, and little enough to read at once.
+const LARGEST_FILE: usize = 1024 * 1024;
+
+/// The configuration that a text is.
+///
+/// # Errors
+/// Every problem of it, in the order of their lines.
+pub fn parse(text: &str) -> Result<Config, Vec<Problem>> {
+    let document = yaml::parse(text).map_err(|problem| vec![problem])?;
+    let Some(document) = document else {
+        return Err(vec![Problem::of_file("is empty; conf/minimal.yaml is a file to begin with")]);
+    };
+    let mut reader = reader::Reader::default();
+    let config = file::read(&document, &mut reader);
+    let mut problems = reader.problems;
+    match config {
+        Some(config) => {
+            problems.extend(validate::problems(&config, &document));
+            if problems.is_empty() {
+                return Ok(config);
+            }
+        }
+        None => debug_assert!(!problems.is_empty(), "a file that cannot be read without a reason"),
+    }
+    problems.sort_by_key(|problem| (problem.line, problem.column));
+    Err(problems)
+}
+
+/// Reads a file once, and gives its text and the configuration that it is.
+///
+/// # Errors
+/// When it cannot be read, or is not valid.
+pub fn load(path: &Path) -> Result<(String, Config), LoadError> {
+    let failed = |problems| LoadError { file: path.to_path_buf(), problems };
+    let of_file = |message: String| failed(vec![Problem::of_file(message)]);
+    let bytes = fs::read(path).map_err(|e| {
+        of_file(match e.kind() {
+            io::ErrorKind::NotFound => "there is no such file; name another with --config".to_owned(),
+            io::ErrorKind::IsADirectory => "is a folder; name the file in it with --config".to_owned(),
+            io::ErrorKind::PermissionDenied => "may not be read by this user; see its permissions".to_owned(),
+            _ => format!("cannot be read: {e}"),
+        })
+    })?;
+    if bytes.len() > LARGEST_FILE {
+        return Err(of_file(format!("is {} bytes long, more than the {LARGEST_FILE} of any configuration", bytes.len())));
+    }
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let line = 1 + e.as_bytes().iter().take(e.utf8_error().valid_up_to()).filter(|byte| **byte == b'\n').count();
+        let message = "is not UTF-8 text; save it as UTF-8".to_owned();
+        failed(vec![Problem { at: String::new(), line: Some(line), column: None, message }])
+    })?;
+    let config = parse(&text).map_err(failed)?;
+    Ok((text, config))
+}
+
+impl Problem {
+    fn of_file(message: impl Into<String>) -> Self {
+        Self { at: String::new(), line: None, column: None, message: message.into() }
+    }
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, problem) in self.problems.iter().enumerate() {
+            let newline = if i > 0 { "\n" } else { "" };
+            write!(f, "{newline}{}", self.file.display())?;
+            for number in [problem.line, problem.column].into_iter().flatten() {
+                write!(f, ":{number}")?;
+            }
+            write!(f, ": {problem}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

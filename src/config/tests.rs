@@ -1,0 +1,88 @@
+//! What a file says, what it may leave out, and that no bytes whatever make the reader fall over.
+
+use super::*;
+
+const COMPLETE: &str = include_str!("../../conf/switchover.yaml");
+const MINIMAL: &str = include_str!("../../conf/minimal.yaml");
+
+#[test]
+fn the_complete_example_says_what_the_defaults_are() {
+    let (complete, minimal) = (parse(COMPLETE).unwrap(), parse(MINIMAL).unwrap());
+    let mut complete_shop = complete.services["shop"].clone();
+    for pool in complete_shop.pools.values_mut() {
+        pool.version = None;
+    }
+    assert_eq!(complete_shop, minimal.services["shop"]);
+    assert_eq!((complete.shutdown_timeout, complete.admin), (minimal.shutdown_timeout, minimal.admin));
+}
+
+#[test]
+fn every_key_is_read() {
+    let text = r#"
+listeners: [{address: "[::]:8080"}, {address: 127.0.0.1:0}]
+admin: {address: 127.0.0.1:9999}
+threads: 3
+shutdown_timeout: 0s
+trusted_proxies: [10.1.2.3/8, "::1"]
+services:
+  api:
+    hosts: [Shop.Example.com., "*.example.com", "[::1]"]
+    path_prefix: /api
+    active: "2026"
+    pools: {"2026": {version: 1.40, peers: ["[::1]:1", {address: app_blue.local:2, weight: 1000}]}}
+    health_check: {path: "/r?x=1", host: a:80, port: 7, headers: {X-A: b}, expect_status: [200, 204-206], interval: 100ms, timeout: 2s, ready_after: 1, not_ready_after: 9}
+    promotion: {ready_timeout: 5s}
+    drain: {timeout: 0s}
+    balance: round_robin
+    timeouts: {connect: 1s, response: 2m, idle: 3s}
+    retries: 0
+    fail_open: false
+  tcp: {active: a, pools: {a: {peers: [10.0.0.1:5]}}, health_check: {tcp: true}, promotion:, timeouts: ~}
+"#;
+    let config = parse(text).unwrap();
+    let api = &config.services["api"];
+    assert_eq!(api.hosts, ["shop.example.com", "*.example.com", "[::1]"]);
+    assert_eq!(api.pools["2026"].version.as_deref(), Some("1.40"));
+    assert_eq!(api.pools["2026"].peers[0].address.to_string(), "[::1]:1");
+    assert_eq!(api.pools["2026"].peers[1], Peer { address: PeerAddress { host: "app_blue.local".into(), port: 2 }, weight: 1000 });
+    assert_eq!(config.trusted_proxies[0].to_string(), "10.0.0.0/8");
+    let ProbeKind::Http { path, host, headers, expect_status } = &api.health_check.kind else { panic!() };
+    assert_eq!((path.as_str(), host.as_deref()), ("/r?x=1", Some("a:80")));
+    assert_eq!((headers.as_slice(), expect_status.as_slice()), ([("X-A".into(), "b".into())].as_slice(), [200..=200, 204..=206].as_slice()));
+    assert_eq!((api.retries, api.fail_open, api.balance, api.drain_timeout), (0, false, Balance::RoundRobin, Duration::ZERO));
+    assert_eq!(config.services["tcp"].health_check.kind, ProbeKind::Tcp);
+    assert_eq!(config.services["tcp"].timeouts, Timeouts::default());
+}
+
+#[test]
+fn a_static_field_that_differs_is_named_with_both_values() {
+    let running = parse(MINIMAL).unwrap();
+    let mut new = running.clone();
+    new.listeners[0].address.set_port(9090);
+    new.threads = Some(4);
+    new.services.get_mut("shop").unwrap().retries = 7;
+    let problems: Vec<String> = diff::static_changes(&running, &new).iter().map(ToString::to_string).collect();
+    assert_eq!(
+        problems,
+        [
+            "listeners: is static: 0.0.0.0:8080 runs, 0.0.0.0:9090 is in the file; put it back, or restart switchover",
+            "threads: is static: one per CPU runs, 4 is in the file; put it back, or restart switchover",
+        ]
+    );
+}
+
+#[test]
+fn no_bytes_make_the_reader_fall_over() {
+    for end in 0..COMPLETE.len() {
+        if let Some(text) = COMPLETE.get(..end) {
+            drop(parse(text));
+        }
+    }
+    for nasty in ["\0", "\t", ":", "{", "]", "&a ", "*a ", "\"", "é", "\u{feff}", "-", "|", "\n"] {
+        for at in 0..MINIMAL.len() {
+            let mut text = MINIMAL.to_owned();
+            text.replace_range(at..=at, nasty);
+            drop(parse(&text));
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Single values: what they look like, and what to write instead of what was written. Pure.
+
+use std::{net::IpAddr, net::SocketAddr, ops::RangeInclusive, time::Duration};
+
+use ipnet::IpNet;
+
+use super::{PeerAddress, reader::shown};
+
+/// Nobody waits longer for anything here.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A duration between `least` and `most`.
+pub(super) fn duration(least: Duration, most: Duration) -> impl Fn(&str) -> Result<Duration, String> {
+    move |text| {
+        if text.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(format!("{} has no unit; write {text}s, or 500ms, 2m", shown(text)));
+        }
+        let duration = humantime::parse_duration(text).map_err(|_| format!("{} is not a duration; write 500ms, 10s, 2m", shown(text)))?;
+        if duration < least || duration > most {
+            let (least, most) = (humantime::format_duration(least), humantime::format_duration(most));
+            return Err(format!("{} is not allowed; use {least} to {most}", shown(text)));
+        }
+        Ok(duration)
+    }
+}
+
+/// A bound on waiting: more than nothing, at most a day.
+pub(super) fn bound(text: &str) -> Result<Duration, String> {
+    duration(Duration::from_millis(1), LONGEST)(text)
+}
+
+/// Patience, which may be none.
+pub(super) fn patience(text: &str) -> Result<Duration, String> {
+    duration(Duration::ZERO, LONGEST)(text)
+}
+
+/// A whole number in a range; `otherwise` ends the message.
+pub(super) fn number<T>(range: RangeInclusive<T>, otherwise: &'static str) -> impl Fn(&str) -> Result<T, String>
+where
+    T: std::str::FromStr + PartialOrd + std::fmt::Display,
+{
+    move |text| {
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| {
+            let text = if text.parse::<i64>().is_ok() { text.to_owned() } else { shown(text) };
+            format!("{text} is not allowed; use {} to {}{otherwise}", range.start(), range.end())
+        })
+    }
+}
+
+/// `true` or `false`.
+pub(super) fn boolean(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| format!("{} is not allowed; use true or false", shown(text)))
+}
+
+/// A name of the user's own.
+pub(super) fn name(text: &str) -> Result<String, String> {
+    let fine = (1..=63).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    if fine { Ok(text.to_owned()) } else { Err(format!("the name {} is not allowed; use letters, digits, - and _, at most 63", shown(text))) }
+}
+
+/// Any text of one line, as a label.
+pub(super) fn label(text: &str) -> Result<String, String> {
+    let fine = (1..=100).contains(&text.chars().count()) && !text.chars().any(char::is_control);
+    if fine { Ok(text.to_owned()) } else { Err(format!("{} is not allowed; use one line of at most 100 characters", shown(text))) }
+}
+
+/// An address to listen on.
+pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        let hint = if text.bytes().any(|b| b.is_ascii_alphabetic()) && !text.starts_with('[') { "; a name cannot be listened on" } else { "" };
+        format!("{} is not IP:port{hint}; write 0.0.0.0:8080, 127.0.0.1:8080 or [::]:8080", shown(text))
+    })
+}
+
+/// A network, or a single address.
+pub(super) fn network(text: &str) -> Result<IpNet, String> {
+    let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    network.map(|network| network.trunc()).map_err(|_| format!("{} is not a network; write 10.0.0.0/8, fd00::/8 or 192.168.1.4", shown(text)))
+}
+
+/// A peer's address.
+pub(super) fn peer_address(text: &str) -> Result<PeerAddress, String> {
+    const FORMS: &str = "write app-blue:8081, 10.0.0.7:8081 or [::1]:8081";
+    if let Some((scheme, rest)) = text.split_once("://") {
+        let rest = rest.split('/').next().unwrap_or_default();
+        return Err(format!("{} has a scheme; leave out {scheme}:// and any path: {rest}", shown(text)));
+    }
+    let bad = |why: &str| format!("{} {why}; {FORMS}", shown(text));
+    let (host, port) = text.rsplit_once(':').ok_or_else(|| bad("has no port"))?;
+    let port: u16 = port.parse().ok().filter(|port| *port > 0).ok_or_else(|| bad("has no port from 1 to 65535"))?;
+    if let Some(ipv6) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        let ip: std::net::Ipv6Addr = ipv6.parse().map_err(|_| bad("is not an IPv6 address in brackets"))?;
+        return Ok(PeerAddress { host: ip.to_string(), port });
+    }
+    if host.contains(':') {
+        return Err(bad("needs brackets around its IPv6 address"));
+    }
+    let looks_like_ip = !host.is_empty() && host.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    if looks_like_ip && host.parse::<std::net::Ipv4Addr>().is_err() || !looks_like_ip && !is_host_name(host) {
+        return Err(bad("is not a host and a port"));
+    }
+    Ok(PeerAddress { host: host.to_ascii_lowercase(), port })
+}
+
+/// Labels of letters, digits and hyphens (RFC 1123); underscores as well, which container names have.
+fn is_host_name(host: &str) -> bool {
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    (1..=253).contains(&host.len()) && host.split('.').all(label)
+}
+
+/// A host that clients ask for, in lower case and without the dot at its end.
+pub(super) fn host_pattern(text: &str) -> Result<String, String> {
+    let host = text.to_ascii_lowercase();
+    let host = host.strip_suffix('.').unwrap_or(&host);
+    let name = host.strip_prefix("*.").unwrap_or(host);
+    let ipv6 = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).is_some_and(|ip| ip.parse::<std::net::Ipv6Addr>().is_ok());
+    if ipv6 || is_host_name(name) {
+        return Ok(host.to_owned());
+    }
+    let hint = if host.contains(':') { " without a port" } else { "" };
+    Err(format!("{} is not a host{hint}; write shop.example.com or *.example.com", shown(text)))
+}
+
+/// The beginning of a path.
+pub(super) fn path_prefix(text: &str) -> Result<String, String> {
+    path(text, false)
+}
+
+/// A path to probe.
+pub(super) fn probe_path(text: &str) -> Result<String, String> {
+    path(text, true)
+}
+
+fn path(text: &str, query: bool) -> Result<String, String> {
+    let fine = text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && b != b'#' && (query || b != b'?'));
+    if fine { Ok(text.to_owned()) } else { Err(format!("{} is not a path; it begins with / and has no spaces{}", shown(text), if query { "" } else { ", ? or #" })) }
+}
+
+/// `200`, `200-299`, `200, 204-206`.
+pub(super) fn statuses(text: &str) -> Result<Vec<RangeInclusive<u16>>, String> {
+    let status = |text: &str| text.trim().parse::<u16>().ok().filter(|status| (100..=599).contains(status));
+    let range = |part: &str| {
+        let (from, to) = part.split_once('-').unwrap_or((part, part));
+        let (from, to) = status(from).zip(status(to)).filter(|(from, to)| from <= to)?;
+        Some(from..=to)
+    };
+    let ranges: Option<Vec<_>> = text.split(',').map(range).collect();
+    ranges.ok_or_else(|| format!("{} is not a status from 100 to 599; write 200, 200-299 or [200, 204-206]", shown(text)))
+}
+
+/// A header to send with a probe.
+pub(super) fn header_value(text: &str) -> Result<String, String> {
+    http::HeaderValue::from_str(text).map(|_| text.to_owned()).map_err(|_| format!("{} cannot be sent in a header", shown(text)))
+}

@@ -1,0 +1,390 @@
+//! The only writer: every edit, signal and command ends here as a [`Command`], and every snapshot begins here.
+//!
+//! One task. It reads the file, diffs, prepares, proves, promotes and drains (docs/architecture.md has the picture), publishes
+//! a [`View`] after each step and answers who waits. Requests never wait for it, and it knows neither the proxy, nor the admin
+//! face, nor the watcher.
+
+mod edit;
+mod service;
+mod swap;
+mod view;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::PathBuf,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+use log::{error, info, warn};
+use pingora::connectors::http::Connector;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+pub use self::view::View;
+use self::{
+    edit::{Edit, Refused},
+    service::{Means, Service, Taken},
+    view::LastReload,
+};
+use crate::{
+    config::{self, Config, Problem},
+    metrics::Metrics,
+    route::RouteTable,
+    snapshot::{Snapshot, SnapshotCell},
+    status::{self, Outcome, ReloadResult},
+};
+
+/// Commands that may wait for the controller: more only if somebody floods it.
+const QUEUE: usize = 64;
+
+/// What the controller does for others.
+pub enum Command {
+    /// Read the file and do what it says.
+    Reload {
+        /// Why.
+        trigger: Trigger,
+        /// Who waits; nobody, if a signal or the watcher asks.
+        reply: Option<Reply>,
+    },
+    /// Make a pool the active one, and write that into the file.
+    Promote {
+        /// Name of the service.
+        service: String,
+        /// Name of the pool.
+        pool: String,
+        /// Who waits.
+        reply: Reply,
+    },
+}
+
+/// Where an answer goes.
+pub type Reply = oneshot::Sender<Result<Accepted, Refusal>>;
+
+/// Why the file is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// Somebody asked for it.
+    Asked,
+    /// SIGHUP.
+    Signal,
+    /// The file has changed.
+    FileChanged,
+}
+
+/// A command that was taken.
+pub struct Accepted {
+    /// `applied` or `unchanged`.
+    pub result: ReloadResult,
+    /// Number of the snapshot that serves.
+    pub generation: u64,
+    /// The swaps to wait for, by service.
+    pub swaps: Vec<(String, watch::Receiver<status::Swap>)>,
+}
+
+/// A command that was not taken; nothing has changed.
+#[derive(Clone, Debug)]
+pub enum Refusal {
+    /// The file cannot be read, or something in it is wrong.
+    Invalid(Vec<Problem>),
+    /// The file changes what only a restart can change.
+    StaticChanged(Vec<Problem>),
+    /// No such service; these there are.
+    UnknownService(String, Vec<String>),
+    /// No such pool; these there are.
+    UnknownPool(String, Vec<String>),
+    /// The file cannot be written.
+    NotWritable(String),
+}
+
+/// Where commands go.
+pub type Commands = mpsc::Sender<Command>;
+
+/// The only writer.
+pub struct Controller {
+    path: PathBuf,
+    config: Config,
+    services: BTreeMap<String, Service>,
+    snapshot: Arc<SnapshotCell>,
+    generation: u64,
+    means: Arc<Means>,
+    commands: mpsc::Receiver<Command>,
+    last_reload: LastReload,
+    settled: bool,
+    views: watch::Sender<Arc<View>>,
+}
+
+impl Controller {
+    /// Begins with a valid configuration; must be called within a Tokio runtime, which probes will run on.
+    pub fn new(
+        path: PathBuf,
+        config: Config,
+        snapshot: Arc<SnapshotCell>,
+        metrics: Arc<Metrics>,
+    ) -> (Self, Commands, watch::Receiver<Arc<View>>) {
+        let (sender, commands) = mpsc::channel(QUEUE);
+        let means = Means { metrics, connector: Arc::new(Connector::new(None)), changed: Arc::new(Notify::new()) };
+        let last_reload = LastReload { result: ReloadResult::Applied, at: SystemTime::now(), problems: Vec::new() };
+        let view = View {
+            generation: 0,
+            settled: false,
+            file: path.display().to_string(),
+            last_reload: last_reload.clone(),
+            services: Vec::new(),
+            shutdown_timeout: config.shutdown_timeout,
+        };
+        let (views, view) = watch::channel(Arc::new(view));
+        let mut controller = Self {
+            path,
+            config: config.clone(),
+            services: BTreeMap::new(),
+            snapshot,
+            generation: 0,
+            means: Arc::new(means),
+            commands,
+            last_reload,
+            settled: false,
+            views,
+        };
+        // A start is a change from nothing.
+        controller.apply(config, None);
+        controller.reloaded(ReloadResult::Applied, Vec::new());
+        controller.show();
+        (controller, sender, view)
+    }
+
+    /// Runs until nobody can send commands any more.
+    pub async fn run(mut self) {
+        let changed = Arc::clone(&self.means.changed);
+        loop {
+            let deadline = self.services.values().filter_map(Service::next_deadline).min();
+            let time_alone = async {
+                match deadline {
+                    Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                command = self.commands.recv() => match command {
+                    Some(command) => self.execute(command),
+                    None => return,
+                },
+                () = changed.notified() => {}
+                () = time_alone => {}
+            }
+            self.advance();
+            self.show();
+        }
+    }
+
+    fn execute(&mut self, command: Command) {
+        match command {
+            Command::Reload { trigger, reply } => {
+                let outcome = self.reload(trigger);
+                if let Some(reply) = reply {
+                    answer(reply, outcome);
+                }
+            }
+            Command::Promote { service, pool, reply } => {
+                let outcome = self.promote(&service, &pool);
+                answer(reply, outcome);
+            }
+        }
+    }
+
+    fn reload(&mut self, trigger: Trigger) -> Result<Accepted, Refusal> {
+        let (_, config) = match config::load(&self.path) {
+            Ok(loaded) => loaded,
+            Err(e) => return Err(self.refuse(Refusal::Invalid(e.problems))),
+        };
+        self.check_static(&config)?;
+        let accepted = self.apply(config, None);
+        let silent = trigger == Trigger::FileChanged && accepted.result == ReloadResult::Unchanged && self.last_reload.problems.is_empty();
+        if !silent {
+            info!("configuration read result={} generation={}", accepted.result.label(), self.generation);
+            self.reloaded(accepted.result, Vec::new());
+        }
+        Ok(accepted)
+    }
+
+    fn promote(&mut self, service: &str, pool: &str) -> Result<Accepted, Refusal> {
+        let (before, config) = config::load(&self.path).map_err(|e| self.refuse(Refusal::Invalid(e.problems)))?;
+        self.check_static(&config)?;
+        let Some(known) = config.services.get(service) else {
+            return Err(Refusal::UnknownService(service.to_owned(), config.services.keys().cloned().collect()));
+        };
+        if !known.pools.contains_key(pool) {
+            return Err(Refusal::UnknownPool(pool.to_owned(), known.pools.keys().cloned().collect()));
+        }
+        if known.active == pool {
+            return Ok(self.apply(config, None));
+        }
+        let after = config::edit::set_active(&before, service, pool).map_err(Refusal::Invalid)?;
+        let wanted = config::parse(&after).map_err(Refusal::Invalid)?;
+        config::edit::check_writable(&self.path).map_err(|e| Refusal::NotWritable(e.to_string()))?;
+        Ok(self.apply(wanted, Some((service, Edit { path: self.path.clone(), before, after }))))
+    }
+
+    fn check_static(&mut self, config: &Config) -> Result<(), Refusal> {
+        let problems = config::diff::static_changes(&self.config, config);
+        if problems.is_empty() { Ok(()) } else { Err(self.refuse(Refusal::StaticChanged(problems))) }
+    }
+
+    /// Takes in a valid configuration: what needs no proof is published at once, in one store.
+    fn apply(&mut self, config: Config, edit: Option<(&str, Edit)>) -> Accepted {
+        let now = Instant::now();
+        let mut changed = false;
+        let mut ready = Vec::new();
+        let mut edit = edit;
+        for (name, wanted) in &config.services {
+            let service = self.services.entry(name.clone()).or_insert_with(|| Service::new(name, Arc::clone(&self.means)));
+            let edit = edit.take_if(|(of, _)| of == name).map(|(_, edit)| edit);
+            let taken = service.want(wanted.clone(), edit, now);
+            changed |= taken != Taken::Unchanged;
+            if taken == Taken::Publish {
+                ready.push(name.clone());
+            }
+        }
+        let common = config.trusted_proxies != self.config.trusted_proxies || config.shutdown_timeout != self.config.shutdown_timeout;
+        let leaves = |(name, service): (&String, &Service)| !config.services.contains_key(name) && service.published().is_some();
+        let common = common || self.services.iter().any(leaves);
+        changed |= common;
+        self.config = config;
+        if common || !ready.is_empty() {
+            self.publish(&ready, now);
+        }
+        let names = self.config.services.keys();
+        let swaps = names.filter_map(|name| Some((name.clone(), self.services.get(name)?.current_swap()?))).collect();
+        let result = if changed { ReloadResult::Applied } else { ReloadResult::Unchanged };
+        Accepted { result, generation: self.generation, swaps }
+    }
+
+    /// Moves every service on; publishes those that have proven themselves.
+    fn advance(&mut self) {
+        let now = Instant::now();
+        let mut proven: Vec<String> = self.services.iter_mut().filter_map(|(name, service)| service.advance(now).then(|| name.clone())).collect();
+        let mut reread = false;
+        proven.retain(|name| {
+            let Some(service) = self.services.get_mut(name) else { return false };
+            match service.take_edit().map_or(Ok(()), |edit| edit.commit()) {
+                Ok(()) => true,
+                Err(Refused::Overtaken) => {
+                    reread = true;
+                    service.give_up(Outcome::Superseded, Some("the file was changed in the meantime".to_owned()), now);
+                    false
+                }
+                Err(Refused::Io(e)) => {
+                    let reason = format!("cannot write {}: {e}", self.path.display());
+                    error!("nothing is promoted service={name} reason={reason}");
+                    service.give_up(Outcome::NotReady, Some(reason), now);
+                    false
+                }
+            }
+        });
+        if !proven.is_empty() {
+            self.publish(&proven, now);
+            self.services.values_mut().for_each(|service| {
+                service.advance(now);
+            });
+        }
+        self.services.retain(|_, service| !service.is_gone());
+        if reread && let Err(refusal) = self.reload(Trigger::FileChanged) {
+            warn!("the changed configuration is not taken problems={refusal}");
+        }
+    }
+
+    /// The only visible moment. Peers open before it, so that who sees the new snapshot finds them open; peers close after it,
+    /// so that who finds them closed finds a newer snapshot.
+    fn publish(&mut self, ready: &[String], now: Instant) {
+        self.services.iter_mut().filter(|(name, _)| ready.contains(name)).for_each(|(_, service)| service.open());
+        self.generation += 1;
+        let wanted = |name: &String| self.config.services.contains_key(name);
+        let routes = self.services.iter().filter(|(name, _)| wanted(name)).filter_map(|(_, service)| service.published());
+        let routes = routes.map(|(config, snapshot)| (config.hosts.as_slice(), config.path_prefix.as_str(), Arc::clone(snapshot)));
+        self.snapshot.store(Arc::new(Snapshot {
+            generation: self.generation,
+            routes: RouteTable::new(routes),
+            trusted_proxies: self.config.trusted_proxies.clone(),
+        }));
+        for (name, service) in &mut self.services {
+            if ready.contains(name) {
+                service.close_others(self.generation, now);
+            } else if !self.config.services.contains_key(name) && service.published().is_some() {
+                service.remove(now);
+            }
+        }
+    }
+
+    fn refuse(&mut self, refusal: Refusal) -> Refusal {
+        let (result, problems) = match &refusal {
+            Refusal::StaticChanged(problems) => (ReloadResult::StaticChanged, problems),
+            Refusal::Invalid(problems) => (ReloadResult::Invalid, problems),
+            _ => return refusal,
+        };
+        warn!("configuration refused, the old one serves result={} problems={refusal}", result.label());
+        let problems = problems.clone();
+        self.reloaded(result, problems);
+        refusal
+    }
+
+    fn reloaded(&mut self, result: ReloadResult, problems: Vec<Problem>) {
+        self.means.metrics.reloaded(result.label(), problems.is_empty());
+        self.last_reload = LastReload { result, at: SystemTime::now(), problems };
+    }
+
+    fn show(&mut self) {
+        self.settled = self.settled || self.services.values().all(Service::is_settled);
+        self.views.send_replace(Arc::new(View {
+            generation: self.generation,
+            settled: self.settled,
+            file: self.path.display().to_string(),
+            last_reload: self.last_reload.clone(),
+            services: self.services.values().map(Service::view).collect(),
+            shutdown_timeout: self.config.shutdown_timeout,
+        }));
+    }
+}
+
+/// Whoever asked may have gone in the meantime; what was done stays done.
+fn answer(reply: Reply, outcome: Result<Accepted, Refusal>) {
+    if reply.send(outcome).is_err() {
+        info!("nobody waits any more for the answer to a command");
+    }
+}
+
+impl Refusal {
+    /// Stable, kebab-case.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "invalid-config",
+            Self::StaticChanged(_) => "static-changed",
+            Self::UnknownService(..) => "unknown-service",
+            Self::UnknownPool(..) => "unknown-pool",
+            Self::NotWritable(_) => "not-writable",
+        }
+    }
+
+    /// What is wrong with the file, if that is it.
+    pub fn problems(&self) -> &[Problem] {
+        match self {
+            Self::Invalid(problems) | Self::StaticChanged(problems) => problems,
+            _ => &[],
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Invalid(problems) | Self::StaticChanged(problems) => {
+                let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                f.write_str(&problems.join("; "))
+            }
+            Self::UnknownService(name, known) => write!(f, "no service \"{name}\"; services are {}", known.join(", ")),
+            Self::UnknownPool(name, known) => write!(f, "no pool \"{name}\"; pools are {}", known.join(", ")),
+            Self::NotWritable(why) => {
+                write!(f, "the configuration file cannot be written: {why}; edit it where it is kept, and the swap will follow")
+            }
+        }
+    }
+}

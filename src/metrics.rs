@@ -1,0 +1,402 @@
+//! Every metric's name, labels and help, in one place.
+//!
+//! Built once by the composition root and passed down; handles are resolved when a pool or a peer is made, never on the
+//! way of a request. No label may hold anything a client sent.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use arc_swap::ArcSwap;
+use http::Method;
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+/// From half a millisecond, what a local Spring Boot application answers in, to the default response timeout.
+const REQUEST_BUCKETS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+/// A connection on one host takes microseconds; the default timeout is 2 s.
+const CONNECT_BUCKETS: &[f64] = &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0];
+/// From a swap between two ready pools to the defaults of `ready_timeout` and `drain.timeout`.
+const SWAP_BUCKETS: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
+
+/// The `kind` of `upstream_errors_total`: why a peer failed a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// It could not be connected to.
+    Connect,
+    /// Connecting took longer than `timeouts.connect`.
+    ConnectTimeout,
+    /// It closed the connection, or broke it, before its answer was whole.
+    Closed,
+    /// No response header within `timeouts.response`.
+    ResponseTimeout,
+    /// It answered something that is not HTTP.
+    Protocol,
+}
+
+const ERROR_KINDS: [(ErrorKind, &str); 5] = [
+    (ErrorKind::Connect, "connect"),
+    (ErrorKind::ConnectTimeout, "connect_timeout"),
+    (ErrorKind::Closed, "closed"),
+    (ErrorKind::ResponseTimeout, "response_timeout"),
+    (ErrorKind::Protocol, "protocol"),
+];
+
+/// All metrics of one process.
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    request_duration: HistogramVec,
+    connect: HistogramVec,
+    response_header: HistogramVec,
+    in_flight: IntGaugeVec,
+    upgraded: IntGaugeVec,
+    upstream_errors: IntCounterVec,
+    retries: IntCounterVec,
+    no_ready_peer: IntCounterVec,
+    peer_ready: IntGaugeVec,
+    peer_draining: IntGaugeVec,
+    probes: IntCounterVec,
+    probe_duration: HistogramVec,
+    active_pool: IntGaugeVec,
+    swaps: IntCounterVec,
+    swap_duration: HistogramVec,
+    swap_last_success: GaugeVec,
+    reloads: IntCounterVec,
+    reload_successful: IntGauge,
+    reload_last_success: Gauge,
+    generation: IntGauge,
+    /// Connections from clients, open now.
+    pub downstream_connections: IntGauge,
+    /// Requests that no service takes.
+    pub unrouted: RequestCounter,
+}
+
+/// Counts requests of one service, pool and peer by code and method.
+///
+/// A map that is copied when a new pair is first seen: a read costs one load and one look-up, and at most 900 codes times ten
+/// methods can ever be in it.
+pub struct RequestCounter {
+    vec: IntCounterVec,
+    labels: [String; 3],
+    by_code: ArcSwap<HashMap<(u16, &'static str), IntCounter>>,
+}
+
+/// Handles of one service.
+pub struct ServiceMetrics {
+    /// Second tries that ended in an answer.
+    pub retries_succeeded: IntCounter,
+    /// Second tries that failed as well.
+    pub retries_failed: IntCounter,
+    /// Requests for which nobody was ready.
+    pub no_ready_peer: IntCounter,
+    /// Requests that reached no peer.
+    pub unserved: RequestCounter,
+}
+
+/// Handles of one pool.
+pub struct PoolMetrics {
+    /// From the request's header to its end.
+    pub duration: Histogram,
+    /// Time to connect.
+    pub connect: Histogram,
+    /// From the connection to the response header.
+    pub response_header: Histogram,
+}
+
+/// Handles of one peer.
+pub struct PeerMetrics {
+    /// Requests it answered.
+    pub requests: RequestCounter,
+    /// Probes that passed.
+    pub probes_passed: IntCounter,
+    /// Probes that failed.
+    pub probes_failed: IntCounter,
+    /// How long probes took.
+    pub probe_duration: Histogram,
+    errors: [IntCounter; ERROR_KINDS.len()],
+    in_flight: IntGauge,
+    upgraded: IntGauge,
+    ready: IntGauge,
+    draining: IntGauge,
+}
+
+/// What a scrape asks of a peer: facts that live in the peer, not in a gauge of their own.
+pub struct PeerFacts {
+    /// Requests and upgraded connections.
+    pub in_flight: usize,
+    /// Upgraded connections.
+    pub upgraded: usize,
+    /// What probes say.
+    pub ready: bool,
+    /// Whether a drain waits for it.
+    pub draining: bool,
+}
+
+struct Builder(Registry);
+
+impl Builder {
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+        let vec = IntCounterVec::new(opts(name, help), labels)?;
+        self.0.register(Box::new(vec.clone()))?;
+        Ok(vec)
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+        let vec = IntGaugeVec::new(opts(name, help), labels)?;
+        self.0.register(Box::new(vec.clone()))?;
+        Ok(vec)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+        let gauge = IntGauge::with_opts(opts(name, help))?;
+        self.0.register(Box::new(gauge.clone()))?;
+        Ok(gauge)
+    }
+
+    fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> prometheus::Result<HistogramVec> {
+        let vec = HistogramVec::new(HistogramOpts { common_opts: opts(name, help), buckets: buckets.to_vec() }, labels)?;
+        self.0.register(Box::new(vec.clone()))?;
+        Ok(vec)
+    }
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(format!("switchover_{name}"), help)
+}
+
+impl Metrics {
+    /// Registers every metric.
+    ///
+    /// # Errors
+    /// When two metrics have one name, which only a change of this file can bring about.
+    pub fn new() -> prometheus::Result<Self> {
+        const PEER: &[&str] = &["service", "pool", "peer"];
+        const POOL: &[&str] = &["service", "pool"];
+        let b = Builder(Registry::new());
+        let requests =
+            b.counters("http_requests_total", "Requests answered, by the peer that answered; pool and peer are empty where none did.", &["service", "pool", "peer", "code", "method"])?;
+        let swap_last_success = GaugeVec::new(opts("swap_last_success_timestamp_seconds", "When the last successful swap ended."), &["service"])?;
+        b.0.register(Box::new(swap_last_success.clone()))?;
+        let reload_last_success = Gauge::with_opts(opts("config_last_reload_success_timestamp_seconds", "When the configuration was last read without a problem."))?;
+        b.0.register(Box::new(reload_last_success.clone()))?;
+        let build_info = b.gauges("build_info", "Always 1; the version is the label.", &["version"])?;
+        build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        b.0.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(Self {
+            unrouted: RequestCounter::new(&requests, ["", "", ""]),
+            requests,
+            request_duration: b.histograms("http_request_duration_seconds", "From the request header to the end of the answer.", POOL, REQUEST_BUCKETS)?,
+            connect: b.histograms("upstream_connect_seconds", "Time to connect to a peer; reused connections are not counted.", POOL, CONNECT_BUCKETS)?,
+            response_header: b.histograms("upstream_response_header_seconds", "From the connection to the peer's response header.", POOL, REQUEST_BUCKETS)?,
+            in_flight: b.gauges("http_requests_in_flight", "Requests and upgraded connections running on a peer.", PEER)?,
+            upgraded: b.gauges("upgraded_connections", "Upgraded connections (WebSocket) running on a peer.", PEER)?,
+            upstream_errors: b.counters("upstream_errors_total", "Requests that a peer failed, each try counted.", &["service", "pool", "peer", "kind"])?,
+            retries: b.counters("retries_total", "Requests tried again, by how that ended.", &["service", "outcome"])?,
+            no_ready_peer: b.counters("no_ready_peer_total", "Requests answered 503 because no peer was ready.", &["service"])?,
+            peer_ready: b.gauges("peer_ready", "1 if probes say the peer is ready.", PEER)?,
+            peer_draining: b.gauges("peer_draining", "1 if the peer takes no new request and running ones end.", PEER)?,
+            probes: b.counters("probes_total", "Probes, by result.", &["service", "pool", "peer", "result"])?,
+            probe_duration: b.histograms("probe_duration_seconds", "How long probes took.", PEER, CONNECT_BUCKETS)?,
+            active_pool: b.gauges("active_pool", "1 for the pool that serves, 0 for the others.", &["service", "pool", "version"])?,
+            swaps: b.counters("swaps_total", "Swaps, by outcome.", &["service", "result"])?,
+            swap_duration: b.histograms("swap_duration_seconds", "How long the phases of a swap took.", &["service", "phase"], SWAP_BUCKETS)?,
+            swap_last_success,
+            reloads: b.counters("config_reloads_total", "Readings of the configuration file, by result.", &["result"])?,
+            reload_successful: b.gauge("config_last_reload_successful", "1 if the last reading of the configuration was accepted.")?,
+            reload_last_success,
+            generation: b.gauge("config_generation", "Number of the snapshot that serves.")?,
+            downstream_connections: b.gauge("downstream_connections", "Connections from clients, open now.")?,
+            registry: b.0,
+        })
+    }
+
+    /// Handles of one service.
+    pub fn service(&self, service: &str) -> ServiceMetrics {
+        ServiceMetrics {
+            retries_succeeded: self.retries.with_label_values(&[service, "success"]),
+            retries_failed: self.retries.with_label_values(&[service, "failure"]),
+            no_ready_peer: self.no_ready_peer.with_label_values(&[service]),
+            unserved: RequestCounter::new(&self.requests, [service, "", ""]),
+        }
+    }
+
+    /// Handles of one pool.
+    pub fn pool(&self, service: &str, pool: &str) -> PoolMetrics {
+        PoolMetrics {
+            duration: self.request_duration.with_label_values(&[service, pool]),
+            connect: self.connect.with_label_values(&[service, pool]),
+            response_header: self.response_header.with_label_values(&[service, pool]),
+        }
+    }
+
+    /// Handles of one peer.
+    pub fn peer(&self, service: &str, pool: &str, peer: &str) -> PeerMetrics {
+        let labels = &[service, pool, peer];
+        PeerMetrics {
+            requests: RequestCounter::new(&self.requests, [service, pool, peer]),
+            probes_passed: self.probes.with_label_values(&[service, pool, peer, "pass"]),
+            probes_failed: self.probes.with_label_values(&[service, pool, peer, "fail"]),
+            probe_duration: self.probe_duration.with_label_values(labels),
+            errors: ERROR_KINDS.map(|(_, kind)| self.upstream_errors.with_label_values(&[service, pool, peer, kind])),
+            in_flight: self.in_flight.with_label_values(labels),
+            upgraded: self.upgraded.with_label_values(labels),
+            ready: self.peer_ready.with_label_values(labels),
+            draining: self.peer_draining.with_label_values(labels),
+        }
+    }
+
+    /// Takes a removed peer's series out. A series that was never made is no error: removing says so, and nobody need know.
+    pub fn remove_peer(&self, service: &str, pool: &str, peer: &str, counter: &RequestCounter) {
+        for (code, method) in counter.by_code.load().keys() {
+            drop(self.requests.remove_label_values(&[service, pool, peer, &code.to_string(), method]));
+        }
+        for (_, kind) in ERROR_KINDS {
+            drop(self.upstream_errors.remove_label_values(&[service, pool, peer, kind]));
+        }
+        for result in ["pass", "fail"] {
+            drop(self.probes.remove_label_values(&[service, pool, peer, result]));
+        }
+        let labels = &[service, pool, peer];
+        drop(self.probe_duration.remove_label_values(labels));
+        for gauge in [&self.in_flight, &self.upgraded, &self.peer_ready, &self.peer_draining] {
+            drop(gauge.remove_label_values(labels));
+        }
+    }
+
+    /// Takes a removed pool's series out.
+    pub fn remove_pool(&self, service: &str, pool: &str) {
+        for histogram in [&self.request_duration, &self.connect, &self.response_header] {
+            drop(histogram.remove_label_values(&[service, pool]));
+        }
+    }
+
+    /// Takes a removed service's series out.
+    pub fn remove_service(&self, service: &str, counter: &RequestCounter) {
+        for (code, method) in counter.by_code.load().keys() {
+            drop(self.requests.remove_label_values(&[service, "", "", &code.to_string(), method]));
+        }
+        for outcome in ["success", "failure"] {
+            drop(self.retries.remove_label_values(&[service, outcome]));
+        }
+        drop(self.no_ready_peer.remove_label_values(&[service]));
+        drop(self.swap_last_success.remove_label_values(&[service]));
+        for result in ["drained", "drain_timed_out", "not_ready", "superseded"] {
+            drop(self.swaps.remove_label_values(&[service, result]));
+        }
+        for phase in ["prove", "drain", "total"] {
+            drop(self.swap_duration.remove_label_values(&[service, phase]));
+        }
+    }
+
+    /// Says which pools there are and which of them serve: `(service, pool, version, serves)`.
+    pub fn set_active_pools<'a>(&self, pools: impl Iterator<Item = (&'a str, &'a str, &'a str, bool)>) {
+        self.active_pool.reset();
+        for (service, pool, version, active) in pools {
+            self.active_pool.with_label_values(&[service, pool, version]).set(i64::from(active));
+        }
+    }
+
+    /// Counts a swap that ended.
+    pub fn swap_ended(&self, service: &str, result: &str, prove: Option<Duration>, drain: Option<Duration>, total: Duration) {
+        self.swaps.with_label_values(&[service, result]).inc();
+        for (phase, took) in [("prove", prove), ("drain", drain), ("total", Some(total))] {
+            if let Some(took) = took {
+                self.swap_duration.with_label_values(&[service, phase]).observe(took.as_secs_f64());
+            }
+        }
+        if result == "drained" {
+            self.swap_last_success.with_label_values(&[service]).set(unix_seconds());
+        }
+    }
+
+    /// Counts a reading of the configuration.
+    pub fn reloaded(&self, result: &str, successful: bool) {
+        self.reloads.with_label_values(&[result]).inc();
+        self.reload_successful.set(i64::from(successful));
+        if successful {
+            self.reload_last_success.set(unix_seconds());
+        }
+    }
+
+    /// Says which snapshot serves.
+    pub fn set_generation(&self, generation: u64) {
+        self.generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+    }
+
+    /// The text format.
+    ///
+    /// # Errors
+    /// When a metric cannot be written, which the encoder says in words.
+    pub fn encode(&self) -> prometheus::Result<Vec<u8>> {
+        let mut text = Vec::with_capacity(16 * 1024);
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}
+
+impl PeerMetrics {
+    /// Counts a failed try.
+    pub fn error(&self, kind: ErrorKind) {
+        for ((k, _), counter) in ERROR_KINDS.iter().zip(&self.errors) {
+            if *k == kind {
+                counter.inc();
+            }
+        }
+    }
+
+    /// Brings the gauges to what the peer says, just before a scrape.
+    pub fn set(&self, facts: &PeerFacts) {
+        self.in_flight.set(i64::try_from(facts.in_flight).unwrap_or(i64::MAX));
+        self.upgraded.set(i64::try_from(facts.upgraded).unwrap_or(i64::MAX));
+        self.ready.set(i64::from(facts.ready));
+        self.draining.set(i64::from(facts.draining));
+    }
+}
+
+impl RequestCounter {
+    fn new(vec: &IntCounterVec, labels: [&str; 3]) -> Self {
+        Self { vec: vec.clone(), labels: labels.map(str::to_owned), by_code: ArcSwap::default() }
+    }
+
+    /// Counts one request.
+    pub fn inc(&self, code: u16, method: &Method) {
+        let key = (code, method_label(method));
+        if let Some(counter) = self.by_code.load().get(&key) {
+            counter.inc();
+            return;
+        }
+        let [service, pool, peer] = &self.labels;
+        let counter = self.vec.with_label_values(&[service, pool, peer, &code.to_string(), key.1]);
+        counter.inc();
+        self.by_code.rcu(|map| {
+            let mut map = HashMap::clone(map);
+            map.insert(key, counter.clone());
+            Arc::new(map)
+        });
+    }
+}
+
+/// One of nine or `OTHER`: a client must not be able to make series.
+fn method_label(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "HEAD" => "HEAD",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "DELETE" => "DELETE",
+        "PATCH" => "PATCH",
+        "OPTIONS" => "OPTIONS",
+        "TRACE" => "TRACE",
+        "CONNECT" => "CONNECT",
+        _ => "OTHER",
+    }
+}
+
+fn unix_seconds() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+}

@@ -1,0 +1,83 @@
+//! Why a request failed, and what the client, the metrics and the retry rule make of it.
+//!
+//! The one place where an error becomes a status. A body says no more than a stranger may know.
+
+use pingora::{Error, ErrorSource, ErrorType};
+
+use crate::metrics::ErrorKind;
+
+/// Why a request failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// No service takes this host and path.
+    NoRoute,
+    /// No peer of the active pool is ready.
+    NobodyReady,
+    /// The peer failed.
+    Peer(ErrorKind),
+    /// The client sent something that cannot be forwarded.
+    BadRequest,
+    /// The client stopped sending in the middle.
+    ClientTimeout,
+    /// The client has gone; there is nobody to answer.
+    ClientGone,
+    /// Ours.
+    Internal,
+}
+
+impl Failure {
+    /// Reads Pingora's error; `late` says that the response timeout cut the connection.
+    pub(super) fn of(error: &Error, late: bool) -> Self {
+        match (error.esource(), error.etype()) {
+            (ErrorSource::Upstream, _) if late => Self::Peer(ErrorKind::ResponseTimeout),
+            (ErrorSource::Upstream, ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout) => {
+                Self::Peer(ErrorKind::ConnectTimeout)
+            }
+            (
+                ErrorSource::Upstream,
+                ErrorType::ConnectError
+                | ErrorType::ConnectRefused
+                | ErrorType::ConnectNoRoute
+                | ErrorType::SocketError
+                | ErrorType::BindError
+                | ErrorType::ConnectProxyFailure,
+            ) => Self::Peer(ErrorKind::Connect),
+            (ErrorSource::Upstream, ErrorType::InvalidHTTPHeader) => Self::Peer(ErrorKind::Protocol),
+            (ErrorSource::Upstream, _) => Self::Peer(ErrorKind::Closed),
+            (ErrorSource::Downstream, ErrorType::ReadTimedout) => Self::ClientTimeout,
+            (ErrorSource::Downstream, ErrorType::InvalidHTTPHeader | ErrorType::HTTPStatus(_)) => {
+                Self::BadRequest
+            }
+            (ErrorSource::Downstream, _) => Self::ClientGone,
+            _ => Self::Internal,
+        }
+    }
+
+    /// The status, and the code that is counted. 499 is never sent: it stands for a client that did not wait.
+    pub(super) const fn status(self) -> u16 {
+        match self {
+            Self::NoRoute => 404,
+            Self::NobodyReady => 503,
+            Self::Peer(ErrorKind::ConnectTimeout | ErrorKind::ResponseTimeout) => 504,
+            Self::Peer(_) => 502,
+            Self::BadRequest => 400,
+            Self::ClientTimeout => 408,
+            Self::ClientGone => 499,
+            Self::Internal => 500,
+        }
+    }
+
+    /// The body, for a person in front of a browser.
+    pub(super) const fn body(self) -> &'static str {
+        match self {
+            Self::NoRoute => "404 no service here for this host and path\n",
+            Self::NobodyReady => "503 no application is ready, try again in a moment\n",
+            Self::Peer(ErrorKind::ConnectTimeout | ErrorKind::ResponseTimeout) => "504 the application did not answer in time\n",
+            Self::Peer(_) => "502 the application did not answer\n",
+            Self::BadRequest => "400 this request cannot be understood\n",
+            Self::ClientTimeout => "408 the rest of the request did not come\n",
+            Self::ClientGone => "",
+            Self::Internal => "500 something went wrong here\n",
+        }
+    }
+}

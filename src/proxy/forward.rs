@@ -1,0 +1,202 @@
+//! What a peer is told about the client: X-Real-IP, X-Forwarded-For/-Proto/-Host/-Port and X-Request-Id.
+//!
+//! Called once per try, after Pingora has taken out what belongs to the connection, so nothing a client names in `Connection`
+//! can remove what is set here. What a client says of itself is dropped, unless `trusted_proxies` lists it.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    net::{IpAddr, SocketAddr},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use http::{HeaderName, HeaderValue};
+use ipnet::IpNet;
+use pingora::{Result, http::RequestHeader};
+
+const X_REAL_IP: &str = "X-Real-IP";
+const X_FORWARDED_FOR: &str = "X-Forwarded-For";
+const X_FORWARDED_PROTO: &str = "X-Forwarded-Proto";
+const X_FORWARDED_HOST: &str = "X-Forwarded-Host";
+const X_FORWARDED_PORT: &str = "X-Forwarded-Port";
+const X_REQUEST_ID: &str = "X-Request-Id";
+/// Long enough for a UUID or a trace id with its parts; beyond that it is not an id.
+const REQUEST_ID_LONGEST: usize = 128;
+
+/// The two ends of the client's connection.
+pub(super) struct Connection {
+    /// The client.
+    pub client: SocketAddr,
+    /// Where it connected to.
+    pub local_port: u16,
+}
+
+/// Sets the forwarding headers of `request`.
+///
+/// # Errors
+/// When a value is not a header value, which an address or a header that was parsed before always is.
+pub(super) fn set(request: &mut RequestHeader, connection: &Connection, trusted_proxies: &[IpNet]) -> Result<()> {
+    // An IPv4 client of a listener on [::] is still an IPv4 client.
+    let client = connection.client.ip().to_canonical();
+    let trusted = trusted_proxies.iter().any(|network| network.contains(&client));
+    if !trusted {
+        drop_claims(request);
+    }
+    let client_text = client.to_string();
+    let forwarded_for = match request.headers.get_all(X_FORWARDED_FOR).iter().filter_map(|v| v.to_str().ok()).collect::<Vec<_>>() {
+        chain if chain.is_empty() => client_text.clone(),
+        chain => format!("{}, {client_text}", chain.join(", ")),
+    };
+    if !request.headers.contains_key(X_REAL_IP) {
+        let real = real_client(&forwarded_for, trusted_proxies).map_or(client_text, |ip| ip.to_string());
+        request.insert_header(X_REAL_IP, real)?;
+    }
+    request.insert_header(X_FORWARDED_FOR, forwarded_for)?;
+    if !request.headers.contains_key(X_FORWARDED_PROTO) {
+        request.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static("http"))?;
+    }
+    if !request.headers.contains_key(X_FORWARDED_HOST)
+        && let Some(host) = request.headers.get(http::header::HOST).cloned()
+    {
+        request.insert_header(X_FORWARDED_HOST, host)?;
+    }
+    if !request.headers.contains_key(X_FORWARDED_PORT) {
+        request.insert_header(X_FORWARDED_PORT, HeaderValue::from(connection.local_port))?;
+    }
+    Ok(())
+}
+
+/// Keeps the client's request id if it is one, or makes one; the same for every try of a request.
+pub(super) fn set_request_id(request: &mut RequestHeader, made: &mut Option<HeaderValue>) -> Result<()> {
+    let kept = request.headers.get(X_REQUEST_ID).is_some_and(|id| {
+        let id = id.as_bytes();
+        (1..=REQUEST_ID_LONGEST).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)
+    });
+    if kept {
+        return Ok(());
+    }
+    let id = made.get_or_insert_with(new_request_id).clone();
+    request.insert_header(X_REQUEST_ID, id)
+}
+
+/// A client that is not trusted could otherwise be anybody, over any protocol, from anywhere. `Forwarded` goes as well:
+/// Spring's filter believes it before the others.
+fn drop_claims(request: &mut RequestHeader) {
+    let claim = |name: &HeaderName| {
+        let name = name.as_str();
+        name.starts_with("x-forwarded-") || name == "x-real-ip" || name == "forwarded"
+    };
+    let claims: Vec<HeaderName> = request.headers.keys().filter(|name| claim(name)).cloned().collect();
+    for name in &claims {
+        request.remove_header(name);
+    }
+}
+
+/// The nearest address in the chain that is not a trusted proxy: the last one that somebody we believe has seen.
+fn real_client(forwarded_for: &str, trusted_proxies: &[IpNet]) -> Option<IpAddr> {
+    let mut nearest = None;
+    for address in forwarded_for.rsplit(',') {
+        let Ok(ip) = address.trim().parse::<IpAddr>() else {
+            break;
+        };
+        nearest = Some(ip);
+        if !trusted_proxies.iter().any(|network| network.contains(&ip)) {
+            break;
+        }
+    }
+    nearest
+}
+
+/// 128 bits that nobody else has: a random start for the process, and a count that is mixed so that ids do not look alike.
+fn new_request_id() -> HeaderValue {
+    static START: LazyLock<(RandomState, u64)> = LazyLock::new(|| {
+        let state = RandomState::new();
+        let start = state.hash_one(std::process::id());
+        (state, start)
+    });
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let (state, start) = &*START;
+    let count = COUNT.fetch_add(1, Relaxed);
+    let id = format!("{start:016x}{:016x}", state.hash_one(count));
+    HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn forwarded(headers: &[(&'static str, &str)], client: &str, trusted: &[&str]) -> Vec<(String, String)> {
+        let mut request = RequestHeader::build("GET", b"/", None).unwrap();
+        request.insert_header("Host", "shop.example.com").unwrap();
+        for (name, value) in headers {
+            request.append_header(*name, *value).unwrap();
+        }
+        let trusted: Vec<IpNet> = trusted.iter().map(|network| network.parse().unwrap()).collect();
+        set(&mut request, &Connection { client: SocketAddr::new(client.parse().unwrap(), 5), local_port: 8080 }, &trusted).unwrap();
+        let mut all: Vec<_> = request.headers.iter().map(|(n, v)| (n.to_string(), v.to_str().unwrap().to_owned())).collect();
+        all.retain(|(name, _)| name != "host");
+        all.sort();
+        all
+    }
+
+    fn expect(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect()
+    }
+
+    #[test]
+    fn what_an_untrusted_client_claims_is_replaced() {
+        let claims = [
+            ("X-Forwarded-For", "10.0.0.1"),
+            ("X-Forwarded-Proto", "https"),
+            ("X-Forwarded-Host", "evil"),
+            ("X-Forwarded-Port", "1"),
+            ("X-Forwarded-Prefix", "/admin"),
+            ("X-Real-IP", "10.0.0.1"),
+            ("Forwarded", "for=10.0.0.1"),
+        ];
+        let told = expect(&[
+            ("x-forwarded-for", "203.0.113.9"),
+            ("x-forwarded-host", "shop.example.com"),
+            ("x-forwarded-port", "8080"),
+            ("x-forwarded-proto", "http"),
+            ("x-real-ip", "203.0.113.9"),
+        ]);
+        assert_eq!(forwarded(&claims, "203.0.113.9", &["10.0.0.0/8"]), told);
+        assert_eq!(forwarded(&claims, "::ffff:203.0.113.9", &["10.0.0.0/8"]), told, "an IPv4 client of an IPv6 listener");
+    }
+
+    #[test]
+    fn what_a_trusted_proxy_says_is_kept_and_added_to() {
+        let said = [("X-Forwarded-For", "198.51.100.7"), ("X-Forwarded-For", "10.0.0.2"), ("X-Forwarded-Proto", "https"), ("X-Forwarded-Port", "443")];
+        assert_eq!(
+            forwarded(&said, "10.0.0.1", &["10.0.0.0/8"]),
+            expect(&[
+                ("x-forwarded-for", "198.51.100.7, 10.0.0.2, 10.0.0.1"),
+                ("x-forwarded-host", "shop.example.com"),
+                ("x-forwarded-port", "443"),
+                ("x-forwarded-proto", "https"),
+                ("x-real-ip", "198.51.100.7"),
+            ])
+        );
+    }
+
+    #[test]
+    fn a_request_id_is_kept_if_it_is_one() {
+        let id = |sent: Option<&str>| {
+            let mut request = RequestHeader::build("GET", b"/", None).unwrap();
+            if let Some(sent) = sent {
+                request.insert_header(X_REQUEST_ID, sent).unwrap();
+            }
+            let mut made = None;
+            set_request_id(&mut request, &mut made).unwrap();
+            request.headers[X_REQUEST_ID].to_str().unwrap().to_owned()
+        };
+        assert_eq!(id(Some("abc-1")), "abc-1");
+        for sent in [None, Some(""), Some("two words"), Some(&*"x".repeat(129))] {
+            let (a, b) = (id(sent), id(sent));
+            assert_eq!((a.len(), a == b), (32, false), "{sent:?}");
+        }
+    }
+}

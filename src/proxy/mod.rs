@@ -1,0 +1,353 @@
+//! The way of a request, section by section of Pingora's phases: route, pick and lease a peer, forward, count.
+//!
+//! The accept loop in [`edge`] calls it for every request. It reads one snapshot per request and never waits for a lock; it
+//! knows nothing of the controller that stores snapshots.
+
+pub mod edge;
+mod failure;
+mod forward;
+mod response_timeout;
+
+use std::{
+    net::SocketAddr,
+    os::fd::RawFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Instant,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderValue, header};
+use pingora::{
+    BError, Error, ErrorType, Result,
+    http::{RequestHeader, ResponseHeader},
+    modules::http::HttpModules,
+    protocols::Digest,
+    proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session},
+    upstreams::peer::HttpPeer,
+};
+
+use self::{failure::Failure, forward::Connection};
+use crate::{
+    metrics::{ErrorKind, Metrics},
+    pool::{Lease, Peer, Refused},
+    snapshot::{Service, Snapshot, SnapshotCell},
+};
+
+/// How long a kept connection of a client may be unused; Pingora forgets it after the first request, see `early_request_filter`.
+const CLIENT_KEEPALIVE_SECONDS: u64 = 60;
+/// How often a request may meet a pool that has just begun to drain before that is called a fault.
+const SNAPSHOTS_TRIED: usize = 8;
+
+/// The proxy's logic, without its listeners.
+pub struct Proxy {
+    snapshot: Arc<SnapshotCell>,
+    metrics: Arc<Metrics>,
+    stopping: Arc<AtomicBool>,
+}
+
+/// One request, from its header to its end; dropping it gives its lease back on every way out.
+pub struct RequestCtx {
+    began: Instant,
+    snapshot: Option<Arc<Snapshot>>,
+    service: Option<Arc<Service>>,
+    lease: Option<Lease>,
+    /// Peers that could not be connected to, or lost this request.
+    tried: Vec<Arc<Peer>>,
+    connect_began: Instant,
+    /// None until connected to a peer.
+    connected: Option<Instant>,
+    answered: bool,
+    /// The second try after a lost connection, which there is but one of.
+    retried: bool,
+    failure: Option<Failure>,
+    request_id: Option<HeaderValue>,
+}
+
+impl Proxy {
+    /// Reads snapshots from `snapshot`; asks clients to leave once `stopping` is set.
+    pub fn new(snapshot: Arc<SnapshotCell>, metrics: Arc<Metrics>, stopping: Arc<AtomicBool>) -> Self {
+        Self { snapshot, metrics, stopping }
+    }
+
+    /// Takes the snapshot that serves now and finds the request's service in it.
+    fn route(&self, session: &Session, ctx: &mut RequestCtx) -> bool {
+        let snapshot = self.snapshot.load_full();
+        let request = session.req_header();
+        let host = request.headers.get(header::HOST).map(HeaderValue::as_bytes).or_else(|| request.uri.authority().map(|a| a.as_str().as_bytes()));
+        let host = host.and_then(|host| std::str::from_utf8(host).ok()).unwrap_or_default();
+        ctx.service = snapshot.routes.find(host, request.uri.path()).map(Arc::clone);
+        ctx.snapshot = Some(snapshot);
+        ctx.service.is_some()
+    }
+
+    /// Picks a peer and counts the request in. A pool that drains was replaced after this request took its snapshot, and the
+    /// newer snapshot is already there, because it is stored before the pool is closed.
+    fn lease(&self, session: &Session, ctx: &mut RequestCtx) -> Option<Lease> {
+        for _ in 0..SNAPSHOTS_TRIED {
+            match ctx.service.as_ref()?.active.pick(&ctx.tried) {
+                Ok(lease) => return Some(lease),
+                Err(Refused::NobodyReady) => return None,
+                Err(Refused::Draining) => {
+                    let seen = ctx.snapshot.as_ref().map(|snapshot| snapshot.generation);
+                    if self.snapshot.load().generation == seen? || !self.route(session, ctx) {
+                        return None;
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Notes that the peer failed this try, and lets go of it.
+    fn lost(ctx: &mut RequestCtx, kind: ErrorKind) {
+        response_timeout::disarm();
+        ctx.connected = None;
+        ctx.failure = Some(Failure::Peer(kind));
+        if let Some(lease) = ctx.lease.take() {
+            lease.peer().metrics.error(kind);
+            ctx.tried.push(Arc::clone(lease.peer()));
+        }
+    }
+}
+
+impl RequestCtx {
+    fn connected_at(&mut self, now: Instant, reused: bool) {
+        self.connected = Some(now);
+        if !reused && let Some(service) = &self.service {
+            service.active.metrics.connect.observe((now - self.connect_began).as_secs_f64());
+        }
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Proxy {
+    type CTX = RequestCtx;
+
+    fn new_ctx(&self) -> RequestCtx {
+        let now = Instant::now();
+        RequestCtx {
+            began: now,
+            snapshot: None,
+            service: None,
+            lease: None,
+            tried: Vec::new(),
+            connect_began: now,
+            connected: None,
+            answered: false,
+            retried: false,
+            failure: None,
+            request_id: None,
+        }
+    }
+
+    /// None of Pingora's: its compression would cost an allocation per request and is never on.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    async fn early_request_filter(&self, session: &mut Session, _ctx: &mut RequestCtx) -> Result<()> {
+        // Pingora makes a kept connection's timeout infinite with each request header (`Some(0)`); this sets it back.
+        if session.get_keepalive() == Some(0) {
+            session.set_keepalive(Some(CLIENT_KEEPALIVE_SECONDS));
+        }
+        // Its read timeout would cut a WebSocket whose client only listens.
+        if session.is_upgrade_req() {
+            session.set_read_timeout(None);
+        }
+        Ok(())
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
+        if self.route(session, ctx) {
+            return Ok(false);
+        }
+        ctx.failure = Some(Failure::NoRoute);
+        answer(session, Failure::NoRoute).await?;
+        Ok(true)
+    }
+
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
+        let Some(service) = ctx.service.clone() else {
+            return Err(Error::new_in(ErrorType::InternalError));
+        };
+        let mut lease = self.lease(session, ctx);
+        if lease.is_none() && ctx.retried {
+            // Nobody else is ready: the same peer, over a connection made for this.
+            ctx.tried.clear();
+            lease = self.lease(session, ctx);
+        }
+        let target = lease.as_ref().and_then(|lease| lease.peer().target());
+        let (Some(lease), Some(target)) = (lease, target) else {
+            // A try that failed before says more than that there is nobody left.
+            if ctx.failure.is_none() {
+                service.metrics.no_ready_peer.inc();
+                ctx.failure = Some(Failure::NobodyReady);
+            }
+            return Err(Error::new_up(ErrorType::HTTPStatus(503)));
+        };
+        ctx.lease = Some(lease);
+        let mut peer = Box::new(if ctx.retried { target.fresh() } else { target.http_peer.clone() });
+        peer.options.connection_timeout = Some(service.timeouts.connect);
+        peer.options.total_connection_timeout = Some(service.timeouts.connect);
+        peer.options.idle_timeout = Some(service.timeouts.idle);
+        ctx.connect_began = Instant::now();
+        Ok(peer)
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        reused: bool,
+        _peer: &HttpPeer,
+        fd: RawFd,
+        _digest: Option<&Digest>,
+        ctx: &mut RequestCtx,
+    ) -> Result<()> {
+        ctx.connected_at(Instant::now(), reused);
+        if let Some(service) = &ctx.service {
+            response_timeout::arm(fd, service.timeouts.response);
+        }
+        Ok(())
+    }
+
+    /// Nothing was sent, so any method may try another peer.
+    fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, ctx: &mut RequestCtx, mut e: BError) -> BError {
+        if let Some(lease) = &ctx.lease {
+            lease.peer().connect_failed.notify_one();
+        }
+        let kind = match Failure::of(&e, false) {
+            Failure::Peer(ErrorKind::ConnectTimeout) => ErrorKind::ConnectTimeout,
+            _ => ErrorKind::Connect,
+        };
+        Self::lost(ctx, kind);
+        let retries = ctx.service.as_ref().map_or(0, |service| service.retries);
+        e.set_retry(ctx.tried.len() <= retries);
+        e
+    }
+
+    /// A request that may already have been acted on is sent again only if doing it twice is doing it once.
+    fn error_while_proxy(&self, _peer: &HttpPeer, session: &mut Session, mut e: BError, ctx: &mut RequestCtx, _reused: bool) -> BError {
+        let failure = Failure::of(&e, response_timeout::expired());
+        let again = failure == Failure::Peer(ErrorKind::Closed)
+            && !ctx.retried
+            && !ctx.answered
+            && session.req_header().method.is_idempotent()
+            && !session.is_upgrade_req()
+            && !session.as_ref().retry_buffer_truncated()
+            && session.response_written().is_none();
+        match failure {
+            Failure::Peer(kind) => Self::lost(ctx, kind),
+            _ => ctx.failure = Some(failure),
+        }
+        ctx.retried |= again;
+        e.set_retry(again);
+        e
+    }
+
+    async fn upstream_request_filter(&self, session: &mut Session, request: &mut RequestHeader, ctx: &mut RequestCtx) -> Result<()> {
+        let address = |address: Option<&pingora::protocols::l4::socket::SocketAddr>| address.and_then(|a| a.as_inet().copied());
+        let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
+        let connection = Connection {
+            client: address(session.client_addr()).unwrap_or(unknown),
+            local_port: address(session.server_addr()).unwrap_or(unknown).port(),
+        };
+        let trusted = ctx.snapshot.as_ref().map(|snapshot| snapshot.trusted_proxies.as_slice()).unwrap_or_default();
+        forward::set(request, &connection, trusted)?;
+        forward::set_request_id(request, &mut ctx.request_id)
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end: bool,
+        _ctx: &mut RequestCtx,
+    ) -> Result<()> {
+        if body.is_some() {
+            response_timeout::extend();
+        }
+        Ok(())
+    }
+
+    async fn upstream_response_filter(&self, _session: &mut Session, response: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
+        if response.status.is_informational() && response.status != http::StatusCode::SWITCHING_PROTOCOLS {
+            response_timeout::extend();
+            return Ok(());
+        }
+        response_timeout::disarm();
+        ctx.answered = true;
+        if let (Some(connected), Some(service)) = (ctx.connected, &ctx.service) {
+            service.active.metrics.response_header.observe(connected.elapsed().as_secs_f64());
+        }
+        if response.status == http::StatusCode::SWITCHING_PROTOCOLS
+            && let Some(lease) = &mut ctx.lease
+        {
+            lease.upgrade();
+        }
+        Ok(())
+    }
+
+    /// The last moment at which a client can still be asked to leave.
+    async fn response_filter(&self, session: &mut Session, _response: &mut ResponseHeader, _ctx: &mut RequestCtx) -> Result<()> {
+        if self.stopping.load(Relaxed) {
+            session.set_keepalive(None);
+        }
+        Ok(())
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut RequestCtx) -> FailToProxy {
+        let failure = *ctx.failure.get_or_insert_with(|| Failure::of(e, response_timeout::expired()));
+        if failure != Failure::ClientGone && session.response_written().is_none() {
+            // Whoever has gone in the meantime cannot be told.
+            drop(answer(session, failure).await);
+        }
+        FailToProxy { error_code: failure.status(), can_reuse_downstream: false }
+    }
+
+    async fn logging(&self, session: &mut Session, _e: Option<&Error>, ctx: &mut RequestCtx) {
+        let written = session.response_written().map(|response| response.status.as_u16());
+        let code = written.or(ctx.failure.map(Failure::status)).unwrap_or(Failure::ClientGone.status());
+        let method = &session.req_header().method;
+        let counter = match (&ctx.lease, &ctx.service) {
+            (Some(lease), _) => &lease.peer().metrics.requests,
+            (None, Some(service)) => &service.metrics.unserved,
+            (None, None) => &self.metrics.unrouted,
+        };
+        counter.inc(code, method);
+        if let Some(service) = &ctx.service {
+            service.active.metrics.duration.observe(ctx.began.elapsed().as_secs_f64());
+            if !ctx.tried.is_empty() || ctx.retried {
+                if ctx.answered { service.metrics.retries_succeeded.inc() } else { service.metrics.retries_failed.inc() }
+            }
+        }
+    }
+
+    fn suppress_error_log(&self, _session: &Session, _ctx: &RequestCtx, _error: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(&self, _session: &Session, _ctx: &RequestCtx, _error: &Error, _context: ProxyWarnLogContext) -> bool {
+        true
+    }
+}
+
+/// Answers in place of a peer.
+async fn answer(session: &mut Session, failure: Failure) -> Result<()> {
+    let mut response = ResponseHeader::build(failure.status(), Some(5))?;
+    let body = failure.body();
+    response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))?;
+    response.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
+    response.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
+    if failure == Failure::NobodyReady {
+        response.insert_header(header::RETRY_AFTER, HeaderValue::from_static("1"))?;
+    }
+    if failure != Failure::NoRoute {
+        // What is left of the request is of no use any more, so the connection is not either.
+        session.set_keepalive(None);
+    }
+    session.write_response_header(Box::new(response), false).await?;
+    session.write_response_body(Some(Bytes::from_static(body.as_bytes())), true).await
+}
+

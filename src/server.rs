@@ -1,0 +1,228 @@
+//! The composition root: the only place that knows everybody.
+//!
+//! Binds first, so that a busy port ends the process at once; starts the controller, the watcher, the admin face and the proxy,
+//! each on threads of its own kind; says ready once it has connected to its own listeners; stops in order.
+
+use std::{
+    fmt, io,
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use log::{info, warn};
+use tokio::{
+    net::TcpSocket,
+    runtime::{Builder, Runtime},
+    sync::{mpsc, watch},
+    time::timeout,
+};
+
+use crate::{
+    admin::{self, Admin, Readiness},
+    config::{self, Config},
+    controller::Controller,
+    metrics::Metrics,
+    proxy::{
+        Proxy,
+        edge::{self, Edge},
+    },
+    signals::Caught,
+    snapshot::Snapshot,
+    watch as file_watch,
+};
+
+/// Connections that wait to be accepted; the system's own limit (`net.core.somaxconn`) is lower almost everywhere.
+const BACKLOG: u32 = 65535;
+/// How long a stopping process leaves an unused connection open: a request may be on its way on it.
+const IDLE_LINGER: Duration = Duration::from_millis(250);
+/// Connecting to a listener of one's own takes microseconds.
+const SELF_CHECK: Duration = Duration::from_secs(1);
+
+/// Why the process cannot run.
+#[derive(Debug)]
+pub enum StartError {
+    /// The configuration is not valid.
+    Config(config::LoadError),
+    /// An address cannot be listened on.
+    Bind {
+        /// Which key of the file.
+        what: String,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        cause: io::Error,
+    },
+    /// Anything else the system refused.
+    System(String),
+}
+
+/// Runs until a signal asks to stop and running requests have ended.
+///
+/// # Errors
+/// [`StartError`], when it cannot start.
+pub fn run(path: &Path, signals: Caught) -> Result<(), StartError> {
+    let (text, config) = config::load(path).map_err(StartError::Config)?;
+    let bound = Bound::new(&config)?;
+    let addresses: Arc<[String]> = bound.addresses.iter().map(ToString::to_string).collect();
+    let metrics = Arc::new(Metrics::new().map_err(|e| StartError::System(e.to_string()))?);
+    let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::empty()));
+    let readiness = Arc::new(Readiness::default());
+    let workers = config.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+
+    let control = runtime("control", 1)?;
+    let (controller, commands, view) = {
+        let _on_control = control.enter();
+        Controller::new(path.to_path_buf(), config, Arc::clone(&snapshot), Arc::clone(&metrics))
+    };
+    control.spawn(controller.run());
+    control.spawn(file_watch::run(path.to_path_buf(), text, commands.clone()));
+
+    let admin_runtime = runtime("admin", 1)?;
+    let admin = Admin {
+        view: view.clone(),
+        commands: commands.clone(),
+        metrics: Arc::clone(&metrics),
+        readiness: Arc::clone(&readiness),
+        listeners: Arc::clone(&addresses),
+        address: bound.admin_address,
+    };
+    serve_admin(&admin_runtime, bound.admin, admin)?;
+    info!("admin on {}", bound.admin_address);
+
+    let proxy = Proxy::new(snapshot, Arc::clone(&metrics), Arc::clone(&readiness.stopping));
+    let edge = Edge::new(proxy, workers, metrics.downstream_connections.clone());
+    let (stop, stopping) = watch::channel(false);
+    let workers = runtime("proxy", workers)?;
+    workers.spawn(edge::serve(bound.listeners, edge.clone(), stopping));
+    for address in &bound.addresses {
+        check_listening(*address, &edge).map_err(|cause| StartError::Bind { what: "listeners".to_owned(), address: *address, cause })?;
+        info!("listening on {address}");
+    }
+    readiness.listening.store(true, Relaxed);
+
+    let stops = signals.listen(commands);
+    control.block_on(until_stopped(stops, || view.borrow().shutdown_timeout(), &edge, &stop, &readiness.stopping));
+    // What still runs on these has nobody to serve any more.
+    [workers, admin_runtime, control].into_iter().for_each(Runtime::shutdown_background);
+    Ok(())
+}
+
+/// Waits for a signal, then for running requests, then returns.
+async fn until_stopped(
+    mut stops: mpsc::UnboundedReceiver<()>,
+    bound: impl Fn() -> Duration,
+    edge: &Edge,
+    stop: &watch::Sender<bool>,
+    stopping: &AtomicBool,
+) {
+    if stops.recv().await.is_none() {
+        return;
+    }
+    // From now on answers ask their clients to leave, and nobody new is let in.
+    stopping.store(true, Relaxed);
+    stop.send_replace(true);
+    let bound = bound();
+    info!("stopping connections={} shutdown_timeout={}", edge.connections(), humantime::format_duration(bound));
+    let ended = async {
+        if timeout(IDLE_LINGER, edge.all_closed()).await.is_err() {
+            edge.close_idle().await;
+            edge.all_closed().await;
+        }
+    };
+    tokio::select! {
+        ended = timeout(bound, ended) => match ended {
+            Ok(()) => info!("stopped, every request has ended"),
+            Err(_) => warn!("stopped after shutdown_timeout connections={}", edge.connections()),
+        },
+        _ = stops.recv() => warn!("stopped at once by a second signal connections={}", edge.connections()),
+    }
+}
+
+/// Every socket of the process, bound before anything else happens.
+struct Bound {
+    listeners: Vec<TcpListener>,
+    /// With the ports really taken.
+    addresses: Vec<SocketAddr>,
+    admin: TcpListener,
+    admin_address: SocketAddr,
+}
+
+impl Bound {
+    fn new(config: &Config) -> Result<Self, StartError> {
+        let listen = |what: String, address: SocketAddr| {
+            bind(address).and_then(|listener| Ok((listener.local_addr()?, listener))).map_err(|cause| StartError::Bind { what, address, cause })
+        };
+        let listeners = config.listeners.iter().enumerate();
+        let listeners = listeners.map(|(i, listener)| listen(format!("listeners[{i}].address"), listener.address)).collect::<Result<Vec<_>, _>>()?;
+        let (admin_address, admin) = listen("admin.address".to_owned(), config.admin.address)?;
+        let (addresses, listeners) = listeners.into_iter().unzip();
+        Ok(Self { listeners, addresses, admin, admin_address })
+    }
+}
+
+/// Binds with SO_REUSEADDR, so that a restart does not have to wait for the last life's connections to be forgotten.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let runtime = Builder::new_current_thread().enable_io().build()?;
+    let _context = runtime.enter();
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)?.into_std()
+}
+
+/// Proves that a listener is served, by connecting to it until the connection is accepted; a bound socket alone would let
+/// connections pile up. A wildcard address is reached through loopback.
+fn check_listening(mut address: SocketAddr, edge: &Edge) -> io::Result<()> {
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { [0, 0, 0, 0, 0, 0, 0, 1].into() });
+    }
+    let deadline = Instant::now() + SELF_CHECK;
+    let _connection = TcpStream::connect_timeout(&address, SELF_CHECK)?;
+    while edge.connections() == 0 {
+        if Instant::now() >= deadline {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "nobody accepts connections"));
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+fn serve_admin(runtime: &Runtime, listener: TcpListener, admin: Admin) -> Result<(), StartError> {
+    let _context = runtime.enter();
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(|e| StartError::System(e.to_string()))?;
+    runtime.spawn(async move {
+        if let Err(e) = axum::serve(listener, admin::router(admin)).await {
+            log::error!("the admin face has ended error={e}");
+        }
+    });
+    Ok(())
+}
+
+fn runtime(name: &str, threads: usize) -> Result<Runtime, StartError> {
+    Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name(name)
+        .enable_all()
+        .build()
+        .map_err(|e| StartError::System(format!("cannot start threads: {e}")))
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(e) => e.fmt(f),
+            Self::Bind { what, address, cause } if cause.kind() == io::ErrorKind::AddrInUse => {
+                write!(f, "{what}: {address} is in use; stop whoever listens there, or choose another address")
+            }
+            Self::Bind { what, address, cause } => write!(f, "{what}: cannot listen on {address}: {cause}"),
+            Self::System(message) => f.write_str(message),
+        }
+    }
+}

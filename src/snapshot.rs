@@ -1,0 +1,48 @@
+//! Everything a request needs, as one immutable value behind one pointer.
+//!
+//! The controller stores, requests load; a request keeps the snapshot it began with. There is no second cell that a request
+//! reads: what changes together is seen together.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use ipnet::IpNet;
+
+use crate::{
+    config::Timeouts,
+    metrics::ServiceMetrics,
+    pool::Pool,
+    route::RouteTable,
+};
+
+/// Everything a request needs.
+pub struct Snapshot {
+    /// Counts stores, from 1.
+    pub generation: u64,
+    /// Host and path to service.
+    pub routes: RouteTable<Arc<Service>>,
+    /// Clients whose forwarding headers are believed.
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+/// A service as requests see it.
+pub struct Service {
+    /// The pool that serves.
+    pub active: Pool,
+    /// Bounds on one request.
+    pub timeouts: Timeouts,
+    /// Further peers tried after one that could not be connected to.
+    pub retries: usize,
+    /// Its handles.
+    pub metrics: Arc<ServiceMetrics>,
+}
+
+/// Where the current snapshot is.
+pub type SnapshotCell = ArcSwap<Snapshot>;
+
+impl Snapshot {
+    /// The one before the first configuration: nobody takes anything.
+    pub fn empty() -> Self {
+        Self { generation: 0, routes: RouteTable::new(std::iter::empty()), trusted_proxies: Vec::new() }
+    }
+}

@@ -1,0 +1,187 @@
+//! Sees that the configuration file has changed, however it was changed, and tells the controller once it is whole.
+//!
+//! Editors rename over the file, `kubectl` swaps a symbolic link two folders up, a bind mount keeps the old inode, some file
+//! systems send no events, and a save can be seen half done. So events only say when to look; what counts is the content, read
+//! again at least every two seconds. This module never parses: whether the text is any good is the controller's affair.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use log::warn;
+use notify::{
+    Event, EventKind, RecursiveMode, Watcher as _,
+    event::{AccessKind, AccessMode},
+};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout, timeout_at},
+};
+
+use crate::controller::{Command, Commands, Trigger};
+
+/// Events come in bunches; this much quiet ends a bunch.
+const QUIET: Duration = Duration::from_millis(25);
+/// How often the content is compared without any event.
+const POLL: Duration = Duration::from_secs(2);
+/// How long a file that looks half written, empty or missing has to stay so before it is believed.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// The file as it was read.
+#[derive(Clone, PartialEq)]
+struct Seen {
+    /// Device and inode; none for a file that cannot be read.
+    file: Option<(u64, u64)>,
+    /// None for a file that cannot be read.
+    text: Option<Vec<u8>>,
+}
+
+/// Watches `path` until the controller has gone; `loaded` is the text that the controller began with.
+pub async fn run(path: PathBuf, loaded: String, commands: Commands) {
+    let (sender, mut events) = mpsc::unbounded_channel();
+    let mut eyes = Eyes::new(sender);
+    eyes.arm(&path);
+    let mut announced = Seen { text: Some(loaded.into_bytes()), ..Seen::read(&path) };
+    loop {
+        let written = quiet(&mut events, Instant::now() + POLL).await;
+        // Re-arm before looking: a link may lead elsewhere now, and what changes from here on must be seen.
+        eyes.arm(&path);
+        let mut seen = Seen::read(&path);
+        if seen.text == announced.text {
+            announced.file = seen.file;
+            continue;
+        }
+        let mut closed = written;
+        while !(closed && (seen.is_replaced(&announced) || seen.is_whole(&announced))) {
+            // Perhaps half written: it has to stay as it is for a while.
+            let again = quiet(&mut events, Instant::now() + SETTLE).await;
+            eyes.arm(&path);
+            let now = Seen::read(&path);
+            if now == seen {
+                break;
+            }
+            (seen, closed) = (now, again);
+        }
+        if seen.text == announced.text {
+            continue;
+        }
+        announced = seen;
+        if commands.send(Command::Reload { trigger: Trigger::FileChanged, reply: None }).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Waits until `deadline` for events, then for the quiet after them. Returns whether the last thing heard of was a writer that
+/// closed the file, or a rename.
+async fn quiet(events: &mut mpsc::UnboundedReceiver<bool>, deadline: Instant) -> bool {
+    let Ok(Some(mut whole)) = timeout_at(deadline, events.recv()).await else {
+        return false;
+    };
+    while let Ok(Some(next)) = timeout(QUIET, events.recv()).await {
+        whole = next;
+    }
+    whole
+}
+
+impl Seen {
+    fn read(path: &Path) -> Self {
+        let read = || -> io::Result<Self> {
+            let meta = fs::metadata(path)?;
+            Ok(Self { file: Some((meta.dev(), meta.ino())), text: Some(fs::read(path)?) })
+        };
+        read().unwrap_or(Self { file: None, text: None })
+    }
+
+    /// Put in the place of what was there before, by a rename or a link: then it was whole when it came.
+    fn is_replaced(&self, before: &Self) -> bool {
+        self.file.is_some() && before.file.is_some() && self.file != before.file && self.has_content()
+    }
+
+    /// Whether a file that was written in place looks as if nothing were missing at its end: as many lines as before and, as
+    /// before, the last one ended.
+    fn is_whole(&self, before: &Self) -> bool {
+        let (Some(text), Some(before)) = (&self.text, &before.text) else {
+            return false;
+        };
+        let lines = |text: &[u8]| text.iter().filter(|byte| **byte == b'\n').count();
+        self.has_content() && lines(text) >= lines(before) && text.ends_with(b"\n")
+    }
+
+    fn has_content(&self) -> bool {
+        self.text.as_ref().is_some_and(|text| !text.trim_ascii().is_empty())
+    }
+}
+
+/// The system's file events for every folder on the way to the file.
+struct Eyes {
+    watcher: Option<notify::RecommendedWatcher>,
+    folders: BTreeSet<PathBuf>,
+}
+
+impl Eyes {
+    fn new(sender: mpsc::UnboundedSender<bool>) -> Self {
+        let hear = move |event: notify::Result<Event>| {
+            let whole = match event {
+                // Our own reading, among others.
+                Ok(Event { kind: EventKind::Access(kind), .. }) if kind != AccessKind::Close(AccessMode::Write) => return,
+                Ok(Event { kind: EventKind::Modify(notify::event::ModifyKind::Data(_)), .. }) => false,
+                Ok(_) => true,
+                Err(e) => {
+                    warn!("a file event was lost error={e}");
+                    false
+                }
+            };
+            // The receiver has gone when the process ends.
+            sender.send(whole).unwrap_or_default();
+        };
+        let watcher = notify::recommended_watcher(hear)
+            .map_err(|e| warn!("no file events here, looking every {}s error={e}", POLL.as_secs()))
+            .ok();
+        Self { watcher, folders: BTreeSet::new() }
+    }
+
+    /// Watches the folder of the file, of every link on the way to it and of the file behind them, and no others.
+    fn arm(&mut self, path: &Path) {
+        let Some(watcher) = &mut self.watcher else {
+            return;
+        };
+        let wanted = folders(path);
+        for folder in self.folders.difference(&wanted) {
+            // It may have gone, and its watch with it.
+            watcher.unwatch(folder).unwrap_or_default();
+        }
+        for folder in wanted.difference(&self.folders) {
+            if let Err(e) = watcher.watch(folder, RecursiveMode::NonRecursive) {
+                warn!("no file events for {}, looking every {}s error={e}", folder.display(), POLL.as_secs());
+            }
+        }
+        self.folders = wanted;
+    }
+}
+
+/// Every folder in which a change can change what `path` leads to.
+fn folders(path: &Path) -> BTreeSet<PathBuf> {
+    /// As many links as the kernel follows.
+    const LINKS: usize = 40;
+    let mut folders = BTreeSet::new();
+    let mut next = Some(path.to_path_buf());
+    for _ in 0..LINKS {
+        let Some(path) = next.take() else { break };
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        folders.insert(parent.to_path_buf());
+        next = match fs::read_link(&path) {
+            Ok(target) => Some(parent.join(target)),
+            // Not a link itself, but its folder may be one, as `..data` is.
+            Err(_) => fs::read_link(parent).ok().map(|target| parent.parent().unwrap_or(Path::new(".")).join(target).join(path.file_name().unwrap_or_default())),
+        };
+        if fs::read_link(parent).is_ok() {
+            folders.insert(parent.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf());
+        }
+    }
+    folders
+}
