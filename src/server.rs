@@ -27,7 +27,7 @@ use tokio::{
 use crate::{
     admin::{self, Admin, Readiness},
     config::{self, Config},
-    controller::Controller,
+    controller::{Controller, Handles},
     metrics::Metrics,
     proxy::{
         Proxy,
@@ -77,12 +77,12 @@ pub fn run(path: &Path, signals: Caught) -> Result<(), StartError> {
     let workers = config.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
 
     let control = runtime("control", 1)?;
-    let (controller, commands, view) = {
+    let (controller, Handles { commands, view, written }) = {
         let _on_control = control.enter();
-        Controller::new(path.to_path_buf(), config, Arc::clone(&snapshot), Arc::clone(&metrics))
+        Controller::new(path.to_path_buf(), text, config, Arc::clone(&snapshot), Arc::clone(&metrics))
     };
     control.spawn(controller.run());
-    control.spawn(file_watch::run(path.to_path_buf(), text, commands.clone()));
+    control.spawn(file_watch::run(path.to_path_buf(), written, commands.clone()));
 
     let admin_runtime = runtime("admin", 1)?;
     let admin = Admin {

@@ -18,7 +18,7 @@ use notify::{
     event::{AccessKind, AccessMode},
 };
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, timeout, timeout_at},
 };
 
@@ -40,22 +40,25 @@ struct Seen {
     text: Option<Vec<u8>>,
 }
 
-/// Watches `path` until the controller has gone; `loaded` is the text that the controller began with.
-pub async fn run(path: PathBuf, loaded: String, commands: Commands) {
+/// Watches `path` until the controller has gone. `written` is the text that the controller began with, and later each one that
+/// it wrote itself: what differs from that is news, even if it is what was read before.
+pub async fn run(path: PathBuf, mut written: watch::Receiver<String>, commands: Commands) {
     let (sender, mut events) = mpsc::unbounded_channel();
     let mut eyes = Eyes::new(sender);
     eyes.arm(&path);
-    let mut announced = Seen { text: Some(loaded.into_bytes()), ..Seen::read(&path) };
+    let mut announced = Seen { text: Some(written.borrow_and_update().clone().into_bytes()), ..Seen::read(&path) };
     loop {
-        let written = quiet(&mut events, Instant::now() + POLL).await;
+        let mut closed = quiet(&mut events, Instant::now() + POLL).await;
         // Re-arm before looking: a link may lead elsewhere now, and what changes from here on must be seen.
         eyes.arm(&path);
         let mut seen = Seen::read(&path);
+        if written.has_changed().unwrap_or(false) {
+            announced.text = Some(written.borrow_and_update().clone().into_bytes());
+        }
         if seen.text == announced.text {
             announced.file = seen.file;
             continue;
         }
-        let mut closed = written;
         while !(closed && (seen.is_replaced(&announced) || seen.is_whole(&announced))) {
             // Perhaps half written: it has to stay as it is for a while.
             let again = quiet(&mut events, Instant::now() + SETTLE).await;

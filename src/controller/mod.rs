@@ -112,16 +112,22 @@ pub struct Controller {
     last_reload: LastReload,
     settled: bool,
     views: watch::Sender<Arc<View>>,
+    written: watch::Sender<String>,
+}
+
+/// What others need of a controller.
+pub struct Handles {
+    /// Where commands go.
+    pub commands: Commands,
+    /// What it shows.
+    pub view: watch::Receiver<Arc<View>>,
+    /// The text that it began with, then each that it wrote into the file.
+    pub written: watch::Receiver<String>,
 }
 
 impl Controller {
     /// Begins with a valid configuration; must be called within a Tokio runtime, which probes will run on.
-    pub fn new(
-        path: PathBuf,
-        config: Config,
-        snapshot: Arc<SnapshotCell>,
-        metrics: Arc<Metrics>,
-    ) -> (Self, Commands, watch::Receiver<Arc<View>>) {
+    pub fn new(path: PathBuf, text: String, config: Config, snapshot: Arc<SnapshotCell>, metrics: Arc<Metrics>) -> (Self, Handles) {
         let (sender, commands) = mpsc::channel(QUEUE);
         let means = Means { metrics, connector: Arc::new(Connector::new(None)), changed: Arc::new(Notify::new()) };
         let last_reload = LastReload { result: ReloadResult::Applied, at: SystemTime::now(), problems: Vec::new() };
@@ -134,6 +140,7 @@ impl Controller {
             shutdown_timeout: config.shutdown_timeout,
         };
         let (views, view) = watch::channel(Arc::new(view));
+        let (written, texts) = watch::channel(text);
         let mut controller = Self {
             path,
             config: config.clone(),
@@ -145,12 +152,13 @@ impl Controller {
             last_reload,
             settled: false,
             views,
+            written,
         };
         // A start is a change from nothing.
         controller.apply(config, None);
         controller.reloaded(ReloadResult::Applied, Vec::new());
         controller.show();
-        (controller, sender, view)
+        (controller, Handles { commands: sender, view, written: texts })
     }
 
     /// Runs until nobody can send commands any more.
@@ -266,8 +274,12 @@ impl Controller {
         let mut reread = false;
         proven.retain(|name| {
             let Some(service) = self.services.get_mut(name) else { return false };
-            match service.take_edit().map_or(Ok(()), |edit| edit.commit()) {
-                Ok(()) => true,
+            let Some(edit) = service.take_edit() else { return true };
+            match edit.commit() {
+                Ok(()) => {
+                    self.written.send_replace(edit.after);
+                    true
+                }
                 Err(Refused::Overtaken) => {
                     reread = true;
                     service.give_up(Outcome::Superseded, Some("the file was changed in the meantime".to_owned()), now);
