@@ -3,6 +3,7 @@ pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod controller;
+pub mod demo;
 pub mod metrics;
 pub mod pool;
 pub mod proxy;

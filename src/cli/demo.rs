@@ -1,4 +1,52 @@
-#[derive(clap::Args)] pub(super) struct DemoArgs {}
-#[derive(clap::Args)] pub(super) struct DemoAppArgs {}
-pub(super) fn run(_: DemoArgs) -> std::process::ExitCode { todo!() }
-pub(super) fn run_app(_: DemoAppArgs) -> std::process::ExitCode { todo!() }
+//! `switchover demo`, and the hidden `demo-app` that it runs twice.
+
+use std::{net::SocketAddr, time::Duration};
+
+use clap::Args;
+
+use super::Failure;
+use crate::demo::{self, Options, app::App};
+
+#[derive(Args)]
+pub(super) struct DemoArgs {
+    /// How many swaps to show
+    #[arg(long, default_value_t = 6)]
+    swaps: usize,
+    /// End after the tally, also on a terminal
+    #[arg(long)]
+    once: bool,
+}
+
+#[derive(Args)]
+pub(super) struct DemoAppArgs {
+    /// Said in every answer
+    #[arg(long, default_value = "blue")]
+    name: String,
+    /// Said in every answer
+    #[arg(long, default_value = "v1")]
+    version: String,
+    /// Where to listen
+    #[arg(long, default_value = "127.0.0.1:8081")]
+    listen: SocketAddr,
+    /// How long to be not ready
+    #[arg(long, default_value = "1s", value_parser = humantime::parse_duration)]
+    ready_after: Duration,
+}
+
+pub(super) fn run(args: &DemoArgs) -> Result<(), Failure> {
+    let options = Options { swaps: args.swaps, once: args.once };
+    match runtime()?.block_on(demo::run(options)).map_err(Failure::failed)? {
+        0 => Ok(()),
+        failed => Err(Failure::failed(format!("{failed} requests failed"))),
+    }
+}
+
+pub(super) fn run_app(args: &DemoAppArgs) -> Result<(), Failure> {
+    let app = App { name: args.name.clone(), version: args.version.clone(), listen: args.listen, ready_after: args.ready_after };
+    let listen = args.listen;
+    runtime()?.block_on(demo::app::serve(app)).map_err(|e| Failure::failed(format!("cannot listen on {listen}: {e}")))
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Runtime::new().map_err(Failure::failed)
+}

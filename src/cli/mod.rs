@@ -123,8 +123,8 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Promote(args) => promote::run(&args),
         Command::Reload(args) => reload::run(&args),
-        Command::Demo(args) => return demo::run(args),
-        Command::DemoApp(args) => return demo::run_app(args),
+        Command::Demo(args) => demo::run(&args),
+        Command::DemoApp(args) => demo::run_app(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

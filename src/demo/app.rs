@@ -1,0 +1,154 @@
+//! One of the demo's applications: what a small Spring Boot application looks like from outside.
+//!
+//! Run by the demo as a process of its own, so that it can really be stopped and killed; also handy for a first try of one's
+//! own configuration. Says not ready for a while after it starts, and stops gracefully on SIGTERM.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::{Query, Request, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use http_body_util::BodyExt;
+use serde::Deserialize;
+use tokio::{
+    net::TcpSocket,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_stream::{StreamExt, iter};
+
+/// What an application is told at its start.
+#[derive(Clone)]
+pub struct App {
+    /// Its colour, said in every answer.
+    pub name: String,
+    /// Its release, said in every answer.
+    pub version: String,
+    /// Where it listens; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// How long it is not ready.
+    pub ready_after: Duration,
+}
+
+struct Running {
+    app: App,
+    began: Instant,
+}
+
+#[derive(Deserialize)]
+struct Slow {
+    #[serde(default = "slow")]
+    ms: u64,
+}
+
+#[derive(Deserialize)]
+struct Size {
+    n: usize,
+}
+
+#[derive(Deserialize)]
+struct Events {
+    #[serde(default = "every")]
+    every_ms: u64,
+    count: Option<usize>,
+}
+
+const fn slow() -> u64 {
+    300
+}
+
+const fn every() -> u64 {
+    100
+}
+
+/// Serves until SIGTERM, then until running requests have ended.
+///
+/// # Errors
+/// When it cannot listen.
+pub async fn serve(app: App) -> std::io::Result<()> {
+    let socket = if app.listen.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // So that it can come back on the same port at once.
+    socket.set_reuseaddr(true)?;
+    socket.bind(app.listen)?;
+    let listener = socket.listen(1024)?;
+    println!("listening on {}", listener.local_addr()?);
+    let mut stop = signal(SignalKind::terminate())?;
+    let routes = Router::new()
+        .route("/", get(hello).post(received).put(received))
+        .route("/slow", get(sleepy).post(sleepy))
+        .route("/bytes", get(bytes))
+        .route("/events", get(events))
+        .route("/actuator/health/readiness", get(readiness))
+        .fallback(hello)
+        .with_state(Arc::new(Running { app, began: Instant::now() }));
+    axum::serve(listener, routes)
+        .with_graceful_shutdown(async move {
+            stop.recv().await;
+        })
+        .await
+}
+
+impl Running {
+    fn answer(&self, rest: impl std::fmt::Display) -> Response {
+        let App { name, version, .. } = &self.app;
+        ([("x-app", format!("{name} {version}"))], format!("{name} {version}{rest}\n")).into_response()
+    }
+}
+
+async fn hello(State(running): State<Arc<Running>>) -> Response {
+    running.answer("")
+}
+
+async fn sleepy(State(running): State<Arc<Running>>, Query(Slow { ms }): Query<Slow>) -> Response {
+    tokio::time::sleep(Duration::from_millis(ms)).await;
+    running.answer(format_args!(" after {ms} ms"))
+}
+
+/// Counts a body without keeping it.
+async fn received(State(running): State<Arc<Running>>, request: Request) -> Response {
+    let mut body = request.into_body();
+    let mut bytes = 0;
+    while let Some(frame) = body.frame().await {
+        match frame {
+            Ok(frame) => bytes += frame.data_ref().map_or(0, Bytes::len),
+            Err(_) => return StatusCode::BAD_REQUEST.into_response(),
+        }
+    }
+    running.answer(format_args!(" received {bytes} bytes"))
+}
+
+async fn bytes(Query(Size { n }): Query<Size>) -> Response {
+    const PIECE: usize = 16 * 1024;
+    let piece = Bytes::from(vec![b'x'; PIECE]);
+    let pieces = (0..n).step_by(PIECE).map(move |at| Ok::<_, Infallible>(piece.slice(..PIECE.min(n - at))));
+    ([(header::CONTENT_LENGTH, n)], Body::from_stream(iter(pieces))).into_response()
+}
+
+/// Server-sent events, until `count` or until the client goes.
+async fn events(State(running): State<Arc<Running>>, Query(Events { every_ms, count }): Query<Events>) -> Response {
+    let name = running.app.name.clone();
+    let events = iter(0..count.unwrap_or(usize::MAX))
+        .then(move |i| async move {
+            tokio::time::sleep(Duration::from_millis(every_ms)).await;
+            i
+        })
+        .map(move |i| Ok::<_, Infallible>(format!("data: {name} {i}\n\n")));
+    ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(events)).into_response()
+}
+
+async fn readiness(State(running): State<Arc<Running>>) -> Response {
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    if running.began.elapsed() < running.app.ready_after {
+        return (StatusCode::SERVICE_UNAVAILABLE, json, r#"{"status":"OUT_OF_SERVICE"}"#).into_response();
+    }
+    (json, r#"{"status":"UP"}"#).into_response()
+}
