@@ -17,7 +17,8 @@ use prometheus::{
 };
 
 /// From half a millisecond, what a local Spring Boot application answers in, to the default response timeout.
-const REQUEST_BUCKETS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+const REQUEST_BUCKETS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 /// A connection on one host takes microseconds; the default timeout is 2 s.
 const CONNECT_BUCKETS: &[f64] = &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0];
 /// From a swap between two ready pools to the defaults of `ready_timeout` and `drain.timeout`.
@@ -178,11 +179,18 @@ impl Metrics {
         const PEER: &[&str] = &["service", "pool", "peer"];
         const POOL: &[&str] = &["service", "pool"];
         let b = Builder(Registry::new());
-        let requests =
-            b.counters("http_requests_total", "Requests answered, by the peer that answered; pool and peer are empty where none did.", &["service", "pool", "peer", "code", "method"])?;
-        let swap_last_success = GaugeVec::new(opts("swap_last_success_timestamp_seconds", "When the last successful swap ended."), &["service"])?;
+        let requests = b.counters(
+            "http_requests_total",
+            "Requests answered, by the peer that answered; pool and peer are empty where none did.",
+            &["service", "pool", "peer", "code", "method"],
+        )?;
+        let swap_last_success =
+            GaugeVec::new(opts("swap_last_success_timestamp_seconds", "When the last successful swap ended."), &["service"])?;
         b.0.register(Box::new(swap_last_success.clone()))?;
-        let reload_last_success = Gauge::with_opts(opts("config_last_reload_success_timestamp_seconds", "When the configuration was last read without a problem."))?;
+        let reload_last_success = Gauge::with_opts(opts(
+            "config_last_reload_success_timestamp_seconds",
+            "When the configuration was last read without a problem.",
+        ))?;
         b.0.register(Box::new(reload_last_success.clone()))?;
         let build_info = b.gauges("build_info", "Always 1; the version is the label.", &["version"])?;
         build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -190,24 +198,53 @@ impl Metrics {
         Ok(Self {
             unrouted: RequestCounter::new(&requests, ["", "", ""]),
             requests,
-            request_duration: b.histograms("http_request_duration_seconds", "From the request header to the end of the answer.", POOL, REQUEST_BUCKETS)?,
-            connect: b.histograms("upstream_connect_seconds", "Time to connect to a peer; reused connections are not counted.", POOL, CONNECT_BUCKETS)?,
-            response_header: b.histograms("upstream_response_header_seconds", "From the connection to the peer's response header.", POOL, REQUEST_BUCKETS)?,
+            request_duration: b.histograms(
+                "http_request_duration_seconds",
+                "From the request header to the end of the answer.",
+                POOL,
+                REQUEST_BUCKETS,
+            )?,
+            connect: b.histograms(
+                "upstream_connect_seconds",
+                "Time to connect to a peer; reused connections are not counted.",
+                POOL,
+                CONNECT_BUCKETS,
+            )?,
+            response_header: b.histograms(
+                "upstream_response_header_seconds",
+                "From the connection to the peer's response header.",
+                POOL,
+                REQUEST_BUCKETS,
+            )?,
             in_flight: b.gauges("http_requests_in_flight", "Requests and upgraded connections running on a peer.", PEER)?,
             upgraded: b.gauges("upgraded_connections", "Upgraded connections (WebSocket) running on a peer.", PEER)?,
-            upstream_errors: b.counters("upstream_errors_total", "Requests that a peer failed, each try counted.", &["service", "pool", "peer", "kind"])?,
+            upstream_errors: b.counters(
+                "upstream_errors_total",
+                "Requests that a peer failed, each try counted.",
+                &["service", "pool", "peer", "kind"],
+            )?,
             retries: b.counters("retries_total", "Requests tried again, by how that ended.", &["service", "outcome"])?,
             no_ready_peer: b.counters("no_ready_peer_total", "Requests answered 503 because no peer was ready.", &["service"])?,
             peer_ready: b.gauges("peer_ready", "1 if probes say the peer is ready.", PEER)?,
             peer_draining: b.gauges("peer_draining", "1 if the peer takes no new request and running ones end.", PEER)?,
             probes: b.counters("probes_total", "Probes, by result.", &["service", "pool", "peer", "result"])?,
             probe_duration: b.histograms("probe_duration_seconds", "How long probes took.", PEER, CONNECT_BUCKETS)?,
-            active_pool: b.gauges("active_pool", "1 for the pool that serves, 0 for the others.", &["service", "pool", "version"])?,
+            active_pool: b.gauges(
+                "active_pool",
+                "1 for the pool that serves, 0 for the others.",
+                &["service", "pool", "version"],
+            )?,
             swaps: b.counters("swaps_total", "Swaps, by outcome.", &["service", "result"])?,
-            swap_duration: b.histograms("swap_duration_seconds", "How long the phases of a swap took.", &["service", "phase"], SWAP_BUCKETS)?,
+            swap_duration: b.histograms(
+                "swap_duration_seconds",
+                "How long the phases of a swap took.",
+                &["service", "phase"],
+                SWAP_BUCKETS,
+            )?,
             swap_last_success,
             reloads: b.counters("config_reloads_total", "Readings of the configuration file, by result.", &["result"])?,
-            reload_successful: b.gauge("config_last_reload_successful", "1 if the last reading of the configuration was accepted.")?,
+            reload_successful: b
+                .gauge("config_last_reload_successful", "1 if the last reading of the configuration was accepted.")?,
             reload_last_success,
             generation: b.gauge("config_generation", "Number of the snapshot that serves.")?,
             downstream_connections: b.gauge("downstream_connections", "Connections from clients, open now.")?,

@@ -102,7 +102,11 @@ pub fn run(path: &Path, signals: Caught) -> Result<(), StartError> {
     let workers = runtime("proxy", workers)?;
     workers.spawn(edge::serve(bound.listeners, edge.clone(), stopping));
     for address in &bound.addresses {
-        check_listening(*address, &edge).map_err(|cause| StartError::Bind { what: "listeners".to_owned(), address: *address, cause })?;
+        check_listening(*address, &edge).map_err(|cause| StartError::Bind {
+            what: "listeners".to_owned(),
+            address: *address,
+            cause,
+        })?;
         info!("listening on {address}");
     }
     readiness.listening.store(true, Relaxed);
@@ -157,10 +161,16 @@ struct Bound {
 impl Bound {
     fn new(config: &Config) -> Result<Self, StartError> {
         let listen = |what: String, address: SocketAddr| {
-            bind(address).and_then(|listener| Ok((listener.local_addr()?, listener))).map_err(|cause| StartError::Bind { what, address, cause })
+            bind(address).and_then(|listener| Ok((listener.local_addr()?, listener))).map_err(|cause| StartError::Bind {
+                what,
+                address,
+                cause,
+            })
         };
         let listeners = config.listeners.iter().enumerate();
-        let listeners = listeners.map(|(i, listener)| listen(format!("listeners[{i}].address"), listener.address)).collect::<Result<Vec<_>, _>>()?;
+        let listeners = listeners
+            .map(|(i, listener)| listen(format!("listeners[{i}].address"), listener.address))
+            .collect::<Result<Vec<_>, _>>()?;
         let (admin_address, admin) = listen("admin.address".to_owned(), config.admin.address)?;
         let (addresses, listeners) = listeners.into_iter().unzip();
         Ok(Self { listeners, addresses, admin, admin_address })

@@ -8,12 +8,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
-use crate::{
-    config::Timeouts,
-    metrics::ServiceMetrics,
-    pool::Pool,
-    route::RouteTable,
-};
+use crate::{config::Timeouts, metrics::ServiceMetrics, pool::Pool, route::RouteTable};
 
 /// Everything a request needs.
 pub struct Snapshot {

@@ -180,7 +180,9 @@ fn folders(path: &Path) -> BTreeSet<PathBuf> {
         next = match fs::read_link(&path) {
             Ok(target) => Some(parent.join(target)),
             // Not a link itself, but its folder may be one, as `..data` is.
-            Err(_) => fs::read_link(parent).ok().map(|target| parent.parent().unwrap_or(Path::new(".")).join(target).join(path.file_name().unwrap_or_default())),
+            Err(_) => fs::read_link(parent)
+                .ok()
+                .map(|target| parent.parent().unwrap_or(Path::new(".")).join(target).join(path.file_name().unwrap_or_default())),
         };
         if fs::read_link(parent).is_ok() {
             folders.insert(parent.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf());

@@ -66,7 +66,9 @@ impl Client {
     fn read<T: DeserializeOwned>(&self, answer: Result<Response<ureq::Body>, ureq::Error>) -> Result<T, CallError> {
         let unreachable = |e: ureq::Error| {
             let address = &self.address;
-            CallError::Unreachable(format!("no answer from the admin address {address}: {e}; does switchover run, with this admin.address?"))
+            CallError::Unreachable(format!(
+                "no answer from the admin address {address}: {e}; does switchover run, with this admin.address?"
+            ))
         };
         let mut answer = answer.map_err(unreachable)?;
         if answer.status().is_success() {
@@ -75,7 +77,11 @@ impl Client {
         let text = answer.body_mut().read_to_string().unwrap_or_default();
         match serde_json::from_str(&text) {
             Ok(error) => Err(CallError::Refused(error)),
-            Err(_) => Err(CallError::Unreachable(format!("{} is not switchover's admin address: it answered {}", self.address, answer.status()))),
+            Err(_) => Err(CallError::Unreachable(format!(
+                "{} is not switchover's admin address: it answered {}",
+                self.address,
+                answer.status()
+            ))),
         }
     }
 }

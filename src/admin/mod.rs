@@ -92,7 +92,11 @@ pub fn router(admin: Admin) -> Router {
         .merge(changes)
         .fallback(|| async { error(StatusCode::NOT_FOUND, "not-found", "no such endpoint; GET /v1/status is one".to_owned()) })
         .method_not_allowed_fallback(|| async {
-            error(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "this endpoint wants another method; see the Allow header".to_owned())
+            error(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method-not-allowed",
+                "this endpoint wants another method; see the Allow header".to_owned(),
+            )
         })
         .with_state(admin)
 }
@@ -131,7 +135,12 @@ async fn reload(State(admin): State<Admin>, Query(query): Query<WaitQuery>, body
     command(&admin, wait, |reply| Command::Reload { trigger: Trigger::Asked, reply: Some(reply) }).await
 }
 
-async fn promote(State(admin): State<Admin>, Path(service): Path<String>, Query(query): Query<WaitQuery>, body: Bytes) -> Response {
+async fn promote(
+    State(admin): State<Admin>,
+    Path(service): Path<String>,
+    Query(query): Query<WaitQuery>,
+    body: Bytes,
+) -> Response {
     let Promote { pool } = match serde_json::from_slice(&body) {
         Ok(body) => body,
         Err(e) => return error(StatusCode::BAD_REQUEST, "bad-request", format!("the body is not {{\"pool\": \"NAME\"}}: {e}")),
@@ -185,7 +194,11 @@ async fn follow(mut accepted: Accepted, wait: Wait) -> Response {
     }
 }
 
-async fn safe_to_stop(State(mut admin): State<Admin>, Path((service, pool)): Path<(String, String)>, Query(query): Query<WaitQuery>) -> Response {
+async fn safe_to_stop(
+    State(mut admin): State<Admin>,
+    Path((service, pool)): Path<(String, String)>,
+    Query(query): Query<WaitQuery>,
+) -> Response {
     let wait = match query.wait.as_deref().map(humantime::parse_duration).transpose() {
         Ok(wait) => wait.unwrap_or(Duration::ZERO),
         Err(e) => return error(StatusCode::BAD_REQUEST, "bad-request", format!("wait: {e}; write 30s")),
@@ -204,7 +217,11 @@ async fn safe_to_stop(State(mut admin): State<Admin>, Path((service, pool)): Pat
     if timeout(wait, admin.view.wait_for(is_safe)).await.is_ok_and(|view| view.is_ok()) {
         return Json(json!({"service": service, "pool": pool, "safe_to_stop": true})).into_response();
     }
-    error(StatusCode::GATEWAY_TIMEOUT, "not-safe-to-stop", format!("{pool} is not safe to stop: it serves, or still has requests running"))
+    error(
+        StatusCode::GATEWAY_TIMEOUT,
+        "not-safe-to-stop",
+        format!("{pool} is not safe to stop: it serves, or still has requests running"),
+    )
 }
 
 fn parse_wait(wait: Option<&str>) -> Result<Wait, Box<Response>> {

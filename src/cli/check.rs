@@ -4,7 +4,7 @@ use super::{ConfigArg, Failure};
 use crate::config;
 
 pub(super) fn run(args: &ConfigArg) -> Result<(), Failure> {
-    let (_, config) = config::load(&args.config).map_err(Failure::config)?;
+    let (_, config) = config::load(&args.config).map_err(|e| Failure::config(&e))?;
     println!("{} is valid", args.config.display());
     for (name, service) in &config.services {
         let hosts = if service.hosts.is_empty() { "any host".to_owned() } else { service.hosts.join(", ") };

@@ -34,7 +34,8 @@ pub(super) fn follow(
             Err(RecvTimeoutError::Timeout) => {
                 if let Ok(status) = client.status() {
                     let swaps = status.services.iter().filter(|s| service.is_none_or(|name| name == s.name));
-                    let running = swaps.filter_map(|s| Some((&s.name, s.swap.as_ref()?))).find(|(_, swap)| swap.phase != Phase::Done);
+                    let running =
+                        swaps.filter_map(|s| Some((&s.name, s.swap.as_ref()?))).find(|(_, swap)| swap.phase != Phase::Done);
                     if let Some((name, swap)) = running {
                         line.show(&progress(name, swap));
                     }

@@ -27,7 +27,8 @@ struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 timed out or not ready (the old pool serves on), 78 invalid configuration";
+const EXIT_CODES: &str =
+    "Exit codes: 0 done, 1 failed, 2 usage, 3 timed out or not ready (the old pool serves on), 78 invalid configuration";
 
 #[derive(Subcommand)]
 enum Command {
@@ -70,7 +71,7 @@ impl AdminArg {
         if let Some(address) = &self.admin {
             return Ok(Client::new(address));
         }
-        let (_, config) = config::load(&self.config.config).map_err(Failure::config)?;
+        let (_, config) = config::load(&self.config.config).map_err(|e| Failure::config(&e))?;
         let mut address = config.admin.address;
         // Where it listens on every address it also listens on this one.
         if address.ip().is_unspecified() {
@@ -95,7 +96,7 @@ impl Failure {
         Self { code: 2, message: message.to_string() }
     }
 
-    fn config(error: config::LoadError) -> Self {
+    fn config(error: &config::LoadError) -> Self {
         Self { code: 78, message: error.to_string() }
     }
 }

@@ -37,8 +37,9 @@ fn service_with(status: &Status, pool: &str) -> Result<String, Failure> {
         // The server knows best what there is instead.
         ([], [service]) => Ok(service.name.clone()),
         ([], _) => Err(Failure::usage(format!("no service has a pool \"{pool}\"; see switchover status"))),
-        (several, _) => {
-            Err(Failure::usage(format!("several services have a pool \"{pool}\": {}; write promote SERVICE {pool}", several.join(", "))))
-        }
+        (several, _) => Err(Failure::usage(format!(
+            "several services have a pool \"{pool}\": {}; write promote SERVICE {pool}",
+            several.join(", ")
+        ))),
     }
 }

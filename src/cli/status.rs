@@ -71,7 +71,9 @@ fn put_service(out: &mut String, service: &ServiceStatus) {
     }
     let rows: Vec<[String; 7]> = service.pools.iter().flat_map(|pool| pool.peers.iter().map(|peer| row(pool, peer))).collect();
     let head = ["POOL", "VERSION", "STATE", "PEER", "READY", "IN FLIGHT", "LAST PROBE"].map(str::to_owned);
-    let widths: [usize; 7] = std::array::from_fn(|i| rows.iter().chain([&head]).map(|row| row[i].chars().count()).max().unwrap_or(0));
+    let widths: [usize; 7] = std::array::from_fn(|i| {
+        rows.iter().chain([&head]).map(|row| row.get(i).map_or(0, |cell| cell.chars().count())).max().unwrap_or(0)
+    });
     for row in [&head].into_iter().chain(&rows) {
         let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         put(out, format_args!("  {}", cells.join("  ").trim_end()));
@@ -89,7 +91,8 @@ fn row(pool: &PoolStatus, peer: &PeerStatus) -> [String; 7] {
         Some(resolved) if *resolved != peer.address => format!("{} ({resolved})", peer.address),
         _ => peer.address.clone(),
     };
-    let in_flight = if peer.upgraded > 0 { format!("{} ({} upgraded)", peer.in_flight, peer.upgraded) } else { peer.in_flight.to_string() };
+    let in_flight =
+        if peer.upgraded > 0 { format!("{} ({} upgraded)", peer.in_flight, peer.upgraded) } else { peer.in_flight.to_string() };
     let probe = match &peer.last_probe {
         None => "none yet".to_owned(),
         Some(probe) if probe.ok => format!("ok, {} ms", probe.milliseconds),
@@ -109,7 +112,12 @@ fn swap_line(swap: &Swap) -> String {
         (Phase::Draining, _) => format!("{route}, draining for {age}, {} in flight", swap.in_flight),
         (Phase::Done, Some(Outcome::Drained)) => {
             let seconds = |seconds: Option<f64>| seconds.unwrap_or_default();
-            format!("{route}, drained: proven in {:.3} s, drained in {:.3} s, at {}", seconds(swap.prove_seconds), seconds(swap.drain_seconds), swap.started_at)
+            format!(
+                "{route}, drained: proven in {:.3} s, drained in {:.3} s, at {}",
+                seconds(swap.prove_seconds),
+                seconds(swap.drain_seconds),
+                swap.started_at
+            )
         }
         (Phase::Done, Some(Outcome::DrainTimedOut)) => format!("{route}, drain timed out after {age}{why}"),
         (Phase::Done, Some(Outcome::NotReady)) => format!("{route}, FAILED, {} was not ready after {age}{why}", swap.to),

@@ -25,7 +25,11 @@ pub fn set_active(text: &str, service: &str, pool: &str) -> Result<String, Vec<P
     let document = yaml::parse(text).map_err(|problem| vec![problem])?;
     let at = format!("services.{service}.active");
     let problem = |message: &str| vec![Problem { at: at.clone(), line: None, column: None, message: message.to_owned() }];
-    let node = document.as_ref().and_then(|d| d.get("services")).and_then(|services| services.get(service)).and_then(|s| s.get("active"));
+    let node = document
+        .as_ref()
+        .and_then(|d| d.get("services"))
+        .and_then(|services| services.get(service))
+        .and_then(|s| s.get("active"));
     let token = node.and_then(|node| token(text, node)).ok_or_else(|| problem("cannot be found in the file; edit it by hand"))?;
     let mut changed = text.to_owned();
     changed.replace_range(token, &plain_or_quoted(pool));
@@ -89,7 +93,12 @@ pub fn check_writable(path: &Path) -> io::Result<()> {
 pub fn write_atomically(path: &Path, text: &str) -> io::Result<()> {
     let real = fs::canonicalize(path)?;
     match replace(&real, text) {
-        Err(e) if matches!(e.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::ResourceBusy | io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+            ) =>
+        {
             write_in_place(&real, text)
         }
         outcome => outcome,

@@ -27,7 +27,7 @@ pub(super) fn read(document: &Node, r: &mut Reader) -> Option<Config> {
     let trusted_proxies = trusted.iter().filter_map(|field| r.value(field, value::network)).collect();
     let services = r.required(&mut map, "services", "name at least one service with its pools");
     let services = services.map(|field| services_of(r, &field)).unwrap_or_default();
-    r.finish(map);
+    r.finish(&map);
     let admin = Admin { address: admin.unwrap_or_else(|| ([127, 0, 0, 1], 9901).into()) };
     Some(Config { listeners, admin, threads, shutdown_timeout, trusted_proxies, services })
 }
@@ -49,14 +49,14 @@ fn listener_of(r: &mut Reader, field: &Field<'_>) -> Option<Listener> {
     let mut map = r.map(field)?;
     let address = r.required(&mut map, "address", "write IP:port, such as 0.0.0.0:8080");
     let address = address.and_then(|field| r.value(&field, value::listen_address));
-    r.finish(map);
+    r.finish(&map);
     Some(Listener { address: address? })
 }
 
 fn admin_of(r: &mut Reader, field: &Field<'_>) -> Option<std::net::SocketAddr> {
     let mut map = r.map(field)?;
     let address = map.get("address").and_then(|field| r.value(&field, value::listen_address));
-    r.finish(map);
+    r.finish(&map);
     address
 }
 
@@ -95,7 +95,7 @@ fn service_of(r: &mut Reader, field: &Field<'_>) -> Option<Service> {
     let timeouts = map.get("timeouts").and_then(|field| timeouts_of(r, &field)).unwrap_or_default();
     let retries = r.value_or(&mut map, "retries", 2, value::number(0..=10, ""));
     let fail_open = r.value_or(&mut map, "fail_open", true, value::boolean);
-    r.finish(map);
+    r.finish(&map);
     Some(Service {
         hosts,
         path_prefix,
@@ -124,7 +124,7 @@ fn one_of<T>(
         return default;
     };
     let value = r.value_or(&mut inner, key, default, parse);
-    r.finish(inner);
+    r.finish(&inner);
     value
 }
 
@@ -146,7 +146,7 @@ fn pool_of(r: &mut Reader, field: &Field<'_>) -> Option<Pool> {
     let version = map.get("version").and_then(|field| r.value(&field, value::label));
     let peers = r.required(&mut map, "peers", "write: peers: [\"app-blue:8081\"]");
     let peers = peers.map(|field| peers_of(r, &field)).unwrap_or_default();
-    r.finish(map);
+    r.finish(&map);
     Some(Pool { version, peers })
 }
 
@@ -159,7 +159,11 @@ fn peers_of(r: &mut Reader, field: &Field<'_>) -> Vec<Peer> {
     for item in &items {
         let Some(peer) = peer_of(r, item) else { continue };
         if peers.iter().any(|known| known.address == peer.address) {
-            r.problem(&item.at, item.node.place, format!("{} is there twice in this pool; keep one, and give it a weight", peer.address));
+            r.problem(
+                &item.at,
+                item.node.place,
+                format!("{} is there twice in this pool; keep one, and give it a weight", peer.address),
+            );
         }
         peers.push(peer);
     }
@@ -174,7 +178,7 @@ fn peer_of(r: &mut Reader, field: &Field<'_>) -> Option<Peer> {
     let address = r.required(&mut map, "address", "write app-blue:8081, 10.0.0.7:8081 or [::1]:8081");
     let address: Option<PeerAddress> = address.and_then(|field| r.value(&field, value::peer_address));
     let weight = r.value_or(&mut map, "weight", 1, value::number(1..=1000, ", or remove the peer"));
-    r.finish(map);
+    r.finish(&map);
     Some(Peer { address: address?, weight })
 }
 
@@ -206,12 +210,13 @@ fn health_check_of(r: &mut Reader, field: &Field<'_>) -> Option<HealthCheck> {
         ready_after: r.value_or(&mut map, "ready_after", usual.ready_after, value::number(1..=1000, "")),
         not_ready_after: r.value_or(&mut map, "not_ready_after", usual.not_ready_after, value::number(1..=1000, "")),
     };
-    r.finish(map);
+    r.finish(&map);
     Some(check)
 }
 
 fn probe_host(text: &str) -> Result<String, String> {
-    let name = text.rsplit_once(':').map_or(text, |(name, port)| if port.bytes().all(|b| b.is_ascii_digit()) { name } else { text });
+    let name =
+        text.rsplit_once(':').map_or(text, |(name, port)| if port.bytes().all(|b| b.is_ascii_digit()) { name } else { text });
     value::host_pattern(name).map(|_| text.to_owned())
 }
 
@@ -259,7 +264,7 @@ fn timeouts_of(r: &mut Reader, field: &Field<'_>) -> Option<Timeouts> {
         response: r.value_or(&mut map, "response", usual.response, value::bound),
         idle: r.value_or(&mut map, "idle", usual.idle, value::bound),
     };
-    r.finish(map);
+    r.finish(&map);
     Some(timeouts)
 }
 
@@ -268,7 +273,12 @@ const DEFAULT_PATH: &str = "/actuator/health/readiness";
 impl Default for HealthCheck {
     fn default() -> Self {
         Self {
-            kind: ProbeKind::Http { path: DEFAULT_PATH.to_owned(), host: None, headers: Vec::new(), expect_status: vec![200..=299] },
+            kind: ProbeKind::Http {
+                path: DEFAULT_PATH.to_owned(),
+                host: None,
+                headers: Vec::new(),
+                expect_status: vec![200..=299],
+            },
             port: None,
             interval: SECOND,
             timeout: SECOND,

@@ -61,7 +61,7 @@ impl Reader {
     }
 
     /// Says which keys of a mapping nobody asked for, or are there twice.
-    pub(super) fn finish(&mut self, map: Map<'_>) {
+    pub(super) fn finish(&mut self, map: &Map<'_>) {
         self.twice(&map.at, map.entries);
         for (key, _) in map.entries {
             if map.allowed.contains(&key.name.as_str()) {

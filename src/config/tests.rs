@@ -44,11 +44,17 @@ services:
     assert_eq!(api.hosts, ["shop.example.com", "*.example.com", "[::1]"]);
     assert_eq!(api.pools["2026"].version.as_deref(), Some("1.40"));
     assert_eq!(api.pools["2026"].peers[0].address.to_string(), "[::1]:1");
-    assert_eq!(api.pools["2026"].peers[1], Peer { address: PeerAddress { host: "app_blue.local".into(), port: 2 }, weight: 1000 });
+    assert_eq!(
+        api.pools["2026"].peers[1],
+        Peer { address: PeerAddress { host: "app_blue.local".into(), port: 2 }, weight: 1000 }
+    );
     assert_eq!(config.trusted_proxies[0].to_string(), "10.0.0.0/8");
     let ProbeKind::Http { path, host, headers, expect_status } = &api.health_check.kind else { panic!() };
     assert_eq!((path.as_str(), host.as_deref()), ("/r?x=1", Some("a:80")));
-    assert_eq!((headers.as_slice(), expect_status.as_slice()), ([("X-A".into(), "b".into())].as_slice(), [200..=200, 204..=206].as_slice()));
+    assert_eq!(
+        (headers.as_slice(), expect_status.as_slice()),
+        ([("X-A".into(), "b".into())].as_slice(), [200..=200, 204..=206].as_slice())
+    );
     assert_eq!((api.retries, api.fail_open, api.balance, api.drain_timeout), (0, false, Balance::RoundRobin, Duration::ZERO));
     assert_eq!(config.services["tcp"].health_check.kind, ProbeKind::Tcp);
     assert_eq!(config.services["tcp"].timeouts, Timeouts::default());

@@ -21,10 +21,15 @@ pub(super) fn problems(config: &Config, document: &Node) -> Vec<Problem> {
 fn addresses(config: &Config, document: &Node) -> Vec<Problem> {
     let mut taken: Vec<(String, SocketAddr)> = Vec::new();
     let mut problems = Vec::new();
-    let listeners = config.listeners.iter().enumerate().map(|(i, listener)| (format!("listeners[{i}].address"), listener.address));
+    let listeners =
+        config.listeners.iter().enumerate().map(|(i, listener)| (format!("listeners[{i}].address"), listener.address));
     for (at, address) in listeners.chain([("admin.address".to_owned(), config.admin.address)]) {
         if let Some((other, known)) = taken.iter().find(|(_, known)| overlap(*known, address)) {
-            let message = if *known == address { format!("{address} is taken by {other}") } else { format!("{address} is taken by {other}, {known}") };
+            let message = if *known == address {
+                format!("{address} is taken by {other}")
+            } else {
+                format!("{address} is taken by {other}, {known}")
+            };
             problems.push(located(document, &at, format!("{message}; choose another port")));
         }
         taken.push((at, address));
@@ -42,7 +47,8 @@ fn routes(config: &Config, document: &Node) -> Vec<Problem> {
     let mut taken: HashMap<(&str, &str), &str> = HashMap::new();
     let mut problems = Vec::new();
     for (name, service) in &config.services {
-        let hosts: Vec<&str> = if service.hosts.is_empty() { vec![""] } else { service.hosts.iter().map(String::as_str).collect() };
+        let hosts: Vec<&str> =
+            if service.hosts.is_empty() { vec![""] } else { service.hosts.iter().map(String::as_str).collect() };
         for (i, host) in hosts.into_iter().enumerate() {
             let Some(other) = taken.insert((host, &service.path_prefix), name) else { continue };
             let (host, at) = match host {
@@ -52,7 +58,10 @@ fn routes(config: &Config, document: &Node) -> Vec<Problem> {
             let message = if other == name {
                 format!("{host} is there twice; keep one")
             } else {
-                format!("{host} with path_prefix {} is taken by services.{other}; give one of them other hosts or another path_prefix", service.path_prefix)
+                format!(
+                    "{host} with path_prefix {} is taken by services.{other}; give one of them other hosts or another path_prefix",
+                    service.path_prefix
+                )
             };
             problems.push(located(document, &at, message));
         }
@@ -68,7 +77,10 @@ fn shared_peers(name: &str, service: &Service, document: &Node) -> Vec<Problem> 
         for (i, peer) in pool.peers.iter().enumerate() {
             if let Some(other) = taken.insert(&peer.address, pool_name).filter(|other| *other != pool_name) {
                 let at = format!("services.{name}.pools.{pool_name}.peers[{i}]");
-                let message = format!("{} is in pool {other} as well; a peer belongs to one pool, or stopping one would stop both", peer.address);
+                let message = format!(
+                    "{} is in pool {other} as well; a peer belongs to one pool, or stopping one would stop both",
+                    peer.address
+                );
                 problems.push(located(document, &at, message));
             }
         }

@@ -15,7 +15,8 @@ pub(super) fn duration(least: Duration, most: Duration) -> impl Fn(&str) -> Resu
         if text.bytes().all(|b| b.is_ascii_digit()) {
             return Err(format!("{} has no unit; write {text}s, or 500ms, 2m", shown(text)));
         }
-        let duration = humantime::parse_duration(text).map_err(|_| format!("{} is not a duration; write 500ms, 10s, 2m", shown(text)))?;
+        let duration =
+            humantime::parse_duration(text).map_err(|_| format!("{} is not a duration; write 500ms, 10s, 2m", shown(text)))?;
         if duration < least || duration > most {
             let (least, most) = (humantime::format_duration(least), humantime::format_duration(most));
             return Err(format!("{} is not allowed; use {least} to {most}", shown(text)));
@@ -56,19 +57,31 @@ pub(super) fn boolean(text: &str) -> Result<bool, String> {
 /// A name of the user's own.
 pub(super) fn name(text: &str) -> Result<String, String> {
     let fine = (1..=63).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-    if fine { Ok(text.to_owned()) } else { Err(format!("the name {} is not allowed; use letters, digits, - and _, at most 63", shown(text))) }
+    if fine {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("the name {} is not allowed; use letters, digits, - and _, at most 63", shown(text)))
+    }
 }
 
 /// Any text of one line, as a label.
 pub(super) fn label(text: &str) -> Result<String, String> {
     let fine = (1..=100).contains(&text.chars().count()) && !text.chars().any(char::is_control);
-    if fine { Ok(text.to_owned()) } else { Err(format!("{} is not allowed; use one line of at most 100 characters", shown(text))) }
+    if fine {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("{} is not allowed; use one line of at most 100 characters", shown(text)))
+    }
 }
 
 /// An address to listen on.
 pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
-        let hint = if text.bytes().any(|b| b.is_ascii_alphabetic()) && !text.starts_with('[') { "; a name cannot be listened on" } else { "" };
+        let hint = if text.bytes().any(|b| b.is_ascii_alphabetic()) && !text.starts_with('[') {
+            "; a name cannot be listened on"
+        } else {
+            ""
+        };
         format!("{} is not IP:port{hint}; write 0.0.0.0:8080, 127.0.0.1:8080 or [::]:8080", shown(text))
     })
 }
@@ -76,7 +89,9 @@ pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
 /// A network, or a single address.
 pub(super) fn network(text: &str) -> Result<IpNet, String> {
     let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    network.map(|network| network.trunc()).map_err(|_| format!("{} is not a network; write 10.0.0.0/8, fd00::/8 or 192.168.1.4", shown(text)))
+    network
+        .map(|network| network.trunc())
+        .map_err(|_| format!("{} is not a network; write 10.0.0.0/8, fd00::/8 or 192.168.1.4", shown(text)))
 }
 
 /// A peer's address.
@@ -120,7 +135,8 @@ pub(super) fn host_pattern(text: &str) -> Result<String, String> {
     let host = text.to_ascii_lowercase();
     let host = host.strip_suffix('.').unwrap_or(&host);
     let name = host.strip_prefix("*.").unwrap_or(host);
-    let ipv6 = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).is_some_and(|ip| ip.parse::<std::net::Ipv6Addr>().is_ok());
+    let ipv6 =
+        host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).is_some_and(|ip| ip.parse::<std::net::Ipv6Addr>().is_ok());
     if ipv6 || is_host_name(name) {
         return Ok(host.to_owned());
     }
@@ -140,7 +156,11 @@ pub(super) fn probe_path(text: &str) -> Result<String, String> {
 
 fn path(text: &str, query: bool) -> Result<String, String> {
     let fine = text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && b != b'#' && (query || b != b'?'));
-    if fine { Ok(text.to_owned()) } else { Err(format!("{} is not a path; it begins with / and has no spaces{}", shown(text), if query { "" } else { ", ? or #" })) }
+    if fine {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("{} is not a path; it begins with / and has no spaces{}", shown(text), if query { "" } else { ", ? or #" }))
+    }
 }
 
 /// `200`, `200-299`, `200, 204-206`.

@@ -22,7 +22,10 @@ pub(super) struct Node {
 
 #[derive(Clone, Debug)]
 pub(super) enum Kind {
-    Scalar { text: String, plain: bool },
+    Scalar {
+        text: String,
+        plain: bool,
+    },
     Sequence(Vec<Node>),
     /// In the order of the file; a key can be there twice.
     Mapping(Vec<(Key, Node)>),

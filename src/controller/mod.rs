@@ -127,7 +127,13 @@ pub struct Handles {
 
 impl Controller {
     /// Begins with a valid configuration; must be called within a Tokio runtime, which probes will run on.
-    pub fn new(path: PathBuf, text: String, config: Config, snapshot: Arc<SnapshotCell>, metrics: Arc<Metrics>) -> (Self, Handles) {
+    pub fn new(
+        path: PathBuf,
+        text: String,
+        config: Config,
+        snapshot: Arc<SnapshotCell>,
+        metrics: Arc<Metrics>,
+    ) -> (Self, Handles) {
         let (sender, commands) = mpsc::channel(QUEUE);
         let means = Means { metrics, connector: Arc::new(Connector::new(None)), changed: Arc::new(Notify::new()) };
         let last_reload = LastReload { result: ReloadResult::Applied, at: SystemTime::now(), problems: Vec::new() };
@@ -207,7 +213,8 @@ impl Controller {
         };
         self.check_static(&config)?;
         let accepted = self.apply(config, None);
-        let silent = trigger == Trigger::FileChanged && accepted.result == ReloadResult::Unchanged && self.last_reload.problems.is_empty();
+        let silent =
+            trigger == Trigger::FileChanged && accepted.result == ReloadResult::Unchanged && self.last_reload.problems.is_empty();
         if !silent {
             info!("configuration read result={} generation={}", accepted.result.label(), self.generation);
             self.reloaded(accepted.result, Vec::new());
@@ -253,7 +260,8 @@ impl Controller {
                 ready.push(name.clone());
             }
         }
-        let common = config.trusted_proxies != self.config.trusted_proxies || config.shutdown_timeout != self.config.shutdown_timeout;
+        let common =
+            config.trusted_proxies != self.config.trusted_proxies || config.shutdown_timeout != self.config.shutdown_timeout;
         let leaves = |(name, service): (&String, &Service)| !config.services.contains_key(name) && service.published().is_some();
         let common = common || self.services.iter().any(leaves);
         changed |= common;
@@ -270,7 +278,8 @@ impl Controller {
     /// Moves every service on; publishes those that have proven themselves.
     fn advance(&mut self) {
         let now = Instant::now();
-        let mut proven: Vec<String> = self.services.iter_mut().filter_map(|(name, service)| service.advance(now).then(|| name.clone())).collect();
+        let mut proven: Vec<String> =
+            self.services.iter_mut().filter_map(|(name, service)| service.advance(now).then(|| name.clone())).collect();
         let mut reread = false;
         proven.retain(|name| {
             let Some(service) = self.services.get_mut(name) else { return false };
@@ -312,7 +321,8 @@ impl Controller {
         self.generation += 1;
         let wanted = |name: &String| self.config.services.contains_key(name);
         let routes = self.services.iter().filter(|(name, _)| wanted(name)).filter_map(|(_, service)| service.published());
-        let routes = routes.map(|(config, snapshot)| (config.hosts.as_slice(), config.path_prefix.as_str(), Arc::clone(snapshot)));
+        let routes =
+            routes.map(|(config, snapshot)| (config.hosts.as_slice(), config.path_prefix.as_str(), Arc::clone(snapshot)));
         self.snapshot.store(Arc::new(Snapshot {
             generation: self.generation,
             routes: RouteTable::new(routes),

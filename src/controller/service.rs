@@ -171,12 +171,8 @@ impl Service {
         candidate.published = true;
         let active = self.active_pool(&config);
         active.slots().iter().for_each(|slot| slot.peer.open());
-        let snapshot = snapshot::Service {
-            active,
-            timeouts: config.timeouts,
-            retries: config.retries,
-            metrics: Arc::clone(&self.metrics),
-        };
+        let snapshot =
+            snapshot::Service { active, timeouts: config.timeouts, retries: config.retries, metrics: Arc::clone(&self.metrics) };
         self.running = Some(Running { config, snapshot: Arc::new(snapshot) });
     }
 
@@ -205,10 +201,12 @@ impl Service {
     ) {
         // Whoever serves again is not draining any more, and whoever waited for that waits in vain.
         let serves = |peer: &Arc<Peer>| serving.contains(&(peer.pool.clone(), peer.address.clone()));
-        let (reopened, drains) = std::mem::take(&mut self.drains).into_iter().partition(|drain| drain.peers.iter().any(serves));
+        let (reopened, drains): (Vec<Drain>, Vec<Drain>) =
+            std::mem::take(&mut self.drains).into_iter().partition(|drain| drain.peers.iter().any(serves));
         self.drains = drains;
-        let mut leaving: Vec<Arc<Peer>> = self.peers.values().map(|tracked| &tracked.peer).filter(|peer| peer.is_open()).cloned().collect();
-        for Drain { swap: mut old, peers, .. } in <Vec<Drain>>::from(reopened) {
+        let mut leaving: Vec<Arc<Peer>> =
+            self.peers.values().map(|tracked| &tracked.peer).filter(|peer| peer.is_open()).cloned().collect();
+        for Drain { swap: mut old, peers, .. } in reopened {
             old.end(now, Outcome::Superseded, Some("its old pool serves again".to_owned()));
             self.ended(&old);
             leaving.extend(peers);
@@ -315,7 +313,8 @@ impl Service {
 
     /// Which peers have to pass before `wanted` may serve.
     fn to_prove(&self, wanted: &config::Service) -> Proof {
-        let peers: Vec<Arc<Peer>> = identities(&wanted.active, wanted).iter().filter_map(|id| self.peers.get(id)).map(|t| Arc::clone(&t.peer)).collect();
+        let peers: Vec<Arc<Peer>> =
+            identities(&wanted.active, wanted).iter().filter_map(|id| self.peers.get(id)).map(|t| Arc::clone(&t.peer)).collect();
         let any_ready = || peers.iter().any(|peer| peer.health.is_ready());
         let ready_after = wanted.health_check.ready_after;
         let Some(running) = &self.running else {
@@ -348,7 +347,8 @@ impl Service {
 
     /// Tells every peer's task how to probe: as the candidate says who has to pass its proof, as what runs says otherwise.
     fn pace(&self) {
-        let Some(config) = self.running.as_ref().map(|running| &running.config).or(self.candidate.as_ref().map(|c| &c.config)) else {
+        let Some(config) = self.running.as_ref().map(|running| &running.config).or(self.candidate.as_ref().map(|c| &c.config))
+        else {
             return;
         };
         let usual = Arc::new(config.health_check.clone());
@@ -372,7 +372,8 @@ impl Service {
     /// Lets go of peers that are in no configuration any more and have nothing in flight.
     fn forget(&mut self) {
         let configs = self.running.iter().map(|r| &r.config).chain(self.candidate.iter().map(|c| &c.config));
-        let kept: BTreeSet<_> = configs.clone().flat_map(|config| config.pools.keys().flat_map(|pool| identities(pool, config))).collect();
+        let kept: BTreeSet<_> =
+            configs.clone().flat_map(|config| config.pools.keys().flat_map(|pool| identities(pool, config))).collect();
         let pools: BTreeSet<String> = configs.flat_map(|config| config.pools.keys().cloned()).collect();
         let draining = |peer: &Arc<Peer>| self.drains.iter().any(|drain| drain.peers.iter().any(|p| Arc::ptr_eq(p, peer)));
         let metrics = &self.means.metrics;
@@ -402,7 +403,10 @@ impl Service {
             Some(Slot { peer: Arc::clone(&tracked.peer), weight: peer.weight })
         };
         let slots = peers.iter().filter_map(slot).collect();
-        let metrics = self.pool_metrics.entry(config.active.clone()).or_insert_with(|| Arc::new(self.means.metrics.pool(&self.name, &config.active)));
+        let metrics = self
+            .pool_metrics
+            .entry(config.active.clone())
+            .or_insert_with(|| Arc::new(self.means.metrics.pool(&self.name, &config.active)));
         Pool::new(&config.active, slots, config.balance, config.fail_open, Arc::clone(metrics))
     }
 
@@ -414,7 +418,9 @@ impl Service {
     /// Whether the first look at its active pool has said something, be it good or bad.
     pub(super) fn is_settled(&self) -> bool {
         let slots = self.running.iter().flat_map(|running| running.snapshot.active.slots());
-        let mut settled = slots.map(|slot| slot.peer.health.is_ready() || slot.peer.health.record().last.is_some_and(|probe| probe.failure.is_some()));
+        let mut settled = slots.map(|slot| {
+            slot.peer.health.is_ready() || slot.peer.health.record().last.is_some_and(|probe| probe.failure.is_some())
+        });
         settled.all(|settled| settled)
     }
 
@@ -426,7 +432,9 @@ impl Service {
         let draining = |peer: &Arc<Peer>| self.drains.iter().any(|drain| drain.peers.iter().any(|p| Arc::ptr_eq(p, peer)));
         let pool = |name: &String| {
             let pool = config.and_then(|config| config.pools.get(name));
-            let weight = |address: &PeerAddress| pool.and_then(|pool| pool.peers.iter().find(|peer| peer.address == *address)).map(|peer| peer.weight);
+            let weight = |address: &PeerAddress| {
+                pool.and_then(|pool| pool.peers.iter().find(|peer| peer.address == *address)).map(|peer| peer.weight)
+            };
             let of_pool = self.peers.iter().filter(|((of, _), _)| of == name);
             let mut peers: Vec<PeerView> = of_pool
                 .map(|((_, address), tracked)| PeerView {
@@ -435,7 +443,8 @@ impl Service {
                     draining: draining(&tracked.peer),
                 })
                 .collect();
-            let position = |view: &PeerView| pool.and_then(|pool| pool.peers.iter().position(|peer| peer.address == view.peer.address));
+            let position =
+                |view: &PeerView| pool.and_then(|pool| pool.peers.iter().position(|peer| peer.address == view.peer.address));
             peers.sort_by_key(|view| position(view).unwrap_or(usize::MAX));
             let state = match () {
                 () if config.is_some_and(|config| config.active == *name) => PoolState::Active,

@@ -72,7 +72,11 @@ async fn swaps(options: &Options, stage: &mut Stage, load: &Load, screen: &mut S
             .await?;
         let politely = swap % 2 == 0;
         let how = if politely { "stopped politely" } else { "killed" };
-        screen.event(&format!("  {from} is safe to stop after {} ms: {how}, and started again as v{}", began.elapsed().as_millis(), swap + 3));
+        screen.event(&format!(
+            "  {from} is safe to stop after {} ms: {how}, and started again as v{}",
+            began.elapsed().as_millis(),
+            swap + 3
+        ));
         let idle = if from == "blue" { &mut stage.blue } else { &mut stage.green };
         idle.stop(politely).await?;
         idle.restart(&format!("v{}", swap + 3)).await?;
@@ -114,7 +118,10 @@ async fn serve_on(stage: &Stage) -> Result<(), String> {
     let idle = status.services.iter().flat_map(|s| &s.pools).find(|pool| pool.state != PoolState::Active);
     let idle = idle.map_or("green", |pool| pool.name.as_str());
     let (program, config) = (stage::program(), stage.config.display());
-    println!("\nStill serving on http://{}/ until Ctrl-C. Edit active: in\n  {config}\nor try, in another terminal:", stage.address);
+    println!(
+        "\nStill serving on http://{}/ until Ctrl-C. Edit active: in\n  {config}\nor try, in another terminal:",
+        stage.address
+    );
     println!("  curl http://{}/", stage.address);
     println!("  {program} promote {idle} --config {config}");
     println!("  {program} status --config {config}");

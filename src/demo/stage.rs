@@ -46,7 +46,8 @@ pub(super) struct Colour {
 
 impl Stage {
     pub(super) async fn set() -> Result<Self, String> {
-        let folder = tempfile::Builder::new().prefix("switchover-demo-").tempdir().map_err(|e| format!("no temporary folder: {e}"))?;
+        let folder =
+            tempfile::Builder::new().prefix("switchover-demo-").tempdir().map_err(|e| format!("no temporary folder: {e}"))?;
         let blue = Colour::start("blue", "v1").await?;
         let green = Colour::start("green", "v2").await?;
         let (address, admin) = (free_address()?, free_address()?);
@@ -64,7 +65,11 @@ impl Stage {
             .spawn()
             .map_err(|e| format!("cannot start switchover: {e}"))?;
         let mut stage = Self { blue, green, address, config, client: Client::new(&admin.to_string()), server, folder };
-        stage.until("switchover serves blue", |status| status.services.iter().any(|s| s.pools.iter().any(|p| p.peers.iter().any(|p| p.ready)))).await?;
+        stage
+            .until("switchover serves blue", |status| {
+                status.services.iter().any(|s| s.pools.iter().any(|p| p.peers.iter().any(|p| p.ready)))
+            })
+            .await?;
         Ok(stage)
     }
 
@@ -119,7 +124,17 @@ impl Colour {
     pub(super) async fn restart(&mut self, version: &str) -> Result<(), String> {
         let failed = |e: &dyn std::fmt::Display| format!("cannot start the demo's application {}: {e}", self.name);
         let mut child = itself()?
-            .args(["demo-app", "--name", self.name, "--version", version, "--listen", &self.address.to_string(), "--ready-after", "1s"])
+            .args([
+                "demo-app",
+                "--name",
+                self.name,
+                "--version",
+                version,
+                "--listen",
+                &self.address.to_string(),
+                "--ready-after",
+                "1s",
+            ])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .kill_on_drop(true)

@@ -73,7 +73,10 @@ impl Pool {
         // Fail open: probes may be wrong about everybody at once, so who was ready before is still better than nobody.
         let was_ready = |slot: &Slot| slot.peer.health.was_ready() && untried(slot);
         let nobody_is = || !self.slots.iter().any(|slot| slot.peer.health.is_ready());
-        if self.fail_open && nobody_is() && let Some(lease) = self.pick_among(was_ready) {
+        if self.fail_open
+            && nobody_is()
+            && let Some(lease) = self.pick_among(was_ready)
+        {
             return Ok(lease);
         }
         if self.slots.iter().any(|slot| slot.peer.is_open()) { Err(Refused::NobodyReady) } else { Err(Refused::Draining) }

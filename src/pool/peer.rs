@@ -129,7 +129,8 @@ impl Peer {
     /// Says why its name means nothing; an address known from before stays in use.
     pub fn set_unresolved(&self, cause: &str) {
         let cause = cause.strip_prefix("failed to lookup address information: ").unwrap_or(cause);
-        self.unresolved.store(Some(Arc::new(format!("cannot resolve {}: {cause}; is it running, and on this network?", self.address.host))));
+        self.unresolved
+            .store(Some(Arc::new(format!("cannot resolve {}: {cause}; is it running, and on this network?", self.address.host))));
     }
 
     /// Why its name means nothing.

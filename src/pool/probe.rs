@@ -64,7 +64,8 @@ pub async fn run(peer: Arc<Peer>, mut pace: watch::Receiver<Pace>, connector: Ar
             peer.connect_failed.notify_one();
         }
         let thresholds = Thresholds { ready_after: check.ready_after, not_ready_after: check.not_ready_after };
-        let changed = peer.health.probed(ProbeResult { at: SystemTime::now(), took, failure: failure.clone() }, thresholds, proof);
+        let changed =
+            peer.health.probed(ProbeResult { at: SystemTime::now(), took, failure: failure.clone() }, thresholds, proof);
         if changed {
             let Peer { service, pool, address, .. } = &*peer;
             match failure {
@@ -105,7 +106,9 @@ async fn probe(peer: &Peer, check: &HealthCheck, connector: &Connector) -> Resul
         address.set_port(port);
     }
     match &check.kind {
-        ProbeKind::Tcp => TcpStream::connect(address).await.map(drop).map_err(|e| connect_failure(&e.to_string(), address, e.kind())),
+        ProbeKind::Tcp => {
+            TcpStream::connect(address).await.map(drop).map_err(|e| connect_failure(&e.to_string(), address, e.kind()))
+        }
         ProbeKind::Http { path, host, headers, expect_status } => {
             let host = host.clone().unwrap_or_else(|| peer.address.to_string());
             let (answer, body) = get(connector, address, path, &host, headers).await?;
@@ -172,7 +175,9 @@ fn judge(path: &str, expected: &[RangeInclusive<u16>], answer: &ResponseHeader, 
             let location = answer.headers.get(http::header::LOCATION).and_then(|v| v.to_str().ok()).unwrap_or("elsewhere");
             format!("{status} to {location}: security is in front of {path}; let it be read without a login")
         }
-        401 | 403 => format!("{said}: security is in front of {path}; let it be read without a login, or send health_check.headers"),
+        401 | 403 => {
+            format!("{said}: security is in front of {path}; let it be read without a login, or send health_check.headers")
+        }
         _ => said.to_owned(),
     })
 }
@@ -180,7 +185,9 @@ fn judge(path: &str, expected: &[RangeInclusive<u16>], answer: &ResponseHeader, 
 fn connect_failure(cause: &str, address: std::net::SocketAddr, kind: std::io::ErrorKind) -> String {
     match kind {
         std::io::ErrorKind::ConnectionRefused => format!("connection refused: nothing listens on {address}"),
-        std::io::ErrorKind::HostUnreachable | std::io::ErrorKind::NetworkUnreachable => format!("{address} is unreachable: {cause}"),
+        std::io::ErrorKind::HostUnreachable | std::io::ErrorKind::NetworkUnreachable => {
+            format!("{address} is unreachable: {cause}")
+        }
         std::io::ErrorKind::TimedOut => format!("no connection to {address} in time"),
         _ => format!("cannot connect to {address}: {cause}"),
     }

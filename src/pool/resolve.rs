@@ -47,11 +47,12 @@ pub async fn run(peer: Arc<Peer>) {
 
 /// Looks the name up; `failed` says that the address in use could not be connected to.
 async fn resolve(peer: &Peer, failed: bool) {
-    let mut addresses: Vec<SocketAddr> = match timeout(REFRESH, lookup_host((peer.address.host.as_str(), peer.address.port))).await {
-        Ok(Ok(found)) => found.collect(),
-        Ok(Err(e)) => return peer.set_unresolved(&e.to_string()),
-        Err(_) => return peer.set_unresolved("no answer"),
-    };
+    let mut addresses: Vec<SocketAddr> =
+        match timeout(REFRESH, lookup_host((peer.address.host.as_str(), peer.address.port))).await {
+            Ok(Ok(found)) => found.collect(),
+            Ok(Err(e)) => return peer.set_unresolved(&e.to_string()),
+            Err(_) => return peer.set_unresolved("no answer"),
+        };
     // IPv4 first: containers often have an IPv6 name and an application that listens on IPv4 alone.
     addresses.sort_by_key(|address| (address.is_ipv6(), *address));
     addresses.dedup();

@@ -54,7 +54,8 @@ struct Connection(Arc<Connections>);
 impl Edge {
     /// `threads` is how many workers will drive it.
     pub fn new(proxy: Proxy, threads: usize, gauge: IntGauge) -> Self {
-        let conf = ServerConf { threads, upstream_keepalive_pool_size: KEPT_CONNECTIONS, max_retries: TRIES, ..ServerConf::default() };
+        let conf =
+            ServerConf { threads, upstream_keepalive_pool_size: KEPT_CONNECTIONS, max_retries: TRIES, ..ServerConf::default() };
         let mut proxy = HttpProxy::new(proxy, Arc::new(conf));
         proxy.handle_init_modules();
         let connections = Connections { open: AtomicUsize::new(0), gauge, all_closed: Notify::new() };

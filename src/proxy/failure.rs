@@ -45,9 +45,7 @@ impl Failure {
             (ErrorSource::Upstream, ErrorType::InvalidHTTPHeader) => Self::Peer(ErrorKind::Protocol),
             (ErrorSource::Upstream, _) => Self::Peer(ErrorKind::Closed),
             (ErrorSource::Downstream, ErrorType::ReadTimedout) => Self::ClientTimeout,
-            (ErrorSource::Downstream, ErrorType::InvalidHTTPHeader | ErrorType::HTTPStatus(_)) => {
-                Self::BadRequest
-            }
+            (ErrorSource::Downstream, ErrorType::InvalidHTTPHeader | ErrorType::HTTPStatus(_)) => Self::BadRequest,
             (ErrorSource::Downstream, _) => Self::ClientGone,
             _ => Self::Internal,
         }

@@ -45,7 +45,8 @@ pub(super) fn set(request: &mut RequestHeader, connection: &Connection, trusted_
         drop_claims(request);
     }
     let client_text = client.to_string();
-    let forwarded_for = match request.headers.get_all(X_FORWARDED_FOR).iter().filter_map(|v| v.to_str().ok()).collect::<Vec<_>>() {
+    let forwarded_for = match request.headers.get_all(X_FORWARDED_FOR).iter().filter_map(|v| v.to_str().ok()).collect::<Vec<_>>()
+    {
         chain if chain.is_empty() => client_text.clone(),
         chain => format!("{}, {client_text}", chain.join(", ")),
     };
@@ -134,7 +135,8 @@ mod tests {
             request.append_header(*name, *value).unwrap();
         }
         let trusted: Vec<IpNet> = trusted.iter().map(|network| network.parse().unwrap()).collect();
-        set(&mut request, &Connection { client: SocketAddr::new(client.parse().unwrap(), 5), local_port: 8080 }, &trusted).unwrap();
+        set(&mut request, &Connection { client: SocketAddr::new(client.parse().unwrap(), 5), local_port: 8080 }, &trusted)
+            .unwrap();
         let mut all: Vec<_> = request.headers.iter().map(|(n, v)| (n.to_string(), v.to_str().unwrap().to_owned())).collect();
         all.retain(|(name, _)| name != "host");
         all.sort();
@@ -169,7 +171,12 @@ mod tests {
 
     #[test]
     fn what_a_trusted_proxy_says_is_kept_and_added_to() {
-        let said = [("X-Forwarded-For", "198.51.100.7"), ("X-Forwarded-For", "10.0.0.2"), ("X-Forwarded-Proto", "https"), ("X-Forwarded-Port", "443")];
+        let said = [
+            ("X-Forwarded-For", "198.51.100.7"),
+            ("X-Forwarded-For", "10.0.0.2"),
+            ("X-Forwarded-Proto", "https"),
+            ("X-Forwarded-Port", "443"),
+        ];
         assert_eq!(
             forwarded(&said, "10.0.0.1", &["10.0.0.0/8"]),
             expect(&[

@@ -77,7 +77,11 @@ impl Proxy {
     fn route(&self, session: &Session, ctx: &mut RequestCtx) -> bool {
         let snapshot = self.snapshot.load_full();
         let request = session.req_header();
-        let host = request.headers.get(header::HOST).map(HeaderValue::as_bytes).or_else(|| request.uri.authority().map(|a| a.as_str().as_bytes()));
+        let host = request
+            .headers
+            .get(header::HOST)
+            .map(HeaderValue::as_bytes)
+            .or_else(|| request.uri.authority().map(|a| a.as_str().as_bytes()));
         let host = host.and_then(|host| std::str::from_utf8(host).ok()).unwrap_or_default();
         ctx.service = snapshot.routes.find(host, request.uri.path()).map(Arc::clone);
         ctx.snapshot = Some(snapshot);
@@ -228,7 +232,14 @@ impl ProxyHttp for Proxy {
     }
 
     /// A request that may already have been acted on is sent again only if doing it twice is doing it once.
-    fn error_while_proxy(&self, _peer: &HttpPeer, session: &mut Session, mut e: BError, ctx: &mut RequestCtx, _reused: bool) -> BError {
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut e: BError,
+        ctx: &mut RequestCtx,
+        _reused: bool,
+    ) -> BError {
         let failure = Failure::of(&e, response_timeout::expired());
         let again = failure == Failure::Peer(ErrorKind::Closed)
             && !ctx.retried
@@ -246,7 +257,12 @@ impl ProxyHttp for Proxy {
         e
     }
 
-    async fn upstream_request_filter(&self, session: &mut Session, request: &mut RequestHeader, ctx: &mut RequestCtx) -> Result<()> {
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        request: &mut RequestHeader,
+        ctx: &mut RequestCtx,
+    ) -> Result<()> {
         let address = |address: Option<&pingora::protocols::l4::socket::SocketAddr>| address.and_then(|a| a.as_inet().copied());
         let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
         let connection = Connection {
@@ -271,7 +287,12 @@ impl ProxyHttp for Proxy {
         Ok(())
     }
 
-    async fn upstream_response_filter(&self, _session: &mut Session, response: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
+    async fn upstream_response_filter(
+        &self,
+        _session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut RequestCtx,
+    ) -> Result<()> {
         if response.status.is_informational() && response.status != http::StatusCode::SWITCHING_PROTOCOLS {
             response_timeout::extend();
             return Ok(());
@@ -328,7 +349,13 @@ impl ProxyHttp for Proxy {
         true
     }
 
-    fn suppress_proxy_warn_log(&self, _session: &Session, _ctx: &RequestCtx, _error: &Error, _context: ProxyWarnLogContext) -> bool {
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _ctx: &RequestCtx,
+        _error: &Error,
+        _context: ProxyWarnLogContext,
+    ) -> bool {
         true
     }
 }
@@ -350,4 +377,3 @@ async fn answer(session: &mut Session, failure: Failure) -> Result<()> {
     session.write_response_header(Box::new(response), false).await?;
     session.write_response_body(Some(Bytes::from_static(body.as_bytes())), true).await
 }
-
