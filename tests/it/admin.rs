@@ -1,0 +1,146 @@
+//! The admin face and the commands that talk to it.
+
+use crate::support::{ConfigFile, Origin, Switchover, eventually};
+
+fn started() -> (Origin, Origin, ConfigFile, Switchover) {
+    let (blue, green) = (Origin::start("blue"), Origin::start("green"));
+    let config = ConfigFile::new(&[("blue", &[blue.address()]), ("green", &[green.address()])]);
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("green");
+    (blue, green, config, switchover)
+}
+
+#[test]
+fn every_endpoint_answers() {
+    let (blue, _green, config, switchover) = started();
+    assert_eq!(switchover.admin_get("/livez").0, 200);
+    assert_eq!(switchover.admin_get("/readyz").0, 200);
+    let status = switchover.status();
+    assert_eq!(status["config"]["file"], config.path.to_str().unwrap());
+    assert_eq!(status["config"]["last_reload"]["result"], "applied");
+    assert_eq!(status["listeners"][0], switchover.address.to_string());
+    let shop = &status["services"][0];
+    assert_eq!((&shop["name"], &shop["active"]), (&"shop".into(), &"blue".into()));
+    let peer = &shop["pools"][0]["peers"][0];
+    assert_eq!((&peer["address"], &peer["ready"], &peer["last_probe"]["ok"]), (&blue.address().to_string().into(), &true.into(), &true.into()));
+    assert_eq!(peer["resolved"][0], blue.address().to_string());
+    let (code, applied) = switchover.admin_post("/v1/services/shop/promote?wait=drained", "{\"pool\": \"green\"}");
+    assert_eq!((code, &applied["result"], &applied["swaps"][0]["outcome"]), (200, &"applied".into(), &"drained".into()), "{applied}");
+    assert_eq!((&applied["swaps"][0]["service"], &applied["swaps"][0]["from"], &applied["swaps"][0]["to"]), (&"shop".into(), &"blue".into(), &"green".into()));
+    let (code, applied) = switchover.admin_post("/v1/services/shop/promote?wait=drained", "{\"pool\": \"green\"}");
+    assert_eq!((code, &applied["result"]), (200, &"unchanged".into()));
+    assert_eq!(switchover.admin_get("/v1/services/shop/pools/blue/safe-to-stop").0, 200);
+    assert_eq!(switchover.admin_get("/v1/services/shop/pools/green/safe-to-stop?wait=50ms").0, 504);
+}
+
+#[test]
+fn what_cannot_be_done_is_said_in_one_shape() {
+    let (_blue, _green, _config, switchover) = started();
+    let post = |path: &str, body: &str| {
+        let (status, error) = switchover.admin_post(path, body);
+        assert!(error["message"].as_str().is_some_and(|m| !m.is_empty()), "{error}");
+        (status, error["code"].as_str().unwrap().to_owned())
+    };
+    let is = |status: u16, code: &str| (status, code.to_owned());
+    assert_eq!(post("/v1/services/shop/promote", "{\"pool\": \"red\"}"), is(404, "unknown-pool"));
+    assert_eq!(post("/v1/services/stop/promote", "{\"pool\": \"blue\"}"), is(404, "unknown-service"));
+    for body in ["", "nonsense", "{}", "{\"pool\": 5}", "{\"pool\": \"green\", \"x\": 1}"] {
+        assert_eq!(post("/v1/services/shop/promote", body), is(400, "bad-request"), "{body}");
+    }
+    assert_eq!(post("/v1/reload?wait=forever", ""), is(400, "bad-request"));
+    assert_eq!(post("/v1/reload", "{\"x\": 1}"), is(400, "bad-request"));
+    for (method, path, expected) in [
+        ("GET", "/v1/nothing", 404),
+        ("GET", "/v1/reload", 405),
+        ("DELETE", "/v1/status", 405),
+        ("GET", "/v1/services/shop/pools/red/safe-to-stop", 404),
+        ("GET", "/v1/services/shop/pools/blue/safe-to-stop?wait=soon", 400),
+    ] {
+        let (status, body) = switchover.admin_request(&format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+        let error: serde_json::Value = serde_json::from_str(&body).unwrap_or_else(|e| panic!("{method} {path}: {e}: {body:?}"));
+        assert_eq!(status, expected, "{method} {path}");
+        assert!(error["code"].is_string() && error["message"].is_string(), "{error}");
+    }
+}
+
+#[test]
+fn pages_of_strangers_can_change_nothing() {
+    let (_blue, _green, _config, switchover) = started();
+    let admin = switchover.admin;
+    let body = "{\"pool\": \"green\"}";
+    for (headers, expected) in [
+        ("Host: evil.example.com\r\nContent-Type: application/json".to_owned(), 403),
+        (format!("Host: {admin}\r\nContent-Type: application/json\r\nOrigin: http://evil.example.com"), 403),
+        (format!("Host: {admin}\r\nContent-Type: application/json\r\nOrigin: null"), 403),
+        (format!("Host: {admin}\r\nContent-Type: text/plain"), 415),
+        (format!("Host: {admin}\r\nContent-Type: application/x-www-form-urlencoded"), 415),
+        (format!("Host: {admin}"), 415),
+        (format!("Host: {admin}\r\nContent-Type: application/json; charset=utf-8\r\nOrigin: http://{admin}"), 200),
+    ] {
+        let request = format!("POST /v1/services/shop/promote HTTP/1.1\r\n{headers}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        assert_eq!(switchover.admin_request(&request).0, expected, "{headers}");
+        if expected != 200 {
+            assert_eq!(switchover.shop()["active"], "blue");
+        }
+    }
+    switchover.await_active("green");
+}
+
+#[test]
+fn commands_say_what_they_did() {
+    let (_blue, _green, config, switchover) = started();
+    let status = switchover.cli(&["status"]);
+    for word in ["shop  active blue", "POOL", "LAST PROBE", "standby, safe to stop", "ok, "] {
+        assert!(status.stdout.contains(word), "{word}: {}", status.stdout);
+    }
+    let json: serde_json::Value = serde_json::from_str(&switchover.cli(&["status", "--json"]).stdout).unwrap();
+    assert_eq!(json["services"][0]["active"], "blue");
+    let promoted = switchover.cli(&["promote", "shop", "green"]);
+    assert_eq!(promoted.code, 0, "{promoted:?}");
+    assert!(promoted.stdout.contains("shop: promoted green in ") && promoted.stdout.contains("safe to stop blue"), "{promoted:?}");
+    let text = std::fs::read_to_string(&config.path).unwrap();
+    assert_eq!(text, config.text().replace("active: blue", "active: green"));
+    let again = switchover.cli(&["promote", "green"]);
+    assert_eq!((again.code, again.stdout.trim()), (0, "shop: nothing to do, that is what serves"));
+    let wrong = switchover.cli(&["promote", "gren"]);
+    assert_eq!(wrong.code, 2);
+    assert!(wrong.stderr.contains("no pool \"gren\"; pools are blue, green"), "{wrong:?}");
+    assert_eq!(switchover.cli(&["promote", "nobody", "green"]).code, 2);
+    assert!(switchover.cli(&["status"]).stdout.contains("blue -> green, drained"));
+    let nobody = crate::support::switchover::run(&["status", "--admin", "127.0.0.1:1"]);
+    assert_eq!(nobody.code, 1);
+    assert!(nobody.stderr.contains("no answer from the admin address 127.0.0.1:1"), "{nobody:?}");
+}
+
+#[test]
+fn a_promotion_into_a_file_that_cannot_be_written_is_refused() {
+    let (_blue, _green, config, switchover) = started();
+    // Root may write anything but a folder in the place of the file's own.
+    let immutable = std::process::Command::new("chattr").args(["+i", config.path.to_str().unwrap()]).output();
+    if !immutable.is_ok_and(|output| output.status.success()) {
+        eprintln!("NOT TESTED: this system lets nobody make a file immutable");
+        return;
+    }
+    let output = switchover.cli(&["promote", "green"]);
+    std::process::Command::new("chattr").args(["-i", config.path.to_str().unwrap()]).output().unwrap();
+    assert_eq!(output.code, 1, "{output:?}");
+    assert!(output.stderr.contains("the configuration file cannot be written"), "{output:?}");
+    assert_eq!(switchover.get("/").text(), "blue");
+}
+
+#[test]
+fn a_file_that_somebody_changes_during_a_promotion_wins() {
+    let (_blue, green, config, switchover) = started();
+    green.readiness(503, "starting");
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| switchover.cli(&["promote", "green"]));
+        switchover.await_shop("proving", |shop| shop["swap"]["phase"] == "proving");
+        config.replace_by_rename(&format!("# mine\n{}", config.text()));
+        let output = waiter.join().unwrap();
+        assert_eq!(output.code, 1, "{output:?}");
+    });
+    eventually("the change is kept", || {
+        let text = std::fs::read_to_string(&config.path).unwrap();
+        if text.starts_with("# mine") && text.contains("active: blue") { Ok(()) } else { Err(text) }
+    });
+}

@@ -1,0 +1,85 @@
+//! Files: the bad ones with the words that are said of them, and the good ones of the repository.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use switchover::config;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn yaml_files(folder: &Path) -> Vec<PathBuf> {
+    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|extension| extension == "yaml")).collect();
+    files.sort();
+    files
+}
+
+/// Each `tests/invalid/NAME.yaml` is refused in exactly the words of `NAME.expected`. UPDATE_EXPECTED=1 writes them anew.
+#[test]
+fn every_bad_file_is_refused_in_the_words_recorded_for_it() {
+    let folder = root().join("tests/invalid");
+    let files = yaml_files(&folder);
+    assert!(files.len() >= 25, "only {} files", files.len());
+    for path in files {
+        let mut error = config::load(&path).err().unwrap_or_else(|| panic!("{} is valid", path.display()));
+        error.file = path.file_name().unwrap().into();
+        let said = format!("{error}\n");
+        let expected = path.with_extension("expected");
+        if std::env::var_os("UPDATE_EXPECTED").is_some() {
+            fs::write(&expected, &said).unwrap();
+        }
+        let expected = fs::read_to_string(&expected).unwrap_or_else(|e| panic!("{}: {e}", expected.display()));
+        assert_eq!(said, expected, "{}", path.display());
+        let output = crate::support::switchover::run(&["check", "--config", path.to_str().unwrap()]);
+        assert_eq!((output.code, output.stderr.lines().count()), (78, said.lines().count()), "{output:?}");
+    }
+}
+
+#[test]
+fn every_example_is_valid() {
+    let files = yaml_files(&root().join("conf"));
+    assert!(files.len() >= 2);
+    for path in files {
+        let output = crate::support::switchover::run(&["check", "--config", path.to_str().unwrap()]);
+        assert_eq!(output.code, 0, "{output:?}");
+    }
+}
+
+/// Blocks that are a whole file are checked as they are, blocks that are a part of one are put into one.
+#[test]
+fn every_block_of_yaml_in_the_documentation_is_valid() {
+    let mut blocks = 0;
+    for page in ["README.md", "docs/configuration.md"] {
+        let text = fs::read_to_string(root().join(page)).unwrap_or_else(|e| panic!("{page}: {e}"));
+        for block in text.split("```yaml\n").skip(1) {
+            let block = block.split("```").next().unwrap();
+            blocks += 1;
+            config::parse(&completed(block)).unwrap_or_else(|problems| panic!("{page}: {problems:?}\n{}", completed(block)));
+        }
+    }
+    assert!(blocks >= 5, "only {blocks} blocks");
+}
+
+/// A part of a service, of a pool's list or of the top level, in the rest of a file.
+fn completed(block: &str) -> String {
+    const LISTENERS: &str = "listeners: [{address: \"0.0.0.0:8080\"}]\n";
+    const ACTIVE: &str = "    active: blue\n";
+    const POOLS: &str = "    pools: {blue: {peers: [a:1]}, green: {peers: [b:1]}}\n";
+    let has = |key: &str| block.lines().any(|line| line.trim_start().starts_with(key));
+    let top = |key: &str| block.lines().any(|line| line.starts_with(key));
+    let listeners = if top("listeners:") { "" } else { LISTENERS };
+    if top("services:") {
+        return format!("{listeners}{block}");
+    }
+    if ["listeners:", "admin:", "threads:", "shutdown_timeout:", "trusted_proxies:"].into_iter().any(top) {
+        return format!("{listeners}{block}services:\n  shop:\n{ACTIVE}{POOLS}");
+    }
+    let indented: String = block.lines().map(|line| format!("    {line}\n")).collect();
+    let active = if has("active:") { "" } else { ACTIVE };
+    let pools = if has("pools:") { "" } else { POOLS };
+    format!("{listeners}services:\n  shop:\n{active}{pools}{indented}")
+}

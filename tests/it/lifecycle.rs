@@ -1,0 +1,158 @@
+//! Birth and death of the process.
+
+use std::{
+    net::TcpListener,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Client, ConfigFile, Load, Origin, Switchover, eventually, load::mixed, origin::{Act, ok}, switchover::run};
+
+#[test]
+fn a_busy_port_ends_it_at_once_and_is_named() {
+    let blue = Origin::start("blue");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    for (first, key) in [(true, "listeners[0].address"), (false, "admin.address")] {
+        let text = config.text();
+        let text = if first { text.replacen("127.0.0.1:0", &address.to_string(), 1) } else { text.replace("admin:\n  address: 127.0.0.1:0", &format!("admin:\n  address: {address}")) };
+        config.write_in_place(&text);
+        let began = Instant::now();
+        let output = run(&["run", "--config", config.path.to_str().unwrap()]);
+        assert_eq!(output.code, 1, "{output:?}");
+        assert!(output.stderr.contains(&format!("{key}: {address} is in use")), "{output:?}");
+        assert!(began.elapsed() < Duration::from_secs(2));
+    }
+}
+
+#[test]
+fn an_invalid_or_missing_file_ends_it_with_78() {
+    let config = ConfigFile::new(&[("blue", &[([127, 0, 0, 1], 1).into()])]);
+    config.write_in_place("listeners: []\n");
+    let path = config.path.to_str().unwrap();
+    let output = run(&["run", "--config", path]);
+    assert_eq!(output.code, 78, "{output:?}");
+    assert!(output.stderr.contains("services: is missing") && output.stderr.contains("listeners: is empty"), "{output:?}");
+    assert_eq!(run(&["check", "--config", path]).code, 78);
+    assert_eq!(run(&["run", "--config", "/nowhere/x.yaml"]).code, 78);
+    assert_eq!(run(&["walk"]).code, 2);
+    assert_eq!(run(&["promote"]).code, 2);
+}
+
+#[test]
+fn a_stop_lets_running_requests_end_and_no_longer() {
+    let blue = Origin::start("blue");
+    blue.on("/slow", Act::SayAfter(Duration::from_millis(1000), ok("slow")));
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    let mut switchover = Switchover::start(&config);
+    let mut slow = switchover.client();
+    let mut idle = switchover.client();
+    assert_eq!(idle.get("/").unwrap().status, 200);
+    slow.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    switchover.await_shop("it runs", |shop| shop["pools"][0]["in_flight"] == 1);
+    switchover.signal(Signal::SIGTERM);
+    eventually("it says not ready", || match switchover.admin_get("/readyz") {
+        (503, _) => Ok(()),
+        other => Err(other),
+    });
+    eventually("nobody new is let in", || Client::connect(switchover.address).map_or(Ok(()), |_| Err("let in")));
+    let response = slow.read_response().unwrap();
+    assert_eq!((response.text().as_str(), response.closes()), ("slow", true));
+    let (status, took) = switchover.await_exit();
+    assert_eq!(status.code(), Some(0), "{}", switchover.log());
+    assert!(took < Duration::from_secs(1), "the last request had ended: {took:?}");
+    assert!(idle.is_closed_within(Duration::from_secs(1)));
+}
+
+#[test]
+fn with_nothing_to_do_a_stop_is_immediate() {
+    let blue = Origin::start("blue");
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let mut switchover = Switchover::start(&config);
+        switchover.signal(signal);
+        let (status, took) = switchover.await_exit();
+        assert_eq!(status.code(), Some(0));
+        assert!(took < Duration::from_millis(500), "{took:?}");
+    }
+}
+
+#[test]
+fn a_stop_under_load_fails_no_request_that_was_let_in() {
+    let blue = Origin::start("blue");
+    blue.on("/slow", Act::SayAfter(Duration::from_millis(200), ok("slow")));
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    let mut switchover = Switchover::start(&config);
+    let load = Load::start(switchover.address, 8, mixed);
+    eventually("it runs", || if load.done() > 200 { Ok(()) } else { Err(load.done()) });
+    switchover.signal(Signal::SIGTERM);
+    let (status, _) = switchover.await_exit();
+    assert_eq!(status.code(), Some(0));
+    let tally = load.stop();
+    let cut: Vec<_> = tally.failures.iter().filter(|(_, reason)| !reason.contains("refused")).collect();
+    assert!(cut.is_empty(), "{cut:?}");
+}
+
+#[test]
+fn shutdown_timeout_bounds_a_stop() {
+    let blue = Origin::start("blue");
+    blue.on("/hang", Act::Hang);
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]).top("shutdown_timeout: 700ms\n");
+    let mut switchover = Switchover::start(&config);
+    let mut client = switchover.client();
+    client.send("GET /hang HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    switchover.await_shop("it runs", |shop| shop["pools"][0]["in_flight"] == 1);
+    switchover.signal(Signal::SIGTERM);
+    let (_, took) = switchover.await_exit();
+    assert!((Duration::from_millis(500)..Duration::from_secs(3)).contains(&took), "{took:?}");
+}
+
+#[test]
+fn a_second_signal_stops_at_once() {
+    let blue = Origin::start("blue");
+    blue.on("/hang", Act::Hang);
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    let mut switchover = Switchover::start(&config);
+    let mut client = switchover.client();
+    client.send("GET /hang HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    switchover.await_shop("it runs", |shop| shop["pools"][0]["in_flight"] == 1);
+    switchover.signal(Signal::SIGTERM);
+    eventually("it stops", || if switchover.log().contains("stopping connections=1") { Ok(()) } else { Err(switchover.log()) });
+    switchover.signal(Signal::SIGTERM);
+    let (status, took) = switchover.await_exit();
+    assert_eq!(status.code(), Some(1));
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+#[test]
+fn no_signal_but_the_two_that_mean_it_stops_it() {
+    let blue = Origin::start("blue");
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    let mut switchover = Switchover::start(&config);
+    for _ in 0..20 {
+        switchover.signal(Signal::SIGQUIT);
+        switchover.signal(Signal::SIGHUP);
+    }
+    eventually("SIGQUIT was heard", || if switchover.log().contains("SIGQUIT is ignored") { Ok(()) } else { Err(switchover.log()) });
+    assert_eq!(switchover.get("/").text(), "blue");
+    assert!(switchover.child.try_wait().unwrap().is_none());
+}
+
+#[test]
+fn a_sighup_during_the_start_does_not_end_it() {
+    let blue = Origin::start("blue");
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    for delay in [3, 6, 10, 20, 40] {
+        let mut child = crate::support::switchover::command(&["run", "--config", config.path.to_str().unwrap()]).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(delay)); // The moment that is tested.
+        let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, Signal::SIGHUP).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        let ended = child.try_wait().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(ended.is_none(), "after {delay} ms: {ended:?}");
+    }
+}

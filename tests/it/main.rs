@@ -1,0 +1,19 @@
+//! Every test that drives the real binary, in one program: one link instead of a dozen.
+
+#![expect(unreachable_pub, reason = "`pub` marks what the kit offers to the tests")]
+
+mod support;
+
+mod admin;
+mod drain;
+mod files;
+mod headers;
+mod http;
+mod lifecycle;
+mod metrics;
+mod names;
+mod refused;
+mod reload;
+mod retry;
+mod speed;
+mod swaps;

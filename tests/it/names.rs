@@ -1,0 +1,75 @@
+//! Peers by name: a container that is made anew has another address, and nobody edits a file to say so.
+
+use std::{fs, process::Command, time::Instant};
+
+use crate::support::{ConfigFile, Origin, Switchover, eventually};
+
+/// In a mount namespace of its own, so that `/etc/hosts` is a file of the test.
+fn with_hosts(config: &ConfigFile, hosts: &std::path::Path) -> Command {
+    let mut command = Command::new("unshare");
+    let program = env!("CARGO_BIN_EXE_switchover");
+    let script = format!(
+        "mount --bind {} /etc/hosts && exec {program} run --config {}",
+        hosts.display(),
+        config.path.display()
+    );
+    command.args(["--map-root-user", "--mount", "sh", "-c", &script]);
+    command
+}
+
+fn can_unshare() -> bool {
+    let works = Command::new("unshare").args(["--map-root-user", "--mount", "true"]).status().is_ok_and(|status| status.success());
+    assert!(works || std::env::var_os("CI").is_none(), "CI has to be able to unshare a mount namespace");
+    if !works {
+        eprintln!("NOT TESTED: this system has no mount namespaces for us");
+    }
+    works
+}
+
+#[test]
+fn a_name_that_means_another_address_is_found_within_ten_seconds() {
+    if !can_unshare() {
+        return;
+    }
+    let old = Origin::start("old");
+    // The same port at another address, as a container has it.
+    let listener = std::net::TcpListener::bind(("127.0.0.2", old.address().port())).unwrap();
+    let mut config = ConfigFile::new(&[("blue", &[old.address()])]);
+    config.set_peers("blue", &[&format!("app-blue.test:{}", old.address().port())]);
+    let hosts = config.folder().join("hosts");
+    fs::write(&hosts, "127.0.0.1 app-blue.test\n").unwrap();
+    let switchover = Switchover::spawn(with_hosts(&config, &hosts), &config);
+    assert_eq!(switchover.get("/").text(), "old");
+    let new = Origin::on_listener("new", listener);
+    // A bind mount keeps its inode: written in place.
+    fs::write(&hosts, "127.0.0.2 app-blue.test\n").unwrap();
+    old.kill();
+    let began = Instant::now();
+    eventually("the new one serves", || match switchover.get("/").text() {
+        text if text == "new" => Ok(()),
+        text => Err(text),
+    });
+    assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
+    assert_eq!(switchover.pool("blue")["peers"][0]["resolved"][0], new.address().to_string());
+}
+
+#[test]
+fn a_name_that_means_nothing_is_a_reason() {
+    let blue = Origin::start("blue");
+    let mut config = ConfigFile::new(&[("blue", &[blue.address()]), ("green", &[])]);
+    config.set_peers("green", &["no-such-name.invalid:8080"]);
+    let config = config.service("    health_check: {interval: 100ms}\n    promotion: {ready_timeout: 1s}\n");
+    let switchover = Switchover::start(&config);
+    let output = switchover.cli(&["promote", "green"]);
+    assert_eq!(output.code, 3, "{output:?}");
+    assert!(output.stderr.contains("cannot resolve no-such-name.invalid"), "{output:?}");
+}
+
+#[test]
+fn localhost_is_a_name() {
+    let blue = Origin::start("blue");
+    let mut config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    config.set_peers("blue", &[&format!("localhost:{}", blue.address().port())]);
+    let switchover = Switchover::start(&config);
+    assert_eq!(switchover.get("/").text(), "blue");
+}

@@ -1,0 +1,121 @@
+//! Releases that must not go live: the old pool serves on, nothing fails, and the reason can be read everywhere.
+
+use std::{thread, time::Duration};
+
+use crate::support::{ConfigFile, Edit, Load, Origin, Switchover, load::mixed, origin::{Act, ok, status}};
+
+const QUICK: &str = "    health_check: {interval: 100ms}\n    promotion: {ready_timeout: 1s}\n";
+
+fn shop(green: &Origin) -> (Origin, ConfigFile) {
+    let blue = Origin::start("blue");
+    let config = ConfigFile::new(&[("blue", &[blue.address()]), ("green", &[green.address()])]).service(QUICK);
+    (blue, config)
+}
+
+/// Promotes green in vain under load; returns what the command said.
+fn refused(green: &Origin, reason: &str) -> Switchover {
+    let (_blue, config) = shop(green);
+    let before = std::fs::read_to_string(&config.path).unwrap();
+    let switchover = Switchover::start(&config);
+    let load = Load::start(switchover.address, 4, mixed);
+    let output = switchover.cli(&["promote", "green"]);
+    assert_eq!(output.code, 3, "{output:?}");
+    assert!(output.stderr.contains(reason), "{output:?}");
+    load.stop().assert_no_failures();
+    let shop = switchover.shop();
+    assert_eq!((&shop["active"], &shop["swap"]["outcome"]), (&"blue".into(), &"not_ready".into()), "{shop}");
+    assert!(shop["swap"]["reason"].as_str().unwrap().contains(reason), "{shop}");
+    assert!(switchover.log().contains("outcome=not_ready") && switchover.log().contains(reason));
+    assert_eq!(switchover.metric("switchover_swaps_total{result=\"not_ready\",service=\"shop\"}"), Some(1.0));
+    assert_eq!(std::fs::read_to_string(&config.path).unwrap(), before, "a refused release leaves no mark in the file");
+    assert_eq!(switchover.get("/").text(), "blue");
+    switchover
+}
+
+#[test]
+fn a_pool_that_answers_503() {
+    let green = Origin::start("green");
+    green.readiness(503, "{\"status\":\"OUT_OF_SERVICE\"}");
+    refused(&green, "503 {\"status\":\"OUT_OF_SERVICE\"}");
+}
+
+#[test]
+fn a_pool_that_never_listens() {
+    let green = Origin::start("green");
+    green.kill();
+    refused(&green, "connection refused");
+}
+
+#[test]
+fn a_pool_that_hangs() {
+    let green = Origin::start("green");
+    green.on("/actuator/health/readiness", Act::Hang);
+    refused(&green, "no answer within 1s");
+}
+
+#[test]
+fn a_pool_whose_probes_are_switched_off_or_behind_a_login() {
+    let green = Origin::start("green");
+    green.readiness(404, "{\"error\":\"Not Found\"}");
+    let switchover = refused(&green, "management.endpoint.health.probes.enabled=true");
+    green.on("/actuator/health/readiness", Act::Say(b"HTTP/1.1 302 Found\r\nLocation: /login\r\nContent-Length: 0\r\n\r\n".to_vec()));
+    let last = |switchover: &Switchover| switchover.pool("green")["peers"][0]["last_probe"]["reason"].as_str().unwrap_or_default().to_owned();
+    crate::support::eventually("the reason is the login", || {
+        let reason = last(&switchover);
+        if reason.contains("302 to /login: security is in front") { Ok(()) } else { Err(reason) }
+    });
+}
+
+#[test]
+fn a_pool_that_flaps() {
+    let green = Origin::start("green");
+    let (_blue, config) = shop(&green);
+    let config = config.service("    health_check: {interval: 100ms, ready_after: 4}\n    promotion: {ready_timeout: 2s}\n");
+    let switchover = Switchover::start(&config);
+    let load = Load::start(switchover.address, 4, mixed);
+    let flapping = green.clone();
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stopped = std::sync::Arc::clone(&stop);
+    // Every other probe fails, whatever the pace: an answer is good once.
+    let flap = thread::spawn(move || {
+        while !stopped.load(std::sync::atomic::Ordering::SeqCst) {
+            flapping.on("/actuator/health/readiness", Act::Say(status(503, "down")));
+            thread::sleep(Duration::from_millis(15));
+            flapping.on("/actuator/health/readiness", Act::Say(ok("up")));
+            thread::sleep(Duration::from_millis(15));
+        }
+    });
+    config.set_active("green", Edit::Rename);
+    let shop = switchover.await_shop("the swap is given up", |shop| shop["swap"]["outcome"] == "not_ready");
+    assert_eq!(shop["active"], "blue");
+    stop.store(true, std::sync::atomic::Ordering::SeqCst);
+    flap.join().unwrap();
+    load.stop().assert_no_failures();
+}
+
+#[test]
+fn a_pool_of_which_one_peer_is_missing() {
+    let (green, missing) = (Origin::start("green"), Origin::start("green"));
+    missing.kill();
+    let blue = Origin::start("blue");
+    let config =
+        ConfigFile::new(&[("blue", &[blue.address()]), ("green", &[green.address(), missing.address()])]).service(QUICK);
+    let switchover = Switchover::start(&config);
+    let output = switchover.cli(&["promote", "green"]);
+    assert_eq!(output.code, 3, "{output:?}");
+    assert!(output.stderr.contains(&missing.address().to_string()) && !output.stderr.contains(&green.address().to_string()), "{output:?}");
+}
+
+#[test]
+fn what_was_refused_can_be_tried_again() {
+    let green = Origin::start("green");
+    green.readiness(503, "warming up");
+    let (_blue, config) = shop(&green);
+    let switchover = Switchover::start(&config);
+    config.set_active("green", Edit::Rename);
+    switchover.await_shop("given up", |shop| shop["swap"]["outcome"] == "not_ready");
+    green.readiness(200, "up");
+    let output = switchover.cli(&["reload"]);
+    assert_eq!(output.code, 0, "{output:?}");
+    assert_eq!(switchover.get("/").text(), "green");
+}

@@ -1,0 +1,236 @@
+//! Edits of the file: what is taken, what is refused, and what is left alone.
+
+use std::{fs, thread, time::Duration};
+
+use nix::sys::signal::Signal;
+
+use crate::support::{App, ConfigFile, Edit, Load, Origin, Switchover, eventually, load::mixed, origin::Act};
+
+/// A file with one more problem than the last one, however it got there, changes nothing.
+#[test]
+fn a_file_that_is_not_valid_changes_nothing_and_says_why() {
+    let blue = Origin::start("blue");
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    let switchover = Switchover::start(&config);
+    let load = Load::start(switchover.address, 4, mixed);
+    let good = config.text();
+    let bad = [
+        ("gren", good.replace("active: blue", "active: gren"), "no pool \"gren\"; pools are blue"),
+        ("unknown key", good.replace("    active", "    activ"), "did you mean \"active\"?"),
+        ("syntax", good.replace("peers: [", "peers: [["), "not YAML"),
+        ("empty", "# nothing\n".to_owned(), "is empty"),
+        ("weight", good.replace(&format!("[\"{}\"]", blue.address()), "[{address: a:1, weight: 0}]"), "0 is not allowed; use 1 to 1000"),
+    ];
+    for (name, text, message) in &bad {
+        config.replace_by_rename(text);
+        eventually(name, || {
+            let reload = switchover.status()["config"]["last_reload"].clone();
+            if reload["problems"].to_string().replace("\\\"", "\"").contains(message) { Ok(()) } else { Err(reload) }
+        });
+        assert_eq!(switchover.metric("switchover_config_last_reload_successful"), Some(0.0), "{name}");
+        let (status, error) = switchover.admin_post("/v1/reload", "");
+        assert_eq!((status, &error["code"]), (422, &"invalid-config".into()), "{name}: {error}");
+        assert_eq!(switchover.cli(&["reload"]).code, 78, "{name}");
+        assert_eq!(switchover.admin_get("/readyz").0, 200, "{name}");
+        assert_eq!(switchover.get("/").text(), "blue", "{name}");
+    }
+    config.replace_by_rename(&good);
+    eventually("the good file is taken again", || {
+        if switchover.metric("switchover_config_last_reload_successful") == Some(1.0) { Ok(()) } else { Err(switchover.status()) }
+    });
+    load.stop().assert_no_failures();
+}
+
+#[test]
+fn a_missing_or_empty_file_is_no_edit_at_first_and_a_refused_one_if_it_stays() {
+    let blue = Origin::start("blue");
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    let switchover = Switchover::start(&config);
+    fs::remove_file(&config.path).unwrap();
+    thread::sleep(Duration::from_millis(300)); // Briefly, as editors do it.
+    config.write_in_place(&config.text());
+    thread::sleep(Duration::from_millis(300));
+    config.write_in_place("");
+    thread::sleep(Duration::from_millis(300));
+    config.write_in_place(&config.text());
+    thread::sleep(Duration::from_millis(1500));
+    assert_eq!(switchover.metric("switchover_config_reloads_total{result=\"invalid\"}"), None);
+    fs::remove_file(&config.path).unwrap();
+    eventually("a file that stays away is a problem", || {
+        let problems = switchover.status()["config"]["last_reload"]["problems"].to_string();
+        if problems.contains("there is no such file") { Ok(()) } else { Err(problems) }
+    });
+    assert_eq!(switchover.get("/").text(), "blue");
+}
+
+#[test]
+fn a_static_field_is_refused_as_a_whole() {
+    let (blue, green) = (Origin::start("blue"), Origin::start("green"));
+    let config = ConfigFile::new(&[("blue", &[blue.address()]), ("green", &[green.address()])]);
+    let switchover = Switchover::start(&config);
+    let text = config.text().replacen("address: 127.0.0.1:0", "address: 127.0.0.1:1", 1).replace("active: blue", "active: green");
+    config.replace_by_rename(&format!("threads: 7\n{text}"));
+    eventually("both fields are named", || {
+        let reload = switchover.status()["config"]["last_reload"].clone();
+        let problems = reload["problems"].to_string();
+        if problems.contains("\"listeners\"") && problems.contains("\"threads\"") { Ok(()) } else { Err(reload) }
+    });
+    assert_eq!(switchover.status()["config"]["last_reload"]["result"], "static_changed");
+    assert_eq!(switchover.get("/").text(), "blue", "nothing of the file is taken");
+    assert_eq!(switchover.cli(&["promote", "green"]).code, 78);
+}
+
+#[test]
+fn a_file_written_in_two_halves_is_taken_whole_wherever_it_was_cut() {
+    let (blue, green) = (App::start("blue", "1", "0s"), App::start("green", "1", "0s"));
+    let config = ConfigFile::new(&[("blue", &[blue.address]), ("green", &[green.address])])
+        .service("    health_check: {interval: 100ms}\n    hosts: [shop.test, other.test]\n");
+    let switchover = Switchover::start(&config);
+    let load = Load::start(switchover.address, 4, mixed);
+    let blue = config.text();
+    let green = blue.replace("active: blue", "active: green");
+    let cuts = 12;
+    for i in 1..cuts {
+        let (name, text) = if i % 2 == 1 { ("green", &green) } else { ("blue", &blue) };
+        config.write_in_two_halves(text, text.len() * i / cuts, Duration::from_millis(300), i % 3 == 0);
+        switchover.await_active(name);
+    }
+    load.stop().assert_no_failures();
+}
+
+#[test]
+fn an_edit_that_changes_nothing_touches_nothing() {
+    let blue = Origin::start("blue");
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    let switchover = Switchover::start(&config);
+    let generation = switchover.status()["generation"].clone();
+    config.replace_by_rename(&format!("# a comment\n{}", config.text()));
+    let (status, applied) = switchover.admin_post("/v1/reload", "{}");
+    assert_eq!((status, &applied["result"]), (200, &"unchanged".into()));
+    assert_eq!(switchover.cli(&["reload"]).stdout.trim(), "unchanged");
+    assert_eq!(switchover.status()["generation"], generation);
+}
+
+#[test]
+fn sighup_reads_the_file() {
+    let blue = Origin::start("blue");
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    let switchover = Switchover::start(&config);
+    let reloads = || switchover.metrics().lines().filter(|l| l.starts_with("switchover_config_reloads_total")).count();
+    assert_eq!(reloads(), 1);
+    switchover.signal(Signal::SIGHUP);
+    eventually("it was read", || match switchover.metric("switchover_config_reloads_total{result=\"unchanged\"}") {
+        Some(1.0) => Ok(()),
+        other => Err(other),
+    });
+}
+
+#[test]
+fn a_weight_or_a_timeout_resets_no_health() {
+    let (a, b) = (Origin::start("a"), Origin::start("b"));
+    let mut config = ConfigFile::new(&[("blue", &[a.address(), b.address()])]);
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    // From now on nobody could become ready again.
+    a.readiness(503, "");
+    b.readiness(503, "");
+    let ready_before = switchover.log().matches("peer is ready").count();
+    let (a, b) = (format!("{{address: \"{}\", weight: 5}}", a.address()), format!("\"{}\"", b.address()));
+    let slow = config.text();
+    config = config.service("    health_check: {interval: 10s}\n    timeouts: {response: 7s}\n");
+    assert_ne!(slow, config.text());
+    config.set_peers("blue", &[&a, &b]);
+    switchover.await_shop("the weight is there", |shop| shop["pools"][0]["peers"][0]["weight"] == 5);
+    assert_eq!(switchover.log().matches("peer is ready").count(), ready_before);
+    assert!(switchover.pool("blue")["peers"].as_array().unwrap().iter().all(|peer| peer["ready"] == true), "{}", switchover.shop());
+}
+
+#[test]
+fn the_last_ready_peer_stays_until_its_replacement_is_ready() {
+    let (old, new) = (Origin::start("old"), Origin::start("new"));
+    new.readiness(503, "starting");
+    let mut config = ConfigFile::new(&[("blue", &[old.address()])]);
+    let switchover = Switchover::start(&config);
+    let load = Load::start(switchover.address, 4, mixed);
+    config.set_peers("blue", &[&format!("\"{}\"", new.address())]);
+    switchover.await_shop("it waits for the new peer", |shop| shop["swap"]["phase"] == "proving");
+    assert_eq!(switchover.get("/").text(), "old");
+    new.readiness(200, "up");
+    eventually("the new peer serves", || match switchover.get("/").text() {
+        text if text == "new" => Ok(()),
+        text => Err(text),
+    });
+    load.stop().assert_no_failures();
+}
+
+#[test]
+fn an_added_peer_takes_requests_when_it_is_ready_and_a_removed_one_none() {
+    let (a, b) = (Origin::start("a"), Origin::start("b"));
+    b.readiness(503, "starting");
+    let mut config = ConfigFile::new(&[("blue", &[a.address()])]);
+    let switchover = Switchover::start(&config);
+    let load = Load::start(switchover.address, 4, mixed);
+    let (of_a, of_b) = (format!("\"{}\"", a.address()), format!("\"{}\"", b.address()));
+    config.set_peers("blue", &[&of_a, &of_b]);
+    switchover.await_shop("it is there", |shop| shop["pools"][0]["peers"].as_array().unwrap().len() == 2);
+    let before = load.done();
+    eventually("load goes on", || if load.done() > before + 100 { Ok(()) } else { Err(load.done()) });
+    assert!(b.heads().is_empty(), "it was not ready");
+    b.readiness(200, "up");
+    eventually("it takes requests", || if b.heads().len() > 10 { Ok(()) } else { Err(b.heads().len()) });
+    config.set_peers("blue", &[&of_b]);
+    switchover.await_shop("the other has left", |shop| shop["pools"][0]["peers"].as_array().unwrap().len() == 1);
+    let last = a.heads().len();
+    let before = load.done();
+    eventually("load goes on", || if load.done() > before + 100 { Ok(()) } else { Err(load.done()) });
+    assert_eq!(a.heads().len(), last);
+    load.stop().assert_no_failures();
+}
+
+#[test]
+fn a_newer_edit_takes_the_place_of_a_swap_that_is_being_proven() {
+    let (blue, green) = (Origin::start("blue"), Origin::start("green"));
+    green.readiness(503, "starting");
+    let config = ConfigFile::new(&[("blue", &[blue.address()]), ("green", &[green.address()])]);
+    let switchover = Switchover::start(&config);
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| switchover.admin_post("/v1/services/shop/promote?wait=drained", "{\"pool\": \"green\"}"));
+        switchover.await_shop("proving", |shop| shop["swap"]["phase"] == "proving");
+        let output = switchover.cli(&["promote", "blue"]);
+        assert_eq!(output.code, 0, "{output:?}");
+        let (status, error) = waiter.join().unwrap();
+        assert_eq!((status, &error["code"]), (409, &"superseded".into()), "{error}");
+    });
+    green.on("/actuator/health/readiness", Act::Say(crate::support::origin::ok("up")));
+    switchover.await_ready("green");
+    assert_eq!(switchover.get("/").text(), "blue", "what was superseded does not come back");
+}
+
+#[test]
+fn services_come_and_go_with_the_file() {
+    let (shop, extra) = (Origin::start("shop"), Origin::start("extra"));
+    let config = ConfigFile::new(&[("blue", &[shop.address()])]).service("    hosts: [shop.test]\n    health_check: {interval: 100ms}\n");
+    let switchover = Switchover::start(&config);
+    let ask = |path: &str| {
+        let mut client = switchover.client();
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: extra.test\r\n\r\n")).unwrap();
+        client.read_response().unwrap()
+    };
+    assert_eq!(ask("/").status, 404);
+    let text = config.text();
+    let service = format!(
+        "  extra:\n    hosts: [extra.test]\n    path_prefix: /api\n    active: a\n    pools: {{a: {{peers: [\"{}\"]}}}}\n    health_check: {{interval: 100ms}}\n",
+        extra.address()
+    );
+    config.replace_by_rename(&(text.clone() + &service));
+    eventually("it serves", || match ask("/api/x") {
+        answer if answer.status == 200 => Ok(assert_eq!(answer.text(), "extra")),
+        answer => Err(answer.status),
+    });
+    assert_eq!(ask("/apix").status, 404);
+    config.replace_by_rename(&text);
+    eventually("it has gone", || if ask("/api/x").status == 404 { Ok(()) } else { Err("there") });
+    eventually("its series have gone", || if switchover.metrics().contains("extra") { Err(switchover.metrics()) } else { Ok(()) });
+    assert_eq!(switchover.get("/").text(), "shop");
+    config.set_active("blue", Edit::Rename);
+}

@@ -1,0 +1,164 @@
+//! Peers that die, hang or close: who notices, and what is sent twice.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::support::{App, ConfigFile, Load, Origin, Switchover, eventually, load::mixed, origin::{Act, ok}};
+
+#[test]
+fn a_peer_that_refuses_connections_is_passed_over_for_any_method() {
+    let (dead, alive) = (Origin::start("dead"), Origin::start("alive"));
+    let config = ConfigFile::new(&[("blue", &[dead.address(), alive.address()])]).service("    health_check: {interval: 60s}\n");
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    dead.kill();
+    for turn in 0..40 {
+        let mut client = switchover.client();
+        let method = if turn % 2 == 0 { "GET" } else { "POST" };
+        let response = client.request(method, "/", b"body").unwrap();
+        assert_eq!((response.status, response.text().as_str()), (200, "alive"));
+    }
+    assert!(switchover.metric("switchover_retries_total{outcome=\"success\",service=\"shop\"}").unwrap() > 0.0);
+}
+
+#[test]
+fn a_request_that_can_be_repeated_gets_one_more_try_and_a_post_none() {
+    let blue = Origin::start("blue");
+    blue.on("/lost", Act::Close);
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    let switchover = Switchover::start(&config);
+    for (method, tries) in [("GET", 2), ("PUT", 2), ("DELETE", 2), ("POST", 1), ("PATCH", 1)] {
+        let before = blue.heads().len();
+        let mut client = switchover.client();
+        let response = client.request(method, "/lost", b"body").unwrap();
+        assert_eq!(response.status, 502, "{method}");
+        assert!(response.text().starts_with("502 ") && !response.text().contains("127.0.0.1"), "{}", response.text());
+        assert_eq!(blue.heads().len() - before, tries, "{method}");
+        assert!(blue.bodies()[before..].iter().all(|body| body == b"body"), "{method}");
+    }
+}
+
+#[test]
+fn a_kept_connection_that_died_costs_a_get_nothing() {
+    let blue = Origin::start("blue");
+    blue.on("/", Act::CloseAtSecond);
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    let switchover = Switchover::start(&config);
+    for _ in 0..20 {
+        assert_eq!(switchover.get("/").status, 200);
+    }
+}
+
+#[test]
+fn two_peers_killed_in_turn_cost_no_request_that_can_be_repeated() {
+    let mut peers = [App::start("a", "1", "0s"), App::start("b", "1", "0s")];
+    let config = ConfigFile::new(&[("blue", &[peers[0].address, peers[1].address])]).service("    health_check: {interval: 200ms}\n");
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let load = Load::start(switchover.address, 16, mixed);
+    for round in 0..6 {
+        let began = Instant::now();
+        let peer = &mut peers[round % 2];
+        peer.stop(false);
+        thread::sleep(Duration::from_millis(600)); // The outage that is tested.
+        peer.restart("1", "0s");
+        switchover.await_ready("blue");
+        thread::sleep(Duration::from_secs(2).saturating_sub(began.elapsed()));
+    }
+    let tally = load.stop();
+    let (posts, others): (Vec<_>, Vec<_>) = tally.failures.iter().partition(|(method, _)| *method == "POST");
+    assert!(others.is_empty(), "{others:?}");
+    // A POST that had been sent to the peer when it died, on one of 16 connections, six times.
+    assert!(posts.len() <= 6 * 16, "{} of {}", posts.len(), tally.requests);
+    assert!(posts.iter().all(|(_, reason)| reason.starts_with("502")), "{posts:?}");
+}
+
+#[test]
+fn a_peer_that_hangs_is_out_by_its_probes_and_meets_no_new_request_after_that() {
+    let (hangs, fine) = (Origin::start("hangs"), Origin::start("fine"));
+    let config = ConfigFile::new(&[("blue", &[hangs.address(), fine.address()])])
+        .service("    health_check: {interval: 100ms, timeout: 200ms, not_ready_after: 3}\n    timeouts: {response: 500ms}\n");
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    hangs.on("/", Act::Hang).on("/actuator/health/readiness", Act::Hang);
+    let began = Instant::now();
+    eventually("it is out", || {
+        let pool = switchover.pool("blue");
+        if pool["peers"][0]["ready"] == false { Ok(()) } else { Err(pool) }
+    });
+    assert!(began.elapsed() < Duration::from_secs(3), "three failures of 200 ms each: {:?}", began.elapsed());
+    let met = hangs.heads().len();
+    for _ in 0..50 {
+        assert_eq!(switchover.get("/").text(), "fine");
+    }
+    assert_eq!(hangs.heads().len(), met);
+}
+
+#[test]
+fn failures_have_the_right_status_and_leak_nothing() {
+    let blue = Origin::start("blue");
+    blue.on("/late", Act::Hang).on("/garbage", Act::Say(b"nonsense\r\n\r\n".to_vec()));
+    let config = ConfigFile::new(&[("blue", &[blue.address()])])
+        .service("    health_check: {interval: 60s}\n    hosts: [shop.test]\n    timeouts: {response: 300ms}\n");
+    let switchover = Switchover::start(&config);
+    let began = Instant::now();
+    assert_eq!(switchover.get("/late").status, 504);
+    assert!((Duration::from_millis(250)..Duration::from_secs(2)).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert_eq!(switchover.get("/garbage").status, 502);
+    let mut stranger = switchover.client();
+    stranger.send("GET / HTTP/1.1\r\nHost: other.test\r\n\r\n").unwrap();
+    assert_eq!(stranger.read_response().unwrap().status, 404);
+    blue.kill();
+    let refused = switchover.get("/");
+    assert_eq!(refused.status, 502);
+    for kind in ["response_timeout", "protocol", "connect"] {
+        let series = format!("switchover_upstream_errors_total{{kind=\"{kind}\",peer=\"{}\",pool=\"blue\",service=\"shop\"}}", blue.address());
+        assert!(switchover.metric(&series) >= Some(1.0), "{series}\n{}", switchover.metrics());
+    }
+}
+
+#[test]
+fn nobody_ready_is_503_with_retry_after_until_somebody_is() {
+    let blue = Origin::start("blue");
+    blue.readiness(503, "starting");
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    let switchover = Switchover::start(&config);
+    let response = switchover.get("/");
+    assert_eq!((response.status, response.header("retry-after")), (503, Some("1")));
+    assert!(blue.heads().is_empty(), "a peer that never was ready is never tried");
+    assert_eq!(switchover.metric("switchover_no_ready_peer_total{service=\"shop\"}"), Some(1.0));
+    blue.readiness(200, "up");
+    eventually("it serves", || match switchover.get("/") {
+        response if response.status == 200 => Ok(()),
+        response => Err(response),
+    });
+    // Once it was ready it is tried even when its probes fail, unless told otherwise.
+    blue.readiness(503, "database");
+    switchover.await_shop("not ready", |shop| shop["pools"][0]["peers"][0]["ready"] == false);
+    assert_eq!(switchover.get("/").text(), "blue");
+    let config = config.service("    health_check: {interval: 100ms}\n    fail_open: false\n");
+    eventually("fail_open: false is taken", || match switchover.get("/").status {
+        503 => Ok(()),
+        status => Err(status),
+    });
+    drop(config);
+}
+
+#[test]
+fn a_slow_upload_is_not_a_late_answer() {
+    let blue = Origin::start("blue");
+    blue.on("/upload", Act::Say(ok("thanks")));
+    let config = ConfigFile::new(&[("blue", &[blue.address()])])
+        .service("    health_check: {interval: 100ms}\n    timeouts: {response: 400ms}\n");
+    let switchover = Switchover::start(&config);
+    let mut client = switchover.client();
+    client.send("POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\n\r\n").unwrap();
+    for byte in b"in parts" {
+        thread::sleep(Duration::from_millis(150));
+        client.send([*byte]).unwrap();
+    }
+    assert_eq!(client.read_response().unwrap().text(), "thanks");
+    assert_eq!(blue.bodies(), [b"in parts"]);
+}

@@ -1,0 +1,63 @@
+//! An application in a process of its own, that can really be stopped and killed: the demo's.
+
+use std::{
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    process::{Child, Command, Stdio},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+/// One application, always at the same address.
+pub struct App {
+    pub name: String,
+    pub address: SocketAddr,
+    child: Option<Child>,
+}
+
+impl App {
+    /// Starts it on a free port, ready after `ready_after`.
+    pub fn start(name: &str, version: &str, ready_after: &str) -> Self {
+        let mut app = Self { name: name.to_owned(), address: ([127, 0, 0, 1], 0).into(), child: None };
+        app.restart(version, ready_after);
+        app
+    }
+
+    /// Starts it where it was before.
+    pub fn restart(&mut self, version: &str, ready_after: &str) {
+        assert!(self.child.is_none(), "{} runs already", self.name);
+        let mut child = Command::new(env!("CARGO_BIN_EXE_switchover"))
+            .args(["demo-app", "--name", &self.name, "--version", version, "--ready-after", ready_after])
+            .args(["--listen", &self.address.to_string()])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        self.address = line.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("{line:?}")).parse().unwrap();
+        self.child = Some(child);
+    }
+
+    /// Stops it, with SIGTERM or with SIGKILL.
+    pub fn stop(&mut self, politely: bool) {
+        let mut child = self.child.take().unwrap();
+        if politely {
+            kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+        } else {
+            child.kill().unwrap();
+        }
+        child.wait().unwrap();
+    }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! The kit: the real binary, real sockets, real files, on ephemeral ports.
+//!
+//! Tests read as stories in its words: [`Switchover`], [`ConfigFile`], [`App`], [`Origin`], [`Client`], [`Load`]. It never
+//! sleeps to hope for the best: whoever waits, waits for a fact with [`eventually`].
+
+pub mod app;
+pub mod client;
+pub mod config_file;
+pub mod load;
+pub mod origin;
+pub mod switchover;
+
+use std::{
+    fmt::Debug,
+    thread,
+    time::{Duration, Instant},
+};
+
+pub use self::{
+    app::App,
+    client::{Client, Response},
+    config_file::{ConfigFile, Edit},
+    load::Load,
+    origin::Origin,
+    switchover::Switchover,
+};
+
+/// Long enough for a loaded machine, short enough to be noticed.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits for a fact; says what was seen last if it does not come.
+pub fn eventually<T, E: Debug>(what: &str, mut look: impl FnMut() -> Result<T, E>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match look() {
+            Ok(fact) => return fact,
+            Err(seen) if Instant::now() > deadline => panic!("waited in vain: {what}; seen last: {seen:?}"),
+            Err(_) => thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
+/// The middle one.
+pub fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
