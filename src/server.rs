@@ -45,9 +45,9 @@ const IDLE_LINGER: Duration = Duration::from_millis(250);
 /// Connecting to a listener of one's own takes microseconds.
 const SELF_CHECK: Duration = Duration::from_secs(1);
 
-/// Why the process cannot run.
+/// Why the process could not run, or not to its proper end.
 #[derive(Debug)]
-pub enum StartError {
+pub enum RunError {
     /// The configuration is not valid.
     Config(config::LoadError),
     /// An address cannot be listened on.
@@ -61,17 +61,19 @@ pub enum StartError {
     },
     /// Anything else the system refused.
     System(String),
+    /// A second signal ended it, with this many connections open.
+    Interrupted(usize),
 }
 
 /// Runs until a signal asks to stop and running requests have ended.
 ///
 /// # Errors
-/// [`StartError`], when it cannot start.
-pub fn run(path: &Path, signals: Caught) -> Result<(), StartError> {
-    let (text, config) = config::load(path).map_err(StartError::Config)?;
+/// [`RunError`], when it cannot start, or when a second signal ends it.
+pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
+    let (text, config) = config::load(path).map_err(RunError::Config)?;
     let bound = Bound::new(&config)?;
     let addresses: Arc<[String]> = bound.addresses.iter().map(ToString::to_string).collect();
-    let metrics = Arc::new(Metrics::new().map_err(|e| StartError::System(e.to_string()))?);
+    let metrics = Arc::new(Metrics::new().map_err(|e| RunError::System(e.to_string()))?);
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::empty()));
     let readiness = Arc::new(Readiness::default());
     let workers = config.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
@@ -102,7 +104,7 @@ pub fn run(path: &Path, signals: Caught) -> Result<(), StartError> {
     let workers = runtime("proxy", workers)?;
     workers.spawn(edge::serve(bound.listeners, edge.clone(), stopping));
     for address in &bound.addresses {
-        check_listening(*address, &edge).map_err(|cause| StartError::Bind {
+        check_listening(*address, &edge).map_err(|cause| RunError::Bind {
             what: "listeners".to_owned(),
             address: *address,
             cause,
@@ -112,10 +114,10 @@ pub fn run(path: &Path, signals: Caught) -> Result<(), StartError> {
     readiness.listening.store(true, Relaxed);
 
     let stops = signals.listen(commands);
-    control.block_on(until_stopped(stops, || view.borrow().shutdown_timeout(), &edge, &stop, &readiness.stopping));
+    let ended = control.block_on(until_stopped(stops, || view.borrow().shutdown_timeout(), &edge, &stop, &readiness.stopping));
     // What still runs on these has nobody to serve any more.
     [workers, admin_runtime, control].into_iter().for_each(Runtime::shutdown_background);
-    Ok(())
+    ended
 }
 
 /// Waits for a signal, then for running requests, then returns.
@@ -125,9 +127,9 @@ async fn until_stopped(
     edge: &Edge,
     stop: &watch::Sender<bool>,
     stopping: &AtomicBool,
-) {
+) -> Result<(), RunError> {
     if stops.recv().await.is_none() {
-        return;
+        return Ok(());
     }
     // From now on answers ask their clients to leave, and nobody new is let in.
     stopping.store(true, Relaxed);
@@ -145,8 +147,9 @@ async fn until_stopped(
             Ok(()) => info!("stopped, every request has ended"),
             Err(_) => warn!("stopped after shutdown_timeout connections={}", edge.connections()),
         },
-        _ = stops.recv() => warn!("stopped at once by a second signal connections={}", edge.connections()),
+        _ = stops.recv() => return Err(RunError::Interrupted(edge.connections())),
     }
+    Ok(())
 }
 
 /// Every socket of the process, bound before anything else happens.
@@ -159,9 +162,9 @@ struct Bound {
 }
 
 impl Bound {
-    fn new(config: &Config) -> Result<Self, StartError> {
+    fn new(config: &Config) -> Result<Self, RunError> {
         let listen = |what: String, address: SocketAddr| {
-            bind(address).and_then(|listener| Ok((listener.local_addr()?, listener))).map_err(|cause| StartError::Bind {
+            bind(address).and_then(|listener| Ok((listener.local_addr()?, listener))).map_err(|cause| RunError::Bind {
                 what,
                 address,
                 cause,
@@ -204,9 +207,9 @@ fn check_listening(mut address: SocketAddr, edge: &Edge) -> io::Result<()> {
     Ok(())
 }
 
-fn serve_admin(runtime: &Runtime, listener: TcpListener, admin: Admin) -> Result<(), StartError> {
+fn serve_admin(runtime: &Runtime, listener: TcpListener, admin: Admin) -> Result<(), RunError> {
     let _context = runtime.enter();
-    let listener = tokio::net::TcpListener::from_std(listener).map_err(|e| StartError::System(e.to_string()))?;
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(|e| RunError::System(e.to_string()))?;
     runtime.spawn(async move {
         if let Err(e) = axum::serve(listener, admin::router(admin)).await {
             log::error!("the admin face has ended error={e}");
@@ -215,24 +218,25 @@ fn serve_admin(runtime: &Runtime, listener: TcpListener, admin: Admin) -> Result
     Ok(())
 }
 
-fn runtime(name: &str, threads: usize) -> Result<Runtime, StartError> {
+fn runtime(name: &str, threads: usize) -> Result<Runtime, RunError> {
     Builder::new_multi_thread()
         .worker_threads(threads)
         .thread_name(name)
         .enable_all()
         .build()
-        .map_err(|e| StartError::System(format!("cannot start threads: {e}")))
+        .map_err(|e| RunError::System(format!("cannot start threads: {e}")))
 }
 
-impl fmt::Display for StartError {
+impl fmt::Display for RunError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Config(e) => e.fmt(f),
             Self::Bind { what, address, cause } if cause.kind() == io::ErrorKind::AddrInUse => {
-                write!(f, "{what}: {address} is in use; stop whoever listens there, or choose another address")
+                write!(f, "cannot start: {what}: {address} is in use; stop whoever listens there, or choose another address")
             }
-            Self::Bind { what, address, cause } => write!(f, "{what}: cannot listen on {address}: {cause}"),
-            Self::System(message) => f.write_str(message),
+            Self::Bind { what, address, cause } => write!(f, "cannot start: {what}: cannot listen on {address}: {cause}"),
+            Self::System(message) => write!(f, "cannot start: {message}"),
+            Self::Interrupted(open) => write!(f, "stopped at once by a second signal, with {open} connections open"),
         }
     }
 }

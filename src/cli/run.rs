@@ -4,7 +4,7 @@ use env_logger::{Builder, Env};
 
 use super::{ConfigArg, Failure};
 use crate::{
-    server::{self, StartError},
+    server::{self, RunError},
     signals,
 };
 
@@ -16,7 +16,7 @@ pub(super) fn run(args: &ConfigArg) -> Result<(), Failure> {
     let signals = signals::catch().map_err(|e| Failure::failed(format!("cannot catch signals: {e}")))?;
     Builder::from_env(Env::default().default_filter_or(LOG_FILTER)).init();
     server::run(&args.config, signals).map_err(|e| match e {
-        StartError::Config(e) => Failure::config(&e),
-        e => Failure::failed(format!("cannot start: {e}")),
+        RunError::Config(e) => Failure::config(&e),
+        e => Failure::failed(e),
     })
 }

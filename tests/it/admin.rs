@@ -22,11 +22,21 @@ fn every_endpoint_answers() {
     let shop = &status["services"][0];
     assert_eq!((&shop["name"], &shop["active"]), (&"shop".into(), &"blue".into()));
     let peer = &shop["pools"][0]["peers"][0];
-    assert_eq!((&peer["address"], &peer["ready"], &peer["last_probe"]["ok"]), (&blue.address().to_string().into(), &true.into(), &true.into()));
+    assert_eq!(
+        (&peer["address"], &peer["ready"], &peer["last_probe"]["ok"]),
+        (&blue.address().to_string().into(), &true.into(), &true.into())
+    );
     assert_eq!(peer["resolved"][0], blue.address().to_string());
     let (code, applied) = switchover.admin_post("/v1/services/shop/promote?wait=drained", "{\"pool\": \"green\"}");
-    assert_eq!((code, &applied["result"], &applied["swaps"][0]["outcome"]), (200, &"applied".into(), &"drained".into()), "{applied}");
-    assert_eq!((&applied["swaps"][0]["service"], &applied["swaps"][0]["from"], &applied["swaps"][0]["to"]), (&"shop".into(), &"blue".into(), &"green".into()));
+    assert_eq!(
+        (code, &applied["result"], &applied["swaps"][0]["outcome"]),
+        (200, &"applied".into(), &"drained".into()),
+        "{applied}"
+    );
+    assert_eq!(
+        (&applied["swaps"][0]["service"], &applied["swaps"][0]["from"], &applied["swaps"][0]["to"]),
+        (&"shop".into(), &"blue".into(), &"green".into())
+    );
     let (code, applied) = switchover.admin_post("/v1/services/shop/promote?wait=drained", "{\"pool\": \"green\"}");
     assert_eq!((code, &applied["result"]), (200, &"unchanged".into()));
     assert_eq!(switchover.admin_get("/v1/services/shop/pools/blue/safe-to-stop").0, 200);
@@ -77,7 +87,8 @@ fn pages_of_strangers_can_change_nothing() {
         (format!("Host: {admin}"), 415),
         (format!("Host: {admin}\r\nContent-Type: application/json; charset=utf-8\r\nOrigin: http://{admin}"), 200),
     ] {
-        let request = format!("POST /v1/services/shop/promote HTTP/1.1\r\n{headers}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        let request =
+            format!("POST /v1/services/shop/promote HTTP/1.1\r\n{headers}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
         assert_eq!(switchover.admin_request(&request).0, expected, "{headers}");
         if expected != 200 {
             assert_eq!(switchover.shop()["active"], "blue");
@@ -97,7 +108,10 @@ fn commands_say_what_they_did() {
     assert_eq!(json["services"][0]["active"], "blue");
     let promoted = switchover.cli(&["promote", "shop", "green"]);
     assert_eq!(promoted.code, 0, "{promoted:?}");
-    assert!(promoted.stdout.contains("shop: promoted green in ") && promoted.stdout.contains("safe to stop blue"), "{promoted:?}");
+    assert!(
+        promoted.stdout.contains("shop: promoted green in ") && promoted.stdout.contains("safe to stop blue"),
+        "{promoted:?}"
+    );
     let text = std::fs::read_to_string(&config.path).unwrap();
     assert_eq!(text, config.text().replace("active: blue", "active: green"));
     let again = switchover.cli(&["promote", "green"]);

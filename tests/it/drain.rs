@@ -6,7 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{Client, ConfigFile, Edit, Load, Origin, Switchover, eventually, load::mixed, origin::{Act, ok}};
+use crate::support::{
+    Client, ConfigFile, Edit, Load, Origin, Switchover, eventually,
+    load::mixed,
+    origin::{Act, ok},
+};
 
 fn shop(drain: &str) -> (Origin, Origin, ConfigFile) {
     let (blue, green) = (Origin::start("blue"), Origin::start("green"));
@@ -133,10 +137,11 @@ fn a_passing_probe_does_not_reopen_a_draining_peer() {
 fn websockets_and_event_streams_outlive_the_swap() {
     let (blue, _green, config) = shop("60s");
     blue.on("/ws", Act::Echo);
-    let events: Vec<Vec<u8>> = std::iter::once(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec())
-        .chain((0..40).map(|_| b"6\r\ndata\n\n\r\n".to_vec()))
-        .chain([b"0\r\n\r\n".to_vec()])
-        .collect();
+    let events: Vec<Vec<u8>> =
+        std::iter::once(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec())
+            .chain((0..40).map(|_| b"6\r\ndata\n\n\r\n".to_vec()))
+            .chain([b"0\r\n\r\n".to_vec()])
+            .collect();
     blue.on("/events", Act::Drip(Duration::from_millis(100), events));
     let switchover = Switchover::start(&config);
     let mut sockets: Vec<Client> = (0..20).map(|_| websocket(&switchover)).collect();
@@ -166,7 +171,11 @@ fn websockets_and_event_streams_outlive_the_swap() {
         assert!(longest < Duration::from_secs(1), "a stall of {longest:?}");
     }
     let blue = switchover.pool("blue");
-    assert_eq!((&blue["upgraded"], &blue["safe_to_stop"], &blue["state"]), (&20.into(), &false.into(), &"draining".into()), "{blue}");
+    assert_eq!(
+        (&blue["upgraded"], &blue["safe_to_stop"], &blue["state"]),
+        (&20.into(), &false.into(), &"draining".into()),
+        "{blue}"
+    );
     sockets.truncate(1);
     switchover.await_shop("one is left", |shop| shop["pools"][0]["in_flight"] == 1);
     assert_eq!(switchover.pool("blue")["safe_to_stop"], false);

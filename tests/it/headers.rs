@@ -10,7 +10,12 @@ fn told(blue: &Origin, switchover: &Switchover, headers: &str) -> Vec<(String, S
     assert_eq!(client.read_response().unwrap().status, 200);
     let head = blue.heads()[before].clone();
     assert!(head.starts_with("GET /x?a=%2F&b HTTP/1.1\r\n"), "{head}");
-    head.trim_end().split("\r\n").skip(1).map(|line| line.split_once(": ").unwrap()).map(|(n, v)| (n.to_owned(), v.to_owned())).collect()
+    head.trim_end()
+        .split("\r\n")
+        .skip(1)
+        .map(|line| line.split_once(": ").unwrap())
+        .map(|(n, v)| (n.to_owned(), v.to_owned()))
+        .collect()
 }
 
 fn value<'a>(headers: &'a [(String, String)], name: &str) -> Vec<&'a str> {
@@ -77,7 +82,11 @@ fn names_keep_their_case_and_values_their_order() {
 #[test]
 fn what_belongs_to_the_connection_stays_behind() {
     let (blue, _config, switchover) = started("");
-    let headers = told(&blue, &switchover, "Connection: keep-alive, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nProxy-Connection: x\r\nTE: gzip\r\n");
+    let headers = told(
+        &blue,
+        &switchover,
+        "Connection: keep-alive, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nProxy-Connection: x\r\nTE: gzip\r\n",
+    );
     for name in ["X-Hop", "Keep-Alive", "Proxy-Connection", "TE"] {
         assert!(value(&headers, name).is_empty(), "{name} of {headers:?}");
     }

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use crate::support::{App, Client, ConfigFile, Origin, Switchover, eventually, origin::{Act, ok}};
+use crate::support::{
+    App, Client, ConfigFile, Origin, Switchover, eventually,
+    origin::{Act, ok},
+};
 
 fn proxied(blue: &Origin) -> (ConfigFile, Switchover) {
     let config = ConfigFile::new(&[("blue", &[blue.address()])]);
@@ -37,7 +40,9 @@ fn chunked_bodies_go_both_ways() {
     let (_config, switchover) = proxied(&blue);
     let mut client = switchover.client();
     for _ in 0..3 {
-        client.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n").unwrap();
+        client
+            .send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n")
+            .unwrap();
         assert_eq!(client.read_response().unwrap().body, b"abcde");
     }
     let sent: String = String::from_utf8(blue.bodies()[0].clone()).unwrap();
@@ -75,7 +80,8 @@ fn head_has_the_length_and_no_body() {
 #[test]
 fn an_error_answers_head_without_a_body_and_keeps_to_its_length() {
     let blue = Origin::start("blue");
-    let config = ConfigFile::new(&[("blue", &[blue.address()])]).service("    health_check: {interval: 100ms}\n    hosts: [shop.test]\n");
+    let config =
+        ConfigFile::new(&[("blue", &[blue.address()])]).service("    health_check: {interval: 100ms}\n    hosts: [shop.test]\n");
     let switchover = Switchover::start(&config);
     let mut client = switchover.client();
     client.send("HEAD / HTTP/1.1\r\nHost: elsewhere\r\n\r\n").unwrap();
@@ -128,7 +134,10 @@ fn a_client_that_goes_takes_its_request_along() {
     switchover.await_shop("it runs", |shop| shop["pools"][0]["in_flight"] == 1);
     drop(client);
     switchover.await_shop("it is counted out", |shop| shop["pools"][0]["in_flight"] == 0);
-    let series = format!("switchover_http_requests_total{{code=\"499\",method=\"GET\",peer=\"{}\",pool=\"blue\",service=\"shop\"}}", blue.address());
+    let series = format!(
+        "switchover_http_requests_total{{code=\"499\",method=\"GET\",peer=\"{}\",pool=\"blue\",service=\"shop\"}}",
+        blue.address()
+    );
     eventually("it is counted", || if switchover.metric(&series) == Some(1.0) { Ok(()) } else { Err(switchover.metrics()) });
 }
 
@@ -149,7 +158,9 @@ fn round_robin_follows_the_weights() {
 fn bytes_that_are_not_http_are_refused_and_harm_nobody() {
     let blue = Origin::start("blue");
     let (_config, switchover) = proxied(&blue);
-    for bytes in [b"\x16\x03\x01\x02\x00\x01\x00".as_slice(), b"GET\r\n\r\n", b"\0\0\0\0", b"GET / HTTP/9.9\r\n\r\n", &[b'A'; 100_000]] {
+    for bytes in
+        [b"\x16\x03\x01\x02\x00\x01\x00".as_slice(), b"GET\r\n\r\n", b"\0\0\0\0", b"GET / HTTP/9.9\r\n\r\n", &[b'A'; 100_000]]
+    {
         let mut client = switchover.client();
         client.stream.write_all(bytes).ok();
         client.stream.shutdown(std::net::Shutdown::Write).ok();

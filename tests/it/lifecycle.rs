@@ -7,7 +7,12 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Client, ConfigFile, Load, Origin, Switchover, eventually, load::mixed, origin::{Act, ok}, switchover::run};
+use crate::support::{
+    Client, ConfigFile, Load, Origin, Switchover, eventually,
+    load::mixed,
+    origin::{Act, ok},
+    switchover::run,
+};
 
 #[test]
 fn a_busy_port_ends_it_at_once_and_is_named() {
@@ -17,7 +22,11 @@ fn a_busy_port_ends_it_at_once_and_is_named() {
     let config = ConfigFile::new(&[("blue", &[blue.address()])]);
     for (first, key) in [(true, "listeners[0].address"), (false, "admin.address")] {
         let text = config.text();
-        let text = if first { text.replacen("127.0.0.1:0", &address.to_string(), 1) } else { text.replace("admin:\n  address: 127.0.0.1:0", &format!("admin:\n  address: {address}")) };
+        let text = if first {
+            text.replacen("127.0.0.1:0", &address.to_string(), 1)
+        } else {
+            text.replace("admin:\n  address: 127.0.0.1:0", &format!("admin:\n  address: {address}"))
+        };
         config.write_in_place(&text);
         let began = Instant::now();
         let output = run(&["run", "--config", config.path.to_str().unwrap()]);
@@ -135,7 +144,10 @@ fn no_signal_but_the_two_that_mean_it_stops_it() {
         switchover.signal(Signal::SIGQUIT);
         switchover.signal(Signal::SIGHUP);
     }
-    eventually("SIGQUIT was heard", || if switchover.log().contains("SIGQUIT is ignored") { Ok(()) } else { Err(switchover.log()) });
+    eventually(
+        "SIGQUIT was heard",
+        || if switchover.log().contains("SIGQUIT is ignored") { Ok(()) } else { Err(switchover.log()) },
+    );
     assert_eq!(switchover.get("/").text(), "blue");
     assert!(switchover.child.try_wait().unwrap().is_none());
 }

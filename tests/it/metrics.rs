@@ -40,7 +40,8 @@ fn samples(text: &str) -> BTreeSet<(String, Vec<String>)> {
             value.parse::<f64>().unwrap_or_else(|e| panic!("{line}: {e}"));
             let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
             let labels = labels.strip_suffix('}').unwrap_or_else(|| panic!("{line}"));
-            let labels = labels.split("\",").filter(|label| !label.is_empty()).map(|label| label.split_once("=\"").unwrap().0.to_owned());
+            let labels =
+                labels.split("\",").filter(|label| !label.is_empty()).map(|label| label.split_once("=\"").unwrap().0.to_owned());
             (name.to_owned(), labels.filter(|label| label != "le").collect())
         })
         .collect()
@@ -84,7 +85,10 @@ fn nothing_grows_with_what_clients_send() {
     (5..100).for_each(ask);
     let after = switchover.metrics();
     assert_eq!(series(&before), series(&after));
-    let counted = format!("switchover_http_requests_total{{code=\"200\",method=\"OTHER\",peer=\"{}\",pool=\"blue\",service=\"shop\"}} 100", blue.address());
+    let counted = format!(
+        "switchover_http_requests_total{{code=\"200\",method=\"OTHER\",peer=\"{}\",pool=\"blue\",service=\"shop\"}} 100",
+        blue.address()
+    );
     eventually("all are counted", || if switchover.metrics().contains(&counted) { Ok(()) } else { Err(switchover.metrics()) });
     assert!(!after.contains("path5") && !after.contains("host5") && !after.contains("BREW"));
 }

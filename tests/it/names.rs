@@ -8,17 +8,14 @@ use crate::support::{ConfigFile, Origin, Switchover, eventually};
 fn with_hosts(config: &ConfigFile, hosts: &std::path::Path) -> Command {
     let mut command = Command::new("unshare");
     let program = env!("CARGO_BIN_EXE_switchover");
-    let script = format!(
-        "mount --bind {} /etc/hosts && exec {program} run --config {}",
-        hosts.display(),
-        config.path.display()
-    );
+    let script = format!("mount --bind {} /etc/hosts && exec {program} run --config {}", hosts.display(), config.path.display());
     command.args(["--map-root-user", "--mount", "sh", "-c", &script]);
     command
 }
 
 fn can_unshare() -> bool {
-    let works = Command::new("unshare").args(["--map-root-user", "--mount", "true"]).status().is_ok_and(|status| status.success());
+    let works =
+        Command::new("unshare").args(["--map-root-user", "--mount", "true"]).status().is_ok_and(|status| status.success());
     assert!(works || std::env::var_os("CI").is_none(), "CI has to be able to unshare a mount namespace");
     if !works {
         eprintln!("NOT TESTED: this system has no mount namespaces for us");

@@ -2,7 +2,11 @@
 
 use std::{thread, time::Duration};
 
-use crate::support::{ConfigFile, Edit, Load, Origin, Switchover, load::mixed, origin::{Act, ok, status}};
+use crate::support::{
+    ConfigFile, Edit, Load, Origin, Switchover,
+    load::mixed,
+    origin::{Act, ok, status},
+};
 
 const QUICK: &str = "    health_check: {interval: 100ms}\n    promotion: {ready_timeout: 1s}\n";
 
@@ -58,8 +62,13 @@ fn a_pool_whose_probes_are_switched_off_or_behind_a_login() {
     let green = Origin::start("green");
     green.readiness(404, "{\"error\":\"Not Found\"}");
     let switchover = refused(&green, "management.endpoint.health.probes.enabled=true");
-    green.on("/actuator/health/readiness", Act::Say(b"HTTP/1.1 302 Found\r\nLocation: /login\r\nContent-Length: 0\r\n\r\n".to_vec()));
-    let last = |switchover: &Switchover| switchover.pool("green")["peers"][0]["last_probe"]["reason"].as_str().unwrap_or_default().to_owned();
+    green.on(
+        "/actuator/health/readiness",
+        Act::Say(b"HTTP/1.1 302 Found\r\nLocation: /login\r\nContent-Length: 0\r\n\r\n".to_vec()),
+    );
+    let last = |switchover: &Switchover| {
+        switchover.pool("green")["peers"][0]["last_probe"]["reason"].as_str().unwrap_or_default().to_owned()
+    };
     crate::support::eventually("the reason is the login", || {
         let reason = last(&switchover);
         if reason.contains("302 to /login: security is in front") { Ok(()) } else { Err(reason) }
@@ -98,12 +107,14 @@ fn a_pool_of_which_one_peer_is_missing() {
     let (green, missing) = (Origin::start("green"), Origin::start("green"));
     missing.kill();
     let blue = Origin::start("blue");
-    let config =
-        ConfigFile::new(&[("blue", &[blue.address()]), ("green", &[green.address(), missing.address()])]).service(QUICK);
+    let config = ConfigFile::new(&[("blue", &[blue.address()]), ("green", &[green.address(), missing.address()])]).service(QUICK);
     let switchover = Switchover::start(&config);
     let output = switchover.cli(&["promote", "green"]);
     assert_eq!(output.code, 3, "{output:?}");
-    assert!(output.stderr.contains(&missing.address().to_string()) && !output.stderr.contains(&green.address().to_string()), "{output:?}");
+    assert!(
+        output.stderr.contains(&missing.address().to_string()) && !output.stderr.contains(&green.address().to_string()),
+        "{output:?}"
+    );
 }
 
 #[test]

@@ -19,7 +19,11 @@ fn a_file_that_is_not_valid_changes_nothing_and_says_why() {
         ("unknown key", good.replace("    active", "    activ"), "did you mean \"active\"?"),
         ("syntax", good.replace("peers: [", "peers: [["), "not YAML"),
         ("empty", "# nothing\n".to_owned(), "is empty"),
-        ("weight", good.replace(&format!("[\"{}\"]", blue.address()), "[{address: a:1, weight: 0}]"), "0 is not allowed; use 1 to 1000"),
+        (
+            "weight",
+            good.replace(&format!("[\"{}\"]", blue.address()), "[{address: a:1, weight: 0}]"),
+            "0 is not allowed; use 1 to 1000",
+        ),
     ];
     for (name, text, message) in &bad {
         config.replace_by_rename(text);
@@ -142,7 +146,11 @@ fn a_weight_or_a_timeout_resets_no_health() {
     config.set_peers("blue", &[&a, &b]);
     switchover.await_shop("the weight is there", |shop| shop["pools"][0]["peers"][0]["weight"] == 5);
     assert_eq!(switchover.log().matches("peer is ready").count(), ready_before);
-    assert!(switchover.pool("blue")["peers"].as_array().unwrap().iter().all(|peer| peer["ready"] == true), "{}", switchover.shop());
+    assert!(
+        switchover.pool("blue")["peers"].as_array().unwrap().iter().all(|peer| peer["ready"] == true),
+        "{}",
+        switchover.shop()
+    );
 }
 
 #[test]
@@ -209,7 +217,8 @@ fn a_newer_edit_takes_the_place_of_a_swap_that_is_being_proven() {
 #[test]
 fn services_come_and_go_with_the_file() {
     let (shop, extra) = (Origin::start("shop"), Origin::start("extra"));
-    let config = ConfigFile::new(&[("blue", &[shop.address()])]).service("    hosts: [shop.test]\n    health_check: {interval: 100ms}\n");
+    let config =
+        ConfigFile::new(&[("blue", &[shop.address()])]).service("    hosts: [shop.test]\n    health_check: {interval: 100ms}\n");
     let switchover = Switchover::start(&config);
     let ask = |path: &str| {
         let mut client = switchover.client();
@@ -230,7 +239,10 @@ fn services_come_and_go_with_the_file() {
     assert_eq!(ask("/apix").status, 404);
     config.replace_by_rename(&text);
     eventually("it has gone", || if ask("/api/x").status == 404 { Ok(()) } else { Err("there") });
-    eventually("its series have gone", || if switchover.metrics().contains("extra") { Err(switchover.metrics()) } else { Ok(()) });
+    eventually(
+        "its series have gone",
+        || if switchover.metrics().contains("extra") { Err(switchover.metrics()) } else { Ok(()) },
+    );
     assert_eq!(switchover.get("/").text(), "shop");
     config.set_active("blue", Edit::Rename);
 }

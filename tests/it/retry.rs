@@ -5,7 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{App, ConfigFile, Load, Origin, Switchover, eventually, load::mixed, origin::{Act, ok}};
+use crate::support::{
+    App, ConfigFile, Load, Origin, Switchover, eventually,
+    load::mixed,
+    origin::{Act, ok},
+};
 
 #[test]
 fn a_peer_that_refuses_connections_is_passed_over_for_any_method() {
@@ -54,7 +58,8 @@ fn a_kept_connection_that_died_costs_a_get_nothing() {
 #[test]
 fn two_peers_killed_in_turn_cost_no_request_that_can_be_repeated() {
     let mut peers = [App::start("a", "1", "0s"), App::start("b", "1", "0s")];
-    let config = ConfigFile::new(&[("blue", &[peers[0].address, peers[1].address])]).service("    health_check: {interval: 200ms}\n");
+    let config =
+        ConfigFile::new(&[("blue", &[peers[0].address, peers[1].address])]).service("    health_check: {interval: 200ms}\n");
     let switchover = Switchover::start(&config);
     switchover.await_ready("blue");
     let load = Load::start(switchover.address, 16, mixed);
@@ -114,7 +119,10 @@ fn failures_have_the_right_status_and_leak_nothing() {
     let refused = switchover.get("/");
     assert_eq!(refused.status, 502);
     for kind in ["response_timeout", "protocol", "connect"] {
-        let series = format!("switchover_upstream_errors_total{{kind=\"{kind}\",peer=\"{}\",pool=\"blue\",service=\"shop\"}}", blue.address());
+        let series = format!(
+            "switchover_upstream_errors_total{{kind=\"{kind}\",peer=\"{}\",pool=\"blue\",service=\"shop\"}}",
+            blue.address()
+        );
         assert!(switchover.metric(&series) >= Some(1.0), "{series}\n{}", switchover.metrics());
     }
 }

@@ -2,7 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{ConfigFile, Edit, Load, Origin, Switchover, eventually, load::mixed, median, origin::{Act, ok}};
+use crate::support::{
+    ConfigFile, Edit, Load, Origin, Switchover, eventually,
+    load::mixed,
+    median,
+    origin::{Act, ok},
+};
 
 fn shop() -> (Origin, Origin, ConfigFile, Switchover) {
     let (blue, green) = (Origin::start("blue"), Origin::start("green"));

@@ -33,8 +33,10 @@ pub enum Edit {
 impl ConfigFile {
     /// Service `shop` with these pools, the first one active, probed quickly.
     pub fn new(pools: &[(&str, &[SocketAddr])]) -> Self {
-        let pools: Vec<(String, Vec<String>)> =
-            pools.iter().map(|(name, peers)| ((*name).to_owned(), peers.iter().map(|peer| format!("\"{peer}\"")).collect())).collect();
+        let pools: Vec<(String, Vec<String>)> = pools
+            .iter()
+            .map(|(name, peers)| ((*name).to_owned(), peers.iter().map(|peer| format!("\"{peer}\"")).collect()))
+            .collect();
         let folder = tempfile::tempdir().unwrap();
         let file = Self {
             path: folder.path().join("switchover.yaml"),

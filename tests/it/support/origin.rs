@@ -166,7 +166,9 @@ impl Origin {
                     }
                 }
                 Act::Echo => {
-                    stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n").ok()?;
+                    stream
+                        .write_all(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+                        .ok()?;
                     stream.write_all(&buffer).ok()?;
                     let mut bytes = [0; 4096];
                     loop {
