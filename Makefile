@@ -17,9 +17,8 @@ test: tools ## Build, and run every test
 build: tools ## The release: target/release/switchover
 	$(CARGO) build --locked --release
 
-bench: build ## CPU per request beside a bare Pingora proxy (and nginx, HAProxy where installed), and the time of a swap
-	$(CARGO) build --locked --release --example bare_pingora --example bench
-	target/release/examples/bench
+bench: tools ## CPU per request beside a bare Pingora proxy (and nginx, HAProxy where installed)
+	$(CARGO) bench --locked --bench cpu
 
 check: tools ## Format, lints, documentation, licences
 	$(CARGO) fmt --check

@@ -1,5 +1,12 @@
 //! Every test that drives the real binary, in one program: one link instead of a dozen.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that meets what it does not expect has to fail"
+)]
 #![expect(unreachable_pub, reason = "`pub` marks what the kit offers to the tests")]
 
 mod support;

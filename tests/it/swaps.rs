@@ -15,7 +15,7 @@ fn swap_under_load(swaps: usize, politely: bool, ask: Ask) {
     let mut blue = App::start("blue", "0", "0s");
     let mut green = App::start("green", "1", "0s");
     let config = ConfigFile::new(&[("blue", &[blue.address]), ("green", &[green.address])]);
-    let config = if matches!(ask, Ask::File(Edit::Symlink)) { config.as_config_map() } else { config };
+    let config = if matches!(ask, Ask::File(Edit::Symlink)) { config.into_config_map() } else { config };
     let switchover = Switchover::start(&config);
     let load = Load::start(switchover.address, 8, mixed);
     // When each application was reported drained; it is named by its version, so that its next life is another.

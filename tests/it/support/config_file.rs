@@ -65,7 +65,7 @@ impl ConfigFile {
     }
 
     /// Laid out as a mounted ConfigMap.
-    pub fn as_config_map(self) -> Self {
+    pub fn into_config_map(self) -> Self {
         let text = self.text();
         fs::remove_file(&self.path).unwrap();
         symlink("..data/switchover.yaml", &self.path).unwrap();
