@@ -24,7 +24,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 pub use self::view::View;
 use self::{
     edit::{Edit, Refused},
-    service::{Means, Service, Taken},
+    service::{Means, Service, Taken, Why},
     view::LastReload,
 };
 use crate::{
@@ -231,13 +231,16 @@ impl Controller {
         if !known.pools.contains_key(pool) {
             return Err(Refusal::UnknownPool(pool.to_owned(), known.pools.keys().cloned().collect()));
         }
-        if known.active == pool {
-            return Ok(self.apply(config, None));
+        let mut edit = None;
+        let mut wanted = config.clone();
+        if known.active != pool {
+            let after = config::edit::set_active(&before, service, pool).map_err(Refusal::Invalid)?;
+            wanted = config::parse(&after).map_err(Refusal::Invalid)?;
+            config::edit::check_writable(&self.path).map_err(|e| Refusal::NotWritable(e.to_string()))?;
+            let base = known.clone();
+            edit = Some(Box::new(Edit { path: self.path.clone(), service: service.to_owned(), pool: pool.to_owned(), base }));
         }
-        let after = config::edit::set_active(&before, service, pool).map_err(Refusal::Invalid)?;
-        let wanted = config::parse(&after).map_err(Refusal::Invalid)?;
-        config::edit::check_writable(&self.path).map_err(|e| Refusal::NotWritable(e.to_string()))?;
-        Ok(self.apply(wanted, Some((service, Edit { path: self.path.clone(), before, after }))))
+        Ok(self.apply(wanted, Some((service, edit))))
     }
 
     fn check_static(&mut self, config: &Config) -> Result<(), Refusal> {
@@ -245,16 +248,19 @@ impl Controller {
         if problems.is_empty() { Ok(()) } else { Err(self.refuse(Refusal::StaticChanged(problems))) }
     }
 
-    /// Takes in a valid configuration: what needs no proof is published at once, in one store.
-    fn apply(&mut self, config: Config, edit: Option<(&str, Edit)>) -> Accepted {
+    /// Takes in a valid configuration: what needs no proof is published at once, in one store. `promoted` is the service that
+    /// a promotion is about, with the change of the file that it needs.
+    fn apply(&mut self, config: Config, mut promoted: Option<(&str, Option<Box<Edit>>)>) -> Accepted {
         let now = Instant::now();
         let mut changed = false;
         let mut ready = Vec::new();
-        let mut edit = edit;
         for (name, wanted) in &config.services {
             let service = self.services.entry(name.clone()).or_insert_with(|| Service::new(name, Arc::clone(&self.means)));
-            let edit = edit.take_if(|(of, _)| of == name).map(|(_, edit)| edit);
-            let taken = service.want(wanted.clone(), edit, now);
+            let why = match promoted.take_if(|(of, _)| of == name) {
+                Some((_, edit)) => Why::Promotion(edit),
+                None => Why::File,
+            };
+            let taken = service.want(wanted.clone(), why, now);
             changed |= taken != Taken::Unchanged;
             if taken == Taken::Publish {
                 ready.push(name.clone());
@@ -266,6 +272,7 @@ impl Controller {
         let common = common || self.services.iter().any(leaves);
         changed |= common;
         self.config = config;
+        self.write_edits(&mut ready, now);
         if common || !ready.is_empty() {
             self.publish(&ready, now);
         }
@@ -280,28 +287,7 @@ impl Controller {
         let now = Instant::now();
         let mut proven: Vec<String> =
             self.services.iter_mut().filter_map(|(name, service)| service.advance(now).then(|| name.clone())).collect();
-        let mut reread = false;
-        proven.retain(|name| {
-            let Some(service) = self.services.get_mut(name) else { return false };
-            let Some(edit) = service.take_edit() else { return true };
-            match edit.commit() {
-                Ok(()) => {
-                    self.written.send_replace(edit.after);
-                    true
-                }
-                Err(Refused::Overtaken) => {
-                    reread = true;
-                    service.give_up(Outcome::Superseded, Some("the file was changed in the meantime".to_owned()), now);
-                    false
-                }
-                Err(Refused::Io(e)) => {
-                    let reason = format!("cannot write {}: {e}", self.path.display());
-                    error!("nothing is promoted service={name} reason={reason}");
-                    service.give_up(Outcome::NotReady, Some(reason), now);
-                    false
-                }
-            }
-        });
+        self.write_edits(&mut proven, now);
         if !proven.is_empty() {
             self.publish(&proven, now);
             self.services.values_mut().for_each(|service| {
@@ -309,9 +295,28 @@ impl Controller {
             });
         }
         self.services.retain(|_, service| !service.is_gone());
-        if reread && let Err(refusal) = self.reload(Trigger::FileChanged) {
-            warn!("the changed configuration is not taken problems={refusal}");
-        }
+    }
+
+    /// Writes the changes of the file that go with what is about to be published; what cannot be written is not published.
+    fn write_edits(&mut self, ready: &mut Vec<String>, now: Instant) {
+        ready.retain(|name| {
+            let Some(service) = self.services.get_mut(name) else { return false };
+            let Some(edit) = service.take_edit() else { return true };
+            let (outcome, reason) = match edit.commit() {
+                Ok(text) => {
+                    self.written.send_replace(text);
+                    return true;
+                }
+                // The watcher sees what it was changed to.
+                Err(Refused::Overtaken) => {
+                    (Outcome::Superseded, "the service was changed in the file in the meantime".to_owned())
+                }
+                Err(Refused::Io(e)) => (Outcome::NotReady, format!("cannot write {}: {e}", self.path.display())),
+            };
+            error!("nothing is promoted service={name} reason={reason}");
+            service.give_up(outcome, Some(reason), now);
+            false
+        });
     }
 
     /// The only visible moment. Peers open before it, so that who sees the new snapshot finds them open; peers close after it,

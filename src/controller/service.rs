@@ -65,7 +65,7 @@ struct Candidate {
     swap: Swap,
     deadline: Instant,
     /// The change of the file that goes with it.
-    edit: Option<Edit>,
+    edit: Option<Box<Edit>>,
     /// At the start of a service there is nobody else to serve, so it is published unproven.
     published: bool,
 }
@@ -87,6 +87,14 @@ impl Drop for Tracked {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// Where a wish comes from.
+pub(super) enum Why {
+    /// The file says so.
+    File,
+    /// Somebody asked for it, and the file has to be changed if it does not say so yet.
+    Promotion(Option<Box<Edit>>),
 }
 
 /// What became of a wanted configuration.
@@ -118,13 +126,23 @@ impl Service {
         }
     }
 
-    /// Takes in what the file wants; a newer wish takes the place of one that is still being proven.
-    pub(super) fn want(&mut self, wanted: config::Service, edit: Option<Edit>, now: Instant) -> Taken {
+    /// Takes in what is wanted; a newer wish takes the place of one that is still being proven.
+    pub(super) fn want(&mut self, wanted: config::Service, why: Why, now: Instant) -> Taken {
         self.removed = false;
-        if let Some(candidate) = self.candidate.as_mut().filter(|candidate| candidate.config == wanted) {
-            // Somebody wrote the line that a promotion was about to write.
-            candidate.edit = edit;
-            return Taken::Unchanged;
+        let (edit, from_file) = match why {
+            Why::File => (None, true),
+            Why::Promotion(edit) => (edit, false),
+        };
+        if let Some(candidate) = &mut self.candidate {
+            if candidate.config == wanted {
+                // If it comes from the file, somebody wrote the line that a promotion was about to write.
+                candidate.edit = edit;
+                return Taken::Unchanged;
+            }
+            // The file still says what it said when the promotion began, which is no newer wish.
+            if from_file && candidate.edit.as_ref().is_some_and(|edit| edit.base == wanted) {
+                return Taken::Unchanged;
+            }
         }
         let superseded = self.give_up(Outcome::Superseded, Some("a newer edit took its place".to_owned()), now);
         let first = self.running.is_none();
@@ -294,7 +312,7 @@ impl Service {
     }
 
     /// The change of the file that goes with a proven candidate.
-    pub(super) fn take_edit(&mut self) -> Option<Edit> {
+    pub(super) fn take_edit(&mut self) -> Option<Box<Edit>> {
         self.candidate.as_mut()?.edit.take()
     }
 

@@ -12,9 +12,10 @@ use std::{
     },
 };
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
-use pingora::{Result, http::RequestHeader};
+use pingora::{ErrorType, OrErr, Result, http::RequestHeader};
 
 const X_REAL_IP: &str = "X-Real-IP";
 const X_FORWARDED_FOR: &str = "X-Forwarded-For";
@@ -40,31 +41,43 @@ pub(super) struct Connection {
 pub(super) fn set(request: &mut RequestHeader, connection: &Connection, trusted_proxies: &[IpNet]) -> Result<()> {
     // An IPv4 client of a listener on [::] is still an IPv4 client.
     let client = connection.client.ip().to_canonical();
-    let trusted = trusted_proxies.iter().any(|network| network.contains(&client));
-    if !trusted {
-        drop_claims(request);
+    let text = client.to_string();
+    if trusted_proxies.iter().any(|network| network.contains(&client)) {
+        return add_to_claims(request, &text, connection.local_port, trusted_proxies);
     }
-    let client_text = client.to_string();
-    let forwarded_for = match request.headers.get_all(X_FORWARDED_FOR).iter().filter_map(|v| v.to_str().ok()).collect::<Vec<_>>()
-    {
-        chain if chain.is_empty() => client_text.clone(),
-        chain => format!("{}, {client_text}", chain.join(", ")),
-    };
+    drop_claims(request);
+    let client =
+        HeaderValue::from_maybe_shared(Bytes::from(text)).or_err(ErrorType::InternalError, "an address is a header value")?;
+    request.insert_header(X_REAL_IP, client.clone())?;
+    request.insert_header(X_FORWARDED_FOR, client)?;
+    set_missing(request, connection.local_port, false)
+}
+
+/// What a trusted proxy says is kept, and its own address added.
+fn add_to_claims(request: &mut RequestHeader, client: &str, local_port: u16, trusted_proxies: &[IpNet]) -> Result<()> {
+    let said = request.headers.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok());
+    let chain = said.chain([client]).collect::<Vec<_>>().join(", ");
     if !request.headers.contains_key(X_REAL_IP) {
-        let real = real_client(&forwarded_for, trusted_proxies).map_or(client_text, |ip| ip.to_string());
+        let real = real_client(&chain, trusted_proxies).map_or(client.to_owned(), |ip| ip.to_string());
         request.insert_header(X_REAL_IP, real)?;
     }
-    request.insert_header(X_FORWARDED_FOR, forwarded_for)?;
-    if !request.headers.contains_key(X_FORWARDED_PROTO) {
+    request.insert_header(X_FORWARDED_FOR, chain)?;
+    set_missing(request, local_port, true)
+}
+
+/// Sets what nobody has said yet; `claimed` tells whether anybody can have.
+fn set_missing(request: &mut RequestHeader, local_port: u16, claimed: bool) -> Result<()> {
+    let missing = |request: &RequestHeader, name: &str| !(claimed && request.headers.contains_key(name));
+    if missing(request, X_FORWARDED_PROTO) {
         request.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static("http"))?;
     }
-    if !request.headers.contains_key(X_FORWARDED_HOST)
+    if missing(request, X_FORWARDED_HOST)
         && let Some(host) = request.headers.get(http::header::HOST).cloned()
     {
         request.insert_header(X_FORWARDED_HOST, host)?;
     }
-    if !request.headers.contains_key(X_FORWARDED_PORT) {
-        request.insert_header(X_FORWARDED_PORT, HeaderValue::from(connection.local_port))?;
+    if missing(request, X_FORWARDED_PORT) {
+        request.insert_header(X_FORWARDED_PORT, HeaderValue::from(local_port))?;
     }
     Ok(())
 }
@@ -89,6 +102,7 @@ fn drop_claims(request: &mut RequestHeader) {
         let name = name.as_str();
         name.starts_with("x-forwarded-") || name == "x-real-ip" || name == "forwarded"
     };
+    // Empty, and so without an allocation, for almost everybody.
     let claims: Vec<HeaderName> = request.headers.keys().filter(|name| claim(name)).cloned().collect();
     for name in &claims {
         request.remove_header(name);
@@ -121,7 +135,7 @@ fn new_request_id() -> HeaderValue {
     let (state, start) = &*START;
     let count = COUNT.fetch_add(1, Relaxed);
     let id = format!("{start:016x}{:016x}", state.hash_one(count));
-    HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("0"))
+    HeaderValue::from_maybe_shared(Bytes::from(id)).unwrap_or(HeaderValue::from_static("0"))
 }
 
 #[cfg(test)]

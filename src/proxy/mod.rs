@@ -57,6 +57,7 @@ pub struct RequestCtx {
     lease: Option<Lease>,
     /// Peers that could not be connected to, or lost this request.
     tried: Vec<Arc<Peer>>,
+    /// The end of the try before, or the beginning of all: what lies between is not worth another look at the clock.
     connect_began: Instant,
     /// None until connected to a peer.
     connected: Option<Instant>,
@@ -110,19 +111,11 @@ impl Proxy {
     fn lost(ctx: &mut RequestCtx, kind: ErrorKind) {
         response_timeout::disarm();
         ctx.connected = None;
+        ctx.connect_began = Instant::now();
         ctx.failure = Some(Failure::Peer(kind));
         if let Some(lease) = ctx.lease.take() {
             lease.peer().metrics.error(kind);
             ctx.tried.push(Arc::clone(lease.peer()));
-        }
-    }
-}
-
-impl RequestCtx {
-    fn connected_at(&mut self, now: Instant, reused: bool) {
-        self.connected = Some(now);
-        if !reused && let Some(service) = &self.service {
-            service.active.metrics.connect.observe((now - self.connect_began).as_secs_f64());
         }
     }
 }
@@ -196,7 +189,6 @@ impl ProxyHttp for Proxy {
         peer.options.connection_timeout = Some(service.timeouts.connect);
         peer.options.total_connection_timeout = Some(service.timeouts.connect);
         peer.options.idle_timeout = Some(service.timeouts.idle);
-        ctx.connect_began = Instant::now();
         Ok(peer)
     }
 
@@ -209,9 +201,13 @@ impl ProxyHttp for Proxy {
         _digest: Option<&Digest>,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
-        ctx.connected_at(Instant::now(), reused);
+        let now = Instant::now();
+        ctx.connected = Some(now);
         if let Some(service) = &ctx.service {
-            response_timeout::arm(fd, service.timeouts.response);
+            if !reused {
+                service.active.metrics.connect.observe((now - ctx.connect_began).as_secs_f64());
+            }
+            response_timeout::arm(fd, now, service.timeouts.response);
         }
         Ok(())
     }

@@ -53,9 +53,9 @@ pub(super) async fn watched<F: Future>(request: F) -> F::Output {
         .await
 }
 
-/// The request has a connection: from now on it waits for a response header, at most for `bound`.
-pub(super) fn arm(socket: RawFd, bound: Duration) {
-    with(|deadline| deadline.waiting.set(Some(Waiting { socket, bound, until: Instant::now() + bound })));
+/// The request has a connection: from `now` on it waits for a response header, at most for `bound`.
+pub(super) fn arm(socket: RawFd, now: std::time::Instant, bound: Duration) {
+    with(|deadline| deadline.waiting.set(Some(Waiting { socket, bound, until: Instant::from_std(now) + bound })));
 }
 
 /// The request made progress: the wait begins anew.
@@ -122,7 +122,7 @@ mod tests {
         let (mut near, _far) = silent_peer().await;
         let began = Instant::now();
         let read = watched(async {
-            arm(near.as_raw_fd(), Duration::from_millis(50));
+            arm(near.as_raw_fd(), std::time::Instant::now(), Duration::from_millis(50));
             let read = near.read_u8().await;
             assert!(expired());
             read
@@ -135,7 +135,7 @@ mod tests {
     async fn progress_begins_the_wait_anew_and_a_header_ends_it() {
         let (near, _far) = silent_peer().await;
         watched(async {
-            arm(near.as_raw_fd(), Duration::from_millis(80));
+            arm(near.as_raw_fd(), std::time::Instant::now(), Duration::from_millis(80));
             for _ in 0..4 {
                 tokio::time::sleep(Duration::from_millis(40)).await;
                 extend();

@@ -1,6 +1,6 @@
 //! The admin face and the commands that talk to it.
 
-use crate::support::{ConfigFile, Origin, Switchover, eventually};
+use crate::support::{ConfigFile, Origin, Switchover};
 
 fn started() -> (Origin, Origin, ConfigFile, Switchover) {
     let (blue, green) = (Origin::start("blue"), Origin::start("green"));
@@ -143,18 +143,54 @@ fn a_promotion_into_a_file_that_cannot_be_written_is_refused() {
 }
 
 #[test]
-fn a_file_that_somebody_changes_during_a_promotion_wins() {
+fn a_service_that_somebody_changes_in_the_file_during_a_promotion_wins() {
+    let (_blue, green, config, switchover) = started();
+    green.readiness(503, "starting");
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| switchover.cli(&["promote", "green"]));
+        switchover.await_shop("proving", |shop| shop["swap"]["phase"] == "proving");
+        config.replace_by_rename(&format!("# mine\n{}    drain: {{timeout: 7s}}\n", config.text()));
+        let output = waiter.join().unwrap();
+        assert_eq!(output.code, 1, "{output:?}");
+    });
+    green.readiness(200, "up");
+    switchover.await_ready("green");
+    let text = std::fs::read_to_string(&config.path).unwrap();
+    assert!(text.starts_with("# mine") && text.contains("active: blue"), "{text}");
+    assert_eq!(switchover.get("/").text(), "blue");
+}
+
+#[test]
+fn a_promotion_survives_what_does_not_concern_it() {
     let (_blue, green, config, switchover) = started();
     green.readiness(503, "starting");
     std::thread::scope(|scope| {
         let waiter = scope.spawn(|| switchover.cli(&["promote", "green"]));
         switchover.await_shop("proving", |shop| shop["swap"]["phase"] == "proving");
         config.replace_by_rename(&format!("# mine\n{}", config.text()));
+        assert_eq!(switchover.admin_post("/v1/reload", "").1["result"], "unchanged");
+        green.readiness(200, "up");
         let output = waiter.join().unwrap();
-        assert_eq!(output.code, 1, "{output:?}");
+        assert_eq!(output.code, 0, "{output:?}");
     });
-    eventually("the change is kept", || {
+    let text = std::fs::read_to_string(&config.path).unwrap();
+    assert!(text.starts_with("# mine") && text.contains("active: green"), "{text}");
+}
+
+#[test]
+fn a_promotion_that_needs_no_proof_is_written_as_well() {
+    let (blue, _green, config, switchover) = started();
+    blue.on(
+        "/slow",
+        crate::support::origin::Act::SayAfter(std::time::Duration::from_secs(1), crate::support::origin::ok("slow")),
+    );
+    let mut slow = switchover.client();
+    slow.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    switchover.await_shop("it runs", |shop| shop["pools"][0]["in_flight"] == 1);
+    for (pool, wait) in [("green", "promoted"), ("blue", "drained")] {
+        assert_eq!(switchover.cli(&["promote", pool, "--wait", wait]).code, 0);
         let text = std::fs::read_to_string(&config.path).unwrap();
-        if text.starts_with("# mine") && text.contains("active: blue") { Ok(()) } else { Err(text) }
-    });
+        assert!(text.contains(&format!("active: {pool}")), "{text}");
+    }
+    slow.read_response().unwrap();
 }
