@@ -1,18 +1,17 @@
 # Everything a newcomer needs: Rust, a C compiler and make. The first two targets are the README's.
 
-.DEFAULT_GOAL := help
+.DEFAULT_GOAL := demo
 CARGO ?= cargo
 ARGS ?=
+# Where .ci/run puts cargo-deny; one that is installed for good is found as well.
+export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
-help: ## This list
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
-
-demo: tools ## Build, and watch swaps live on two small built-in applications
+demo: tools ## Build, and watch swaps live on two small built-in applications (ARGS=--once ends after the tally)
 	$(CARGO) build --locked
 	target/debug/switchover demo $(ARGS)
 
-test: tools ## Build, and run every test
-	$(CARGO) test --locked
+test: tools ## Build, and run every test (ARGS=NAME runs those with NAME in theirs)
+	$(CARGO) test --locked $(ARGS)
 
 build: tools ## The release: target/release/switchover
 	$(CARGO) build --locked --release
@@ -24,14 +23,20 @@ check: tools ## Format, lints, documentation, licences
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
-	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check licenses bans sources; \
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --locked check licenses bans sources; \
 	else echo "cargo deny: NOT RUN, it is not installed here; cargo install --locked cargo-deny brings it"; fi
+
+advisories: tools ## Known vulnerabilities in the tree; apart from check, because its database comes from GitHub
+	$(CARGO) deny --locked check advisories
 
 clean: ## Remove what was built
 	$(CARGO) clean
+
+help: ## This list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 tools:
 	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust from https://rustup.rs"; exit 1; }
 	@command -v cc >/dev/null || { echo "a C compiler is missing: apt-get install gcc libc6-dev"; exit 1; }
 
-.PHONY: help demo test build bench check clean tools
+.PHONY: demo test build bench check advisories clean help tools

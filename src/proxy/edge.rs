@@ -16,8 +16,8 @@ use std::{
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use pingora::{
-    apps::{HttpServerApp, ReusedHttpStream, ServerApp},
-    protocols::{Stream, http::ServerSession},
+    apps::{HttpServerApp, ServerApp},
+    protocols::Stream,
     proxy::HttpProxy,
     server::{Fds, ShutdownWatch, configuration::ServerConf},
     services::{Service as _, listening::Service},
@@ -35,12 +35,9 @@ const TRIES: usize = 16;
 /// Connections from clients, and the requests on them. Clones are the same edge.
 #[derive(Clone)]
 pub struct Edge {
-    requests: Arc<Requests>,
+    proxy: Arc<HttpProxy<Proxy>>,
     connections: Arc<Connections>,
 }
-
-/// One call per request: the only place outside Pingora that has a request's whole future in its hands.
-struct Requests(Arc<HttpProxy<Proxy>>);
 
 struct Connections {
     open: AtomicUsize,
@@ -59,7 +56,7 @@ impl Edge {
         let mut proxy = HttpProxy::new(proxy, Arc::new(conf));
         proxy.handle_init_modules();
         let connections = Connections { open: AtomicUsize::new(0), gauge, all_closed: Notify::new() };
-        Self { requests: Arc::new(Requests(Arc::new(proxy))), connections: Arc::new(connections) }
+        Self { proxy: Arc::new(proxy), connections: Arc::new(connections) }
     }
 
     /// Connections open now.
@@ -80,7 +77,7 @@ impl Edge {
 
     /// Closes connections that carry no request, now and as soon as they carry none.
     pub async fn close_idle(&self) {
-        self.requests.0.http_cleanup().await;
+        self.proxy.http_cleanup().await;
     }
 }
 
@@ -118,13 +115,6 @@ impl Drop for Connection {
 impl ServerApp for Edge {
     async fn process_new(self: &Arc<Self>, stream: Stream, stopping: &ShutdownWatch) -> Option<Stream> {
         let _open = Connection::new(&self.connections);
-        self.requests.process_new(stream, stopping).await
-    }
-}
-
-#[async_trait]
-impl HttpServerApp for Requests {
-    async fn process_new_http(self: &Arc<Self>, session: ServerSession, stopping: &ShutdownWatch) -> Option<ReusedHttpStream> {
-        response_timeout::watched(self.0.process_new_http(session, stopping)).await
+        response_timeout::watched(self.proxy.process_new(stream, stopping)).await
     }
 }

@@ -237,6 +237,7 @@ impl ProxyHttp for Proxy {
         _reused: bool,
     ) -> BError {
         let failure = Failure::of(&e, response_timeout::expired());
+        response_timeout::disarm();
         let again = failure == Failure::Peer(ErrorKind::Closed)
             && !ctx.retried
             && !ctx.answered
@@ -315,7 +316,7 @@ impl ProxyHttp for Proxy {
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut RequestCtx) -> FailToProxy {
-        let failure = *ctx.failure.get_or_insert_with(|| Failure::of(e, response_timeout::expired()));
+        let failure = *ctx.failure.get_or_insert_with(|| Failure::of(e, false));
         if failure != Failure::ClientGone && session.response_written().is_none() {
             // Whoever has gone in the meantime cannot be told.
             drop(answer(session, failure).await);

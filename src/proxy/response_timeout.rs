@@ -2,9 +2,9 @@
 //!
 //! Pingora's read timeout is per read and holds for the body as well, so it would cut a quiet event stream or WebSocket, and a
 //! slow upload whose answer comes at its end. Here a deadline is armed when the request has a connection, moved on with each
-//! piece of the request body, and gone with the response header. It lives in the task of the request: what it does is shut the
-//! peer's socket, which Pingora then sees as closed, and nobody else can have closed or reused that descriptor in between,
-//! because only the very future that this one polls could have.
+//! piece of the request body, and gone with the response header. It lives in the task of the client's connection, whose
+//! requests come one after the other: what it does is shut the peer's socket, which Pingora then sees as closed, and nobody else
+//! can have closed or reused that descriptor in between, because only the very future that this one polls could have.
 
 use std::{
     cell::Cell,
@@ -35,14 +35,14 @@ struct Waiting {
     until: Instant,
 }
 
-/// Runs the future of one request under a deadline that [`arm`], [`extend`] and [`disarm`] govern from within.
-pub(super) async fn watched<F: Future>(request: F) -> F::Output {
+/// Runs the future of one connection under a deadline that [`arm`], [`extend`] and [`disarm`] govern from within.
+pub(super) async fn watched<F: Future>(connection: F) -> F::Output {
     DEADLINE
         .scope(Deadline::default(), async move {
-            let mut request = pin!(request);
+            let mut connection = pin!(connection);
             let mut timer = None;
             poll_fn(|cx| {
-                let polled = request.as_mut().poll(cx);
+                let polled = connection.as_mut().poll(cx);
                 if polled.is_pending() {
                     DEADLINE.with(|deadline| deadline.poll(&mut timer, cx));
                 }
@@ -55,7 +55,10 @@ pub(super) async fn watched<F: Future>(request: F) -> F::Output {
 
 /// The request has a connection: from `now` on it waits for a response header, at most for `bound`.
 pub(super) fn arm(socket: RawFd, now: std::time::Instant, bound: Duration) {
-    with(|deadline| deadline.waiting.set(Some(Waiting { socket, bound, until: Instant::from_std(now) + bound })));
+    with(|deadline| {
+        deadline.expired.set(false);
+        deadline.waiting.set(Some(Waiting { socket, bound, until: Instant::from_std(now) + bound }));
+    });
 }
 
 /// The request made progress: the wait begins anew.
@@ -79,14 +82,19 @@ fn with(set: impl FnOnce(&Deadline)) {
 }
 
 impl Deadline {
-    /// The timer is made when first needed and only looked at when it fires, so moving the deadline on costs a store.
+    /// The timer outlives the requests that it is for: it is made when first needed and only looked at when it fires, at most
+    /// once in the bound, so that a request costs two stores.
     fn poll(&self, timer: &mut Option<std::pin::Pin<Box<Sleep>>>, cx: &mut Context<'_>) {
         let Some(waiting) = self.waiting.get() else {
             return;
         };
         let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(waiting.until)));
+        // Another service may have a shorter bound.
+        if waiting.until < timer.deadline() {
+            timer.as_mut().reset(waiting.until);
+        }
         while let Poll::Ready(()) = timer.as_mut().poll(cx) {
-            if Instant::now() < waiting.until {
+            if timer.deadline() < waiting.until {
                 timer.as_mut().reset(waiting.until);
                 continue;
             }
