@@ -4,7 +4,7 @@
 //! way of a request. No label may hold anything a client sent.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -84,7 +84,7 @@ pub struct Metrics {
 pub struct RequestCounter {
     vec: IntCounterVec,
     labels: [String; 3],
-    by_code: ArcSwap<HashMap<(u16, &'static str), IntCounter>>,
+    by_code: ArcSwap<BTreeMap<(u16, &'static str), IntCounter>>,
 }
 
 /// Handles of one service.
@@ -411,7 +411,7 @@ impl RequestCounter {
         let counter = self.vec.with_label_values(&[service, pool, peer, &code.to_string(), key.1]);
         counter.inc();
         self.by_code.rcu(|map| {
-            let mut map = HashMap::clone(map);
+            let mut map = BTreeMap::clone(map);
             map.insert(key, counter.clone());
             Arc::new(map)
         });

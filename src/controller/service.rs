@@ -433,13 +433,11 @@ impl Service {
         self.running.as_ref().map(|running| (&running.config, &running.snapshot))
     }
 
-    /// Whether the first look at its active pool has said something, be it good or bad.
+    /// Whether the first look at its active pool has said something: that it is ready, or that a peer is not.
     pub(super) fn is_settled(&self) -> bool {
-        let slots = self.running.iter().flat_map(|running| running.snapshot.active.slots());
-        let mut settled = slots.map(|slot| {
-            slot.peer.health.is_ready() || slot.peer.health.record().last.is_some_and(|probe| probe.failure.is_some())
-        });
-        settled.all(|settled| settled)
+        let mut slots = self.running.iter().flat_map(|running| running.snapshot.active.slots());
+        let failed = |slot: &Slot| slot.peer.health.record().last.is_some_and(|probe| probe.failure.is_some());
+        self.candidate.is_none() || slots.any(failed)
     }
 
     /// What the status shows.

@@ -25,7 +25,7 @@ use pingora::{
 use prometheus::IntGauge;
 use tokio::sync::Notify;
 
-use super::{Proxy, response_timeout};
+use super::{Proxy, connection};
 
 /// Unused connections to peers that are kept, over all peers.
 const KEPT_CONNECTIONS: usize = 1024;
@@ -115,6 +115,6 @@ impl Drop for Connection {
 impl ServerApp for Edge {
     async fn process_new(self: &Arc<Self>, stream: Stream, stopping: &ShutdownWatch) -> Option<Stream> {
         let _open = Connection::new(&self.connections);
-        response_timeout::watched(self.proxy.process_new(stream, stopping)).await
+        connection::watched(self.proxy.process_new(stream, stopping)).await.flatten()
     }
 }

@@ -3,13 +3,12 @@
 //! The accept loop in [`edge`] calls it for every request. It reads one snapshot per request and never waits for a lock; it
 //! knows nothing of the controller that stores snapshots.
 
+mod connection;
 pub mod edge;
 mod failure;
 mod forward;
-mod response_timeout;
 
 use std::{
-    net::SocketAddr,
     os::fd::RawFd,
     sync::{
         Arc,
@@ -30,15 +29,13 @@ use pingora::{
     upstreams::peer::HttpPeer,
 };
 
-use self::{failure::Failure, forward::Connection};
+use self::failure::Failure;
 use crate::{
     metrics::{ErrorKind, Metrics},
     pool::{Lease, Peer, Refused},
     snapshot::{Service, Snapshot, SnapshotCell},
 };
 
-/// How long a kept connection of a client may be unused; Pingora forgets it after the first request, see `early_request_filter`.
-const CLIENT_KEEPALIVE_SECONDS: u64 = 60;
 /// How often a request may meet a pool that has just begun to drain before that is called a fault.
 const SNAPSHOTS_TRIED: usize = 8;
 
@@ -109,7 +106,7 @@ impl Proxy {
 
     /// Notes that the peer failed this try, and lets go of it.
     fn lost(ctx: &mut RequestCtx, kind: ErrorKind) {
-        response_timeout::disarm();
+        connection::arrived();
         ctx.connected = None;
         ctx.connect_began = Instant::now();
         ctx.failure = Some(Failure::Peer(kind));
@@ -145,11 +142,8 @@ impl ProxyHttp for Proxy {
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     async fn early_request_filter(&self, session: &mut Session, _ctx: &mut RequestCtx) -> Result<()> {
-        // Pingora makes a kept connection's timeout infinite with each request header (`Some(0)`); this sets it back.
-        if session.get_keepalive() == Some(0) {
-            session.set_keepalive(Some(CLIENT_KEEPALIVE_SECONDS));
-        }
-        // Its read timeout would cut a WebSocket whose client only listens.
+        connection::arrived();
+        // Pingora's read timeout would cut a WebSocket whose client only listens.
         if session.is_upgrade_req() {
             session.set_read_timeout(None);
         }
@@ -207,7 +201,7 @@ impl ProxyHttp for Proxy {
             if !reused {
                 service.active.metrics.connect.observe((now - ctx.connect_began).as_secs_f64());
             }
-            response_timeout::arm(fd, now, service.timeouts.response);
+            connection::await_response(fd, now, service.timeouts.response);
         }
         Ok(())
     }
@@ -236,8 +230,8 @@ impl ProxyHttp for Proxy {
         ctx: &mut RequestCtx,
         _reused: bool,
     ) -> BError {
-        let failure = Failure::of(&e, response_timeout::expired());
-        response_timeout::disarm();
+        let failure = Failure::of(&e, connection::late());
+        connection::arrived();
         let again = failure == Failure::Peer(ErrorKind::Closed)
             && !ctx.retried
             && !ctx.answered
@@ -260,14 +254,8 @@ impl ProxyHttp for Proxy {
         request: &mut RequestHeader,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
-        let address = |address: Option<&pingora::protocols::l4::socket::SocketAddr>| address.and_then(|a| a.as_inet().copied());
-        let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
-        let connection = Connection {
-            client: address(session.client_addr()).unwrap_or(unknown),
-            local_port: address(session.server_addr()).unwrap_or(unknown).port(),
-        };
         let trusted = ctx.snapshot.as_ref().map(|snapshot| snapshot.trusted_proxies.as_slice()).unwrap_or_default();
-        forward::set(request, &connection, trusted)?;
+        forward::set(request, &connection::ends(session), trusted)?;
         forward::set_request_id(request, &mut ctx.request_id)
     }
 
@@ -279,7 +267,7 @@ impl ProxyHttp for Proxy {
         _ctx: &mut RequestCtx,
     ) -> Result<()> {
         if body.is_some() {
-            response_timeout::extend();
+            connection::extend();
         }
         Ok(())
     }
@@ -291,10 +279,10 @@ impl ProxyHttp for Proxy {
         ctx: &mut RequestCtx,
     ) -> Result<()> {
         if response.status.is_informational() && response.status != http::StatusCode::SWITCHING_PROTOCOLS {
-            response_timeout::extend();
+            connection::extend();
             return Ok(());
         }
-        response_timeout::disarm();
+        connection::arrived();
         ctx.answered = true;
         if let (Some(connected), Some(service)) = (ctx.connected, &ctx.service) {
             service.active.metrics.response_header.observe(connected.elapsed().as_secs_f64());
@@ -325,6 +313,8 @@ impl ProxyHttp for Proxy {
     }
 
     async fn logging(&self, session: &mut Session, _e: Option<&Error>, ctx: &mut RequestCtx) {
+        let now = Instant::now();
+        connection::await_request(now);
         let written = session.response_written().map(|response| response.status.as_u16());
         let code = written.or(ctx.failure.map(Failure::status)).unwrap_or(Failure::ClientGone.status());
         let method = &session.req_header().method;
@@ -335,7 +325,7 @@ impl ProxyHttp for Proxy {
         };
         counter.inc(code, method);
         if let Some(service) = &ctx.service {
-            service.active.metrics.duration.observe(ctx.began.elapsed().as_secs_f64());
+            service.active.metrics.duration.observe((now - ctx.began).as_secs_f64());
             if !ctx.tried.is_empty() || ctx.retried {
                 if ctx.answered { service.metrics.retries_succeeded.inc() } else { service.metrics.retries_failed.inc() }
             }

@@ -156,8 +156,14 @@ fn no_signal_but_the_two_that_mean_it_stops_it() {
 fn a_sighup_during_the_start_does_not_end_it() {
     let blue = Origin::start("blue");
     let config = ConfigFile::new(&[("blue", &[blue.address()])]);
-    for delay in [3, 6, 10, 20, 40] {
+    for delay in [0, 2, 5, 10, 20, 40] {
         let mut child = crate::support::switchover::command(&["run", "--config", config.path.to_str().unwrap()]).spawn().unwrap();
+        // No program can catch a signal before it runs; this is the first thing that it does, long before it listens.
+        eventually("it catches SIGHUP", || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+            let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim().to_owned();
+            if u64::from_str_radix(&caught, 16).unwrap() & 1 == 1 { Ok(()) } else { Err(caught) }
+        });
         std::thread::sleep(Duration::from_millis(delay)); // The moment that is tested.
         let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
         nix::sys::signal::kill(pid, Signal::SIGHUP).unwrap();
