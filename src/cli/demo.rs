@@ -17,7 +17,7 @@ pub(super) struct DemoArgs {
     once: bool,
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub(super) struct DemoAppArgs {
     /// Said in every answer
     #[arg(long, default_value = "blue")]
@@ -31,6 +31,9 @@ pub(super) struct DemoAppArgs {
     /// How long to be not ready
     #[arg(long, default_value = "1s", value_parser = humantime::parse_duration)]
     ready_after: Duration,
+    /// End when standard input does
+    #[arg(long)]
+    exit_on_stdin_close: bool,
 }
 
 pub(super) fn run(args: &DemoArgs) -> Result<(), Failure> {
@@ -42,8 +45,8 @@ pub(super) fn run(args: &DemoArgs) -> Result<(), Failure> {
 }
 
 pub(super) fn run_app(args: &DemoAppArgs) -> Result<(), Failure> {
-    let app = App { name: args.name.clone(), version: args.version.clone(), listen: args.listen, ready_after: args.ready_after };
-    let listen = args.listen;
+    let DemoAppArgs { name, version, listen, ready_after, exit_on_stdin_close } = args.clone();
+    let app = App { name, version, listen, ready_after, exit_on_stdin_close };
     runtime()?.block_on(demo::app::serve(app)).map_err(|e| Failure::failed(format!("cannot listen on {listen}: {e}")))
 }
 

@@ -5,6 +5,7 @@
 
 use std::{
     convert::Infallible,
+    io::{self, Write},
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -23,8 +24,12 @@ use serde::Deserialize;
 use tokio::{
     net::TcpSocket,
     signal::unix::{SignalKind, signal},
+    sync::oneshot,
 };
 use tokio_stream::{StreamExt, iter};
+
+/// How long running requests may take after SIGTERM, as in Spring Boot.
+const GRACE: Duration = Duration::from_secs(30);
 
 /// What an application is told at its start.
 #[derive(Clone)]
@@ -37,6 +42,8 @@ pub struct App {
     pub listen: SocketAddr,
     /// How long it is not ready.
     pub ready_after: Duration,
+    /// Ends when standard input does: an application must not outlive whoever started it, however that ended.
+    pub exit_on_stdin_close: bool,
 }
 
 struct Running {
@@ -70,18 +77,20 @@ const fn every() -> u64 {
     100
 }
 
-/// Serves until SIGTERM, then until running requests have ended.
+/// Serves until SIGTERM, then until running requests have ended, but not longer than half a minute.
 ///
 /// # Errors
 /// When it cannot listen.
-pub async fn serve(app: App) -> std::io::Result<()> {
+pub async fn serve(app: App) -> io::Result<()> {
     let socket = if app.listen.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     // So that it can come back on the same port at once.
     socket.set_reuseaddr(true)?;
     socket.bind(app.listen)?;
     let listener = socket.listen(1024)?;
-    println!("listening on {}", listener.local_addr()?);
+    writeln!(io::stdout(), "listening on {}", listener.local_addr()?)?;
     let mut stop = signal(SignalKind::terminate())?;
+    let orphaned = stdin_closed(app.exit_on_stdin_close);
+    let (stopping, stopped) = oneshot::channel::<()>();
     let routes = Router::new()
         .route("/", get(hello).post(received).put(received))
         .route("/slow", get(sleepy).post(sleepy))
@@ -90,11 +99,28 @@ pub async fn serve(app: App) -> std::io::Result<()> {
         .route("/actuator/health/readiness", get(readiness))
         .fallback(hello)
         .with_state(Arc::new(Running { app, began: Instant::now() }));
-    axum::serve(listener, routes)
-        .with_graceful_shutdown(async move {
-            stop.recv().await;
-        })
-        .await
+    let server = axum::serve(listener, routes).with_graceful_shutdown(async move {
+        stop.recv().await;
+        drop(stopping);
+    });
+    tokio::select! {
+        result = server => result,
+        () = async { stopped.await.unwrap_or_default(); tokio::time::sleep(GRACE).await } => Ok(()),
+        () = orphaned => Ok(()),
+    }
+}
+
+/// A thread of its own, because a read of standard input cannot be given up and would hold the runtime's end.
+async fn stdin_closed(wanted: bool) {
+    let (open, closed) = oneshot::channel::<()>();
+    if !wanted {
+        return std::future::pending().await;
+    }
+    std::thread::spawn(move || {
+        io::copy(&mut io::stdin().lock(), &mut io::sink()).ok();
+        drop(open);
+    });
+    closed.await.unwrap_or_default();
 }
 
 impl Running {

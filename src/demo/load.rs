@@ -1,4 +1,7 @@
 //! Steady load over keep-alive connections, which counts whatever goes wrong and never tries again.
+//!
+//! What takes long is a POST: switchover never sends one twice, so an application that was stopped one request too early
+//! shows as a failure here, and no retry can hide it.
 
 use std::{
     collections::BTreeMap,
@@ -7,19 +10,30 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use http::{Method, Request};
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, task::JoinSet};
+use tokio::{
+    net::TcpStream,
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval_at, timeout},
+};
 
-/// Clients, each with a connection of its own.
-const CLIENTS: usize = 16;
-/// How long each of them pauses: the demo is to be watched, not to melt a laptop.
-const PAUSE: Duration = Duration::from_millis(10);
+/// Clients with small requests, each with a connection of its own.
+const QUICK: u32 = 10;
+/// Clients whose every request takes longer than a promotion: apart from the others, so that those keep their pace, and so
+/// that there is always something to drain.
+const SLOW: u32 = 3;
+/// A request of each quick client, 1,000 a second in all: the demo is to be watched, not to melt a laptop.
+const PACE: Duration = Duration::from_millis(10);
+/// What a slow request asks the application to take.
+const SLOWNESS: Duration = Duration::from_millis(300);
+/// Nothing that works takes this long.
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// As many reasons as a person wants to read.
 const REASONS: usize = 5;
 
@@ -29,6 +43,7 @@ pub(super) struct Tally {
     pub requests: u64,
     pub failed: u64,
     pub reasons: Vec<String>,
+    /// Less what the request asked the application to take.
     pub slowest: Duration,
     /// Requests by the colour that answered.
     pub by_colour: BTreeMap<String, u64>,
@@ -45,7 +60,7 @@ impl Load {
     pub(super) fn start(address: SocketAddr) -> Self {
         let (tally, stop) = (Arc::<Mutex<Tally>>::default(), Arc::<AtomicBool>::default());
         let mut clients = JoinSet::new();
-        for client in 0..CLIENTS {
+        for client in 0..QUICK + SLOW {
             clients.spawn(run_client(client, address, Arc::clone(&tally), Arc::clone(&stop)));
         }
         Self { tally, stop, clients }
@@ -58,70 +73,98 @@ impl Load {
     /// Lets every request end, and counts it.
     pub(super) async fn stop(mut self) -> Tally {
         self.stop.store(true, Relaxed);
-        while self.clients.join_next().await.is_some() {}
+        while let Some(client) = self.clients.join_next().await {
+            if let Err(e) = client {
+                lock(&self.tally).failed(format!("a client broke: {e}"));
+            }
+        }
         self.tally()
     }
 }
 
-async fn run_client(client: usize, address: SocketAddr, tally: Arc<Mutex<Tally>>, stop: Arc<AtomicBool>) {
-    let mut connection = None;
-    for turn in client.. {
-        if stop.load(Relaxed) {
-            return;
+impl Tally {
+    fn failed(&mut self, reason: String) {
+        self.failed += 1;
+        if self.reasons.len() < REASONS {
+            self.reasons.push(reason);
         }
-        let began = Instant::now();
-        let outcome = request(&mut connection, address, turn).await;
-        let took = began.elapsed();
-        {
-            let mut tally = lock(&tally);
-            tally.requests += 1;
-            tally.slowest = tally.slowest.max(took);
-            match outcome {
-                Ok(colour) => *tally.by_colour.entry(colour).or_default() += 1,
-                Err(reason) => {
-                    tally.failed += 1;
-                    connection = None;
-                    if tally.reasons.len() < REASONS {
-                        tally.reasons.push(reason);
-                    }
-                }
-            }
-        }
-        tokio::time::sleep(PAUSE).await;
     }
 }
 
-/// One request; mostly small GETs, some POSTs with a body, some that take longer than a swap.
+async fn run_client(client: u32, address: SocketAddr, tally: Arc<Mutex<Tally>>, stop: Arc<AtomicBool>) {
+    let (slow, mut connection) = (client >= QUICK, None);
+    // Spread evenly, quick and slow ones alike: in step they would come in waves.
+    let start = if slow { SLOWNESS * (client - QUICK) / SLOW } else { PACE * client / QUICK };
+    let mut pace = interval_at(Instant::now() + start, PACE);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    for turn in 0.. {
+        pace.tick().await;
+        if stop.load(Relaxed) {
+            return;
+        }
+        let kind = match turn % 5 {
+            _ if slow => Kind::Slow,
+            4 => Kind::Post,
+            _ => Kind::Get,
+        };
+        let began = Instant::now();
+        let outcome = timeout(TIMEOUT, request(&mut connection, address, kind)).await;
+        let took = began.elapsed().saturating_sub(if slow { SLOWNESS } else { Duration::ZERO });
+        let mut tally = lock(&tally);
+        tally.requests += 1;
+        tally.slowest = tally.slowest.max(took);
+        match outcome.unwrap_or_else(|_| Err(format!("no answer in {TIMEOUT:?}"))) {
+            Ok(colour) => *tally.by_colour.entry(colour).or_default() += 1,
+            Err(reason) => {
+                tally.failed(reason);
+                connection = None;
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Get,
+    Post,
+    Slow,
+}
+
+/// Sends one request; gives the colour that answered it.
 async fn request(
     connection: &mut Option<http1::SendRequest<Full<Bytes>>>,
     address: SocketAddr,
-    turn: usize,
+    kind: Kind,
 ) -> Result<String, String> {
+    static BODY: [u8; 2048] = [b'x'; 2048];
     let sender = match connection {
         // A connection that was announced to end is replaced; one that breaks is a failure.
         Some(sender) if !sender.is_closed() => sender,
         _ => connection.insert(connect(address).await?),
     };
-    let (method, path, body) = match turn % 20 {
-        0 => (Method::GET, "/slow?ms=300", Bytes::new()),
-        1..=5 => (Method::POST, "/", Bytes::from_static(&[b'x'; 2048])),
-        _ => (Method::GET, "/", Bytes::new()),
+    let (method, path, body) = match kind {
+        Kind::Get => (Method::GET, "/".to_owned(), Bytes::new()),
+        Kind::Post => (Method::POST, "/".to_owned(), Bytes::from_static(&BODY)),
+        Kind::Slow => (Method::POST, format!("/slow?ms={}", SLOWNESS.as_millis()), Bytes::from_static(&BODY)),
     };
+    let what = format!("{method} {path}");
     let request = Request::builder().method(method).uri(path).header("Host", address.to_string()).body(Full::new(body));
     let request = request.map_err(|e| e.to_string())?;
     sender.ready().await.map_err(|e| format!("connection lost: {e}"))?;
-    let response = sender.send_request(request).await.map_err(|e| format!("{path}: {e}"))?;
+    let response = sender.send_request(request).await.map_err(|e| format!("{what}: {e}"))?;
     let status = response.status();
-    let body = response.into_body().collect().await.map_err(|e| format!("{path}: {e}"))?.to_bytes();
+    let body = response.into_body().collect().await.map_err(|e| format!("{what}: {e}"))?.to_bytes();
     let text = String::from_utf8_lossy(&body);
-    if !status.is_success() {
-        return Err(format!("{path}: {status} {}", text.trim()));
+    let whole = matches!(kind, Kind::Get | Kind::Slow) || text.ends_with(&format!(" received {} bytes\n", BODY.len()));
+    if !status.is_success() || !whole {
+        return Err(format!("{what}: {status} {}", text.trim()));
     }
     Ok(text.split_whitespace().next().unwrap_or("nobody").to_owned())
 }
 
 async fn connect(address: SocketAddr) -> Result<http1::SendRequest<Full<Bytes>>, String> {
     let stream = TcpStream::connect(address).await.map_err(|e| format!("cannot connect: {e}"))?;
+    stream.set_nodelay(true).map_err(|e| format!("cannot connect: {e}"))?;
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
     // Its end shows in the requests on it.
     tokio::spawn(async move { connection.await.unwrap_or_default() });

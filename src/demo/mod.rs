@@ -13,12 +13,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
 use self::{
     load::{Load, Tally},
     screen::Screen,
     stage::Stage,
 };
-use crate::status::PoolState;
+use crate::status::{Outcome, PoolState};
 
 /// Time to see what a swap has done before the next one begins.
 const PAUSE: Duration = Duration::from_millis(1500);
@@ -36,53 +38,114 @@ pub struct Options {
 /// # Errors
 /// When something but a request went wrong: the reason, in words.
 pub async fn run(options: Options) -> Result<u64, String> {
-    println!("switchover demo: two applications, one load balancer, steady load, {} swaps by editing one line\n", options.swaps);
-    let mut stage = Stage::set().await?;
-    println!("blue v1 on {}, green v2 on {}, switchover on {}", stage.blue.address, stage.green.address, stage.address);
-    println!("the file: {}\n", stage.config.display());
-    let load = Load::start(stage.address);
+    let mut stop = Stop::caught()?;
     let mut screen = Screen::new();
+    screen.event(&format!(
+        "switchover demo: two applications, one load balancer, steady load, {} swaps by editing one line\n",
+        options.swaps
+    ));
+    let mut stage = tokio::select! {
+        stage = Stage::set() => stage?,
+        () = stop.told() => return Err("stopped before it began".to_owned()),
+    };
+    screen.event(&format!(
+        "blue v1 on {}, green v2 on {}, switchover on {}",
+        stage.blue.address, stage.green.address, stage.address
+    ));
+    screen.event(&format!("the file: {}\n", stage.config.display()));
+    let load = Load::start(stage.address);
+    let stay = io::stdout().is_terminal() && !options.once;
+    let mut done = 0;
     let outcome = tokio::select! {
-        outcome = swaps(&options, &mut stage, &load, &mut screen) => outcome,
-        _ = tokio::signal::ctrl_c() => Err("stopped by Ctrl-C".to_owned()),
+        outcome = swaps(options.swaps, stay, &mut done, &mut stage, &load, &mut screen) => outcome,
+        () = stop.told() => Err(format!("stopped before swap {} of {} was done", done + 1, options.swaps)),
     };
     let tally = load.stop().await;
-    let done = outcome?;
     screen.event(&summary(done, &tally));
-    if io::stdout().is_terminal() && !options.once {
-        serve_on(&stage).await?;
+    outcome?;
+    if stay {
+        screen.event(&invitation(&stage).await?);
+        stop.told().await;
     }
     Ok(tally.failed)
 }
 
-/// Swaps back and forth; gives how many there were.
-async fn swaps(options: &Options, stage: &mut Stage, load: &Load, screen: &mut Screen) -> Result<usize, String> {
+/// Ctrl-C and its like. Unless caught they would end the demo before it could end its children.
+struct Stop([Signal; 3]);
+
+impl Stop {
+    fn caught() -> Result<Self, String> {
+        let caught = |kind| signal(kind).map_err(|e| format!("cannot catch signals: {e}"));
+        Ok(Self([caught(SignalKind::interrupt())?, caught(SignalKind::terminate())?, caught(SignalKind::hangup())?]))
+    }
+
+    async fn told(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {}, _ = hangup.recv() => {} }
+    }
+}
+
+/// Swaps back and forth, and counts them in `done`.
+async fn swaps(
+    swaps: usize,
+    stay: bool,
+    done: &mut usize,
+    stage: &mut Stage,
+    load: &Load,
+    screen: &mut Screen,
+) -> Result<(), String> {
     show(stage, load, screen, PAUSE).await?;
-    for swap in 0..options.swaps {
+    for swap in 0..swaps {
         let (from, to) = if swap % 2 == 0 { ("blue", "green") } else { ("green", "blue") };
-        screen.event(&format!("swap {} of {}: active: {from} -> active: {to}", swap + 1, options.swaps));
-        stage.edit(from, to)?;
-        let began = Instant::now();
-        let what = format!("{from} is safe to stop");
-        stage
-            .until(&what, |status| {
-                screen.tick(&load.tally(), status.services.first());
-                status.services.iter().flat_map(|s| &s.pools).any(|pool| pool.name == from && pool.safe_to_stop)
-            })
-            .await?;
+        let edit = format!("active: {from} -> active: {to}");
+        if swap == 0 {
+            screen.event(&format!("swap 1 of {swaps}: {edit}"));
+        } else {
+            // Not ready for another second, so that there is something to prove.
+            stage.colour(to).restart(&format!("v{}", swap + 2)).await?;
+            screen.event(&format!("swap {} of {swaps}: {to} started again as v{}, {edit}", swap + 1, swap + 2));
+        }
+        one_swap(from, to, stage, load, screen).await?;
+        // To an application that is safe to stop it makes no difference how.
         let politely = swap % 2 == 0;
-        let how = if politely { "stopped politely" } else { "killed" };
-        screen.event(&format!(
-            "  {from} is safe to stop after {} ms: {how}, and started again as v{}",
-            began.elapsed().as_millis(),
-            swap + 3
-        ));
-        let idle = if from == "blue" { &mut stage.blue } else { &mut stage.green };
-        idle.stop(politely).await?;
-        idle.restart(&format!("v{}", swap + 3)).await?;
+        stage.colour(from).stop(politely).await?;
+        screen.event(&format!("  {from} {}", if politely { "stopped politely" } else { "killed" }));
+        *done = swap + 1;
         show(stage, load, screen, PAUSE).await?;
     }
-    Ok(options.swaps)
+    if stay && swaps > 0 {
+        let idle = if swaps.is_multiple_of(2) { "green" } else { "blue" };
+        stage.colour(idle).restart(&format!("v{}", swaps + 2)).await?;
+    }
+    Ok(())
+}
+
+/// From the edit until the old colour is safe to stop.
+async fn one_swap(from: &str, to: &str, stage: &mut Stage, load: &Load, screen: &mut Screen) -> Result<(), String> {
+    stage.edit(from, to)?;
+    let began = Instant::now();
+    stage
+        .until(&format!("{to} is active"), |status| {
+            screen.tick(&load.tally(), status.services.first());
+            status.services.iter().any(|service| service.active == to)
+        })
+        .await?;
+    screen.event(&format!("  {to} proved ready and promoted {} ms after the edit", began.elapsed().as_millis()));
+    let mut ended = None;
+    stage
+        .until(&format!("{from} is safe to stop"), |status| {
+            screen.tick(&load.tally(), status.services.first());
+            ended = status.services.first().and_then(|service| service.last_swap.clone()).filter(|swap| swap.to == to);
+            ended.is_some() && status.services.iter().flat_map(|s| &s.pools).any(|pool| pool.name == from && pool.safe_to_stop)
+        })
+        .await?;
+    match ended {
+        Some(swap) if swap.outcome == Some(Outcome::Drained) => {
+            screen.event(&format!("  {from} drained, safe to stop {} ms after the edit", began.elapsed().as_millis()));
+            Ok(())
+        }
+        other => Err(format!("the swap to {to} did not end as it should: {other:?}")),
+    }
 }
 
 /// Shows for a while how things are.
@@ -112,18 +175,14 @@ fn summary(swaps: usize, tally: &Tally) -> String {
     text
 }
 
-/// Leaves everything running for the user to try.
-async fn serve_on(stage: &Stage) -> Result<(), String> {
+/// What to try while everything goes on running.
+async fn invitation(stage: &Stage) -> Result<String, String> {
     let status = stage.status().await?;
     let idle = status.services.iter().flat_map(|s| &s.pools).find(|pool| pool.state != PoolState::Active);
     let idle = idle.map_or("green", |pool| pool.name.as_str());
-    let (program, config) = (stage::program(), stage.config.display());
-    println!(
-        "\nStill serving on http://{}/ until Ctrl-C. Edit active: in\n  {config}\nor try, in another terminal:",
-        stage.address
-    );
-    println!("  curl http://{}/", stage.address);
-    println!("  {program} promote {idle} --config {config}");
-    println!("  {program} status --config {config}");
-    tokio::signal::ctrl_c().await.map_err(|e| e.to_string())
+    let (address, program, config) = (stage.address, stage::program(), stage.config.display());
+    Ok(format!(
+        "\nStill serving on http://{address}/ until Ctrl-C. Edit active: in\n  {config}\nor try, in another terminal:\n  curl \
+         http://{address}/\n  {program} promote {idle} --config {config}\n  {program} status --config {config}"
+    ))
 }

@@ -24,8 +24,9 @@ pub(super) struct Screen {
 
 impl Screen {
     pub(super) fn new() -> Self {
-        let live = io::stdout().is_terminal();
-        let colour = live && std::env::var_os("NO_COLOR").is_none();
+        let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        let live = io::stdout().is_terminal() && set("TERM").is_some_and(|term| term != "dumb");
+        let colour = live && set("NO_COLOR").is_none();
         let now = Instant::now();
         Self { live, colour, drawn: 0, strip: Vec::new(), before: (now, Tally::default()) }
     }
@@ -33,6 +34,11 @@ impl Screen {
     /// Shows what has happened since the last tick, if that is long enough ago.
     pub(super) fn tick(&mut self, tally: &Tally, service: Option<&ServiceStatus>) {
         let now = Instant::now();
+        if tally.requests == 0 {
+            // Counting begins with the load, not with the program.
+            self.before.0 = now;
+            return;
+        }
         let (then, before) = &self.before;
         if now - *then < if self.live { TICK } else { PLAIN } {
             return;
@@ -64,17 +70,20 @@ impl Screen {
             ];
             self.draw(&lines);
         } else {
-            println!("  {who} answers, {rate:.0} requests/s, {phase}, in flight {flights}, failed {}", tally.failed);
+            print(&format!(
+                "  {who} answers, {rate:.0} requests/s, swap: {phase}, in flight {flights}, failed {}\n",
+                tally.failed
+            ));
         }
     }
 
     /// Something happened that is worth a line of its own.
     pub(super) fn event(&mut self, text: &str) {
-        if self.live && self.drawn > 0 {
-            print!("\x1b[{}A\x1b[J", self.drawn);
+        if self.drawn > 0 {
+            print(&format!("\x1b[{}A\x1b[J", self.drawn));
             self.drawn = 0;
         }
-        println!("{text}");
+        print(&format!("{text}\n"));
     }
 
     fn draw(&mut self, lines: &[String]) {
@@ -85,8 +94,7 @@ impl Screen {
         for line in lines {
             out += &format!("\x1b[2K  {line}\n");
         }
-        print!("{out}");
-        io::stdout().flush().unwrap_or_default();
+        print(&out);
         self.drawn = lines.len();
     }
 
@@ -99,6 +107,12 @@ impl Screen {
         };
         self.strip.iter().map(paint).collect()
     }
+}
+
+/// A reader that went away (`switchover demo | head`) is no reason to end: the exit code still counts.
+fn print(text: &str) {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).unwrap_or_default();
 }
 
 fn phase(service: &ServiceStatus) -> String {

@@ -1,10 +1,11 @@
 //! The demo's processes and its file: two applications, the real server, and the configuration that is edited.
 //!
-//! Everything ends with this value: children are killed when it is dropped, and the folder goes.
+//! Everything ends with this value: children are killed when it is dropped, and the folder goes. They are in process groups
+//! of their own, so that Ctrl-C reaches the demo alone; if the demo itself is killed, the applications notice and follow.
 
 use std::{
     fmt::Write as _,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Stdio,
     time::{Duration, Instant},
@@ -16,6 +17,7 @@ use nix::{
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
+    net::TcpSocket,
     process::{Child, Command},
 };
 
@@ -41,7 +43,16 @@ pub(super) struct Stage {
 pub(super) struct Colour {
     pub name: &'static str,
     pub address: SocketAddr,
+    _port: Port,
     child: Option<Child>,
+}
+
+/// A port that stays free for the program it is meant for, also while that is not running.
+struct Port {
+    address: SocketAddr,
+    /// Bound, never listening: connections are refused, a program with SO_REUSEADDR may listen, but the system gives the
+    /// number to no outgoing connection. Elsewhere than on Linux it would be in the program's way.
+    _held: Option<TcpSocket>,
 }
 
 impl Stage {
@@ -50,7 +61,8 @@ impl Stage {
             tempfile::Builder::new().prefix("switchover-demo-").tempdir().map_err(|e| format!("no temporary folder: {e}"))?;
         let blue = Colour::start("blue", "v1").await?;
         let green = Colour::start("green", "v2").await?;
-        let (address, admin) = (free_address()?, free_address()?);
+        let (listener, admin) = (Port::reserve()?, Port::reserve()?);
+        let (address, admin) = (listener.address, admin.address);
         let config = folder.path().join("switchover.yaml");
         let text = configuration(address, admin, blue.address, green.address).map_err(|e| e.to_string())?;
         std::fs::write(&config, text).map_err(|e| format!("cannot write {}: {e}", config.display()))?;
@@ -61,13 +73,15 @@ impl Stage {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
+            .process_group(0)
             .kill_on_drop(true)
             .spawn()
             .map_err(|e| format!("cannot start switchover: {e}"))?;
         let mut stage = Self { blue, green, address, config, client: Client::new(&admin.to_string()), server, folder };
         stage
             .until("switchover serves blue", |status| {
-                status.services.iter().any(|s| s.pools.iter().any(|p| p.peers.iter().any(|p| p.ready)))
+                let blue = status.services.iter().flat_map(|s| &s.pools).find(|pool| pool.name == "blue");
+                blue.is_some_and(|blue| blue.peers.iter().all(|peer| peer.ready))
             })
             .await?;
         Ok(stage)
@@ -97,6 +111,10 @@ impl Stage {
         }
     }
 
+    pub(super) fn colour(&mut self, name: &str) -> &mut Colour {
+        if name == self.blue.name { &mut self.blue } else { &mut self.green }
+    }
+
     /// What the user does: one line of the file, with any editor.
     pub(super) fn edit(&self, from: &str, to: &str) -> Result<(), String> {
         let edit = || -> std::io::Result<()> {
@@ -115,7 +133,8 @@ impl Stage {
 
 impl Colour {
     async fn start(name: &'static str, version: &str) -> Result<Self, String> {
-        let mut colour = Self { name, address: SocketAddr::from(([127, 0, 0, 1], 0)), child: None };
+        let port = Port::reserve()?;
+        let mut colour = Self { name, address: port.address, _port: port, child: None };
         colour.restart(version).await?;
         Ok(colour)
     }
@@ -134,16 +153,19 @@ impl Colour {
                 &self.address.to_string(),
                 "--ready-after",
                 "1s",
+                "--exit-on-stdin-close",
             ])
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .process_group(0)
             .kill_on_drop(true)
             .spawn()
             .map_err(|e| failed(&e))?;
         let said = child.stdout.take().ok_or_else(|| failed(&"it cannot be heard"))?;
         let line = BufReader::new(said).lines().next_line().await.map_err(|e| failed(&e))?.unwrap_or_default();
-        let address = line.strip_prefix("listening on ").and_then(|address| address.parse().ok());
-        self.address = address.ok_or_else(|| failed(&format!("it said {line:?}")))?;
+        if line != format!("listening on {}", self.address) {
+            return Err(failed(&format!("it said {line:?}")));
+        }
         self.child = Some(child);
         Ok(())
     }
@@ -151,12 +173,16 @@ impl Colour {
     /// Stops it politely, or not.
     pub(super) async fn stop(&mut self, politely: bool) -> Result<(), String> {
         let Some(mut child) = self.child.take() else { return Ok(()) };
+        // `wait` would close it, and then the application would not end its requests.
+        let _open = child.stdin.take();
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
         match pid {
             Some(pid) if politely => kill(Pid::from_raw(pid), Signal::SIGTERM).map_err(|e| e.to_string())?,
             _ => child.start_kill().map_err(|e| e.to_string())?,
         }
-        child.wait().await.map(drop).map_err(|e| e.to_string())
+        let exit = tokio::time::timeout(PATIENCE, child.wait()).await;
+        let exit = exit.map_err(|_| format!("{} still runs {PATIENCE:?} after it was stopped", self.name))?;
+        exit.map(drop).map_err(|e| e.to_string())
     }
 }
 
@@ -164,9 +190,16 @@ fn itself() -> Result<Command, String> {
     std::env::current_exe().map(Command::new).map_err(|e| format!("cannot find this program: {e}"))
 }
 
-/// Free at the moment of asking; the demo says so if somebody is quicker.
-fn free_address() -> Result<SocketAddr, String> {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).map_err(|e| format!("no free port: {e}"))
+impl Port {
+    fn reserve() -> Result<Self, String> {
+        let reserve = || -> std::io::Result<Self> {
+            let socket = TcpSocket::new_v4()?;
+            socket.set_reuseaddr(true)?;
+            socket.bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+            Ok(Self { address: socket.local_addr()?, _held: cfg!(target_os = "linux").then_some(socket) })
+        };
+        reserve().map_err(|e| format!("no free port: {e}"))
+    }
 }
 
 fn configuration(address: SocketAddr, admin: SocketAddr, blue: SocketAddr, green: SocketAddr) -> Result<String, std::fmt::Error> {

@@ -10,18 +10,25 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use tokio::net::TcpSocket;
 
 /// One application, always at the same address.
 pub struct App {
     pub name: String,
     pub address: SocketAddr,
+    /// Bound, never listening: while the application is stopped nobody can connect, and no outgoing connection of the machine
+    /// can be given its port either, which would otherwise make a restart fail once in a thousand swaps.
+    _port: TcpSocket,
     child: Option<Child>,
 }
 
 impl App {
     /// Starts it on a free port, ready after `ready_after`.
     pub fn start(name: &str, version: &str, ready_after: &str) -> Self {
-        let mut app = Self { name: name.to_owned(), address: ([127, 0, 0, 1], 0).into(), child: None };
+        let port = TcpSocket::new_v4().unwrap();
+        port.set_reuseaddr(true).unwrap();
+        port.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let mut app = Self { name: name.to_owned(), address: port.local_addr().unwrap(), _port: port, child: None };
         app.restart(version, ready_after);
         app
     }
@@ -31,19 +38,22 @@ impl App {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let mut child = Command::new(env!("CARGO_BIN_EXE_switchover"))
             .args(["demo-app", "--name", &self.name, "--version", version, "--ready-after", ready_after])
-            .args(["--listen", &self.address.to_string()])
+            .args(["--listen", &self.address.to_string(), "--exit-on-stdin-close"])
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        self.address = line.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("{line:?}")).parse().unwrap();
+        assert_eq!(line, format!("listening on {}\n", self.address));
         self.child = Some(child);
     }
 
     /// Stops it, with SIGTERM or with SIGKILL.
     pub fn stop(&mut self, politely: bool) {
         let mut child = self.child.take().unwrap();
+        // `wait` would close it, and then the application would not end its requests.
+        let _open = child.stdin.take();
         if politely {
             kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
         } else {

@@ -45,6 +45,8 @@ impl Tally {
 pub fn mixed(turn: usize) -> (&'static str, &'static str, &'static [u8]) {
     match turn % 16 {
         0 => ("GET", "/slow?ms=200", b""),
+        // Never sent twice: if its application is stopped too early, no retry hides that.
+        8 => ("POST", "/slow?ms=200", &[b'x'; 3000]),
         1..=5 => ("POST", "/", &[b'x'; 3000]),
         _ => ("GET", "/", b""),
     }
