@@ -16,7 +16,7 @@ test: tools ## Build, and run every test (ARGS=NAME runs those with NAME in thei
 build: tools ## The release: target/release/switchover
 	$(CARGO) build --locked --release
 
-bench: tools ## CPU per request beside a bare Pingora proxy (and nginx, HAProxy where installed)
+bench: tools ## CPU per request beside a bare Pingora proxy (and nginx, HAProxy where installed), and the time of a swap
 	$(CARGO) bench --locked --bench cpu
 
 check: tools ## Format, lints, documentation, licences

@@ -13,9 +13,10 @@ use super::Outcome;
 pub(super) struct Proxy {
     pub name: &'static str,
     pub address: SocketAddr,
+    /// Microseconds of CPU per request, round by round.
     pub samples: Vec<f64>,
-    /// MiB before and after each round.
-    pub memory: Vec<(f64, f64)>,
+    /// MiB before the first request.
+    pub idle: f64,
     child: Child,
 }
 
@@ -84,20 +85,20 @@ fn haproxy(origin: SocketAddr, folder: &Path) -> Outcome<Proxy> {
 }
 
 impl Proxy {
-    fn start(name: &'static str, address: SocketAddr, mut command: Command) -> Outcome<Self> {
+    pub(super) fn start(name: &'static str, address: SocketAddr, mut command: Command) -> Outcome<Self> {
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        Ok(Self { name, address, samples: Vec::new(), memory: Vec::new(), child })
+        Ok(Self { name, address, samples: Vec::new(), idle: f64::NAN, child })
     }
 
-    /// User and system time so far.
-    pub(super) fn cpu_seconds(&self) -> Outcome<f64> {
-        /// `USER_HZ`, which is 100 on every Linux there is.
-        const TICKS: f64 = 100.0;
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        // The name may hold spaces; what follows its bracket does not.
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok()).ok_or("no such field");
-        Ok((ticks(11)? + ticks(12)?) / TICKS)
+    /// CPU time so far, in microseconds. The scheduler counts it in nanoseconds, thread by thread, and these proxies start theirs
+    /// once; the clock ticks of `/proc/PID/stat` would ask for rounds a hundred times as long.
+    pub(super) fn cpu(&self) -> Outcome<f64> {
+        let mut nanoseconds = 0.0;
+        for thread in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let stat = fs::read_to_string(thread?.path().join("schedstat"))?;
+            nanoseconds += stat.split(' ').next().unwrap_or_default().parse::<f64>()?;
+        }
+        Ok(nanoseconds / 1e3)
     }
 
     /// Resident memory in MiB.
@@ -105,12 +106,6 @@ impl Proxy {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
         Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
-    }
-
-    pub(super) fn median(&self) -> f64 {
-        let mut samples = self.samples.clone();
-        samples.sort_by(f64::total_cmp);
-        samples.get(samples.len() / 2).copied().unwrap_or(f64::NAN)
     }
 }
 
@@ -126,6 +121,6 @@ fn is_installed(name: &str) -> bool {
     std::env::split_paths(&path).chain(["/usr/sbin".into()]).any(|folder| folder.join(name).is_file())
 }
 
-fn free_address() -> std::io::Result<SocketAddr> {
+pub(super) fn free_address() -> std::io::Result<SocketAddr> {
     TcpListener::bind("127.0.0.1:0")?.local_addr()
 }

@@ -50,7 +50,7 @@ pub struct Target {
     /// Every address its name has.
     pub addresses: Vec<SocketAddr>,
     /// Ready to be cloned for a request; it names the first of `addresses`.
-    pub http_peer: HttpPeer,
+    http_peer: HttpPeer,
 }
 
 /// One counted use of a peer, by a request or an upgraded connection; dropping it is the only way to end it.
@@ -117,6 +117,16 @@ impl Peer {
         self.target.load_full()
     }
 
+    /// What a request is to be sent to; none until its name is resolved. A `fresh` one is connected to anew, instead of taking a
+    /// connection from those kept: for a second try, after a kept one had died.
+    pub fn http_peer(&self, fresh: bool) -> Option<Box<HttpPeer>> {
+        let mut http_peer = Box::new(self.target.load().as_ref()?.http_peer.clone());
+        if fresh {
+            http_peer.group_key = next_incarnation();
+        }
+        Some(http_peer)
+    }
+
     /// Says where it is. The first address is used; the list is never empty.
     pub fn set_target(&self, addresses: &[SocketAddr]) {
         if let Some(first) = addresses.first() {
@@ -146,15 +156,6 @@ impl Peer {
     /// Facts for a scrape.
     pub fn facts(&self, draining: bool) -> PeerFacts {
         PeerFacts { in_flight: self.in_flight(), upgraded: self.upgraded(), ready: self.health.is_ready(), draining }
-    }
-}
-
-impl Target {
-    /// A copy whose connection is made anew and not taken from those kept: for a second try, after a kept one had died.
-    pub fn fresh(&self) -> HttpPeer {
-        let mut http_peer = self.http_peer.clone();
-        http_peer.group_key = next_incarnation();
-        http_peer
     }
 }
 

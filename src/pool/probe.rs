@@ -16,7 +16,7 @@ use pingora::{
     connectors::http::Connector,
     http::{RequestHeader, ResponseHeader},
     protocols::http::client::HttpSession,
-    upstreams::peer::{HttpPeer, Peer as _},
+    upstreams::peer::HttpPeer,
 };
 use tokio::{net::TcpStream, sync::watch, time::timeout};
 
@@ -101,7 +101,7 @@ async fn probe(peer: &Peer, check: &HealthCheck, connector: &Connector) -> Resul
     let Some(target) = peer.target() else {
         return Err(peer.unresolved().unwrap_or_else(|| format!("{} is not resolved yet", peer.address.host)));
     };
-    let mut address = *target.http_peer.address().as_inet().ok_or("not an IP address")?;
+    let mut address = *target.addresses.first().ok_or("not an IP address")?;
     if let Some(port) = check.port {
         address.set_port(port);
     }

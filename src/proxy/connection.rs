@@ -33,7 +33,8 @@ use tokio::time::{Sleep, sleep_until};
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
 tokio::task_local! {
-    static CONNECTION: Connection;
+    /// Boxed, because it is moved into and out of the thread at every poll.
+    static CONNECTION: Box<Connection>;
 }
 
 #[derive(Default)]
@@ -57,7 +58,6 @@ enum On {
 }
 
 /// The two ends of a client's connection, as headers have them.
-#[derive(Clone)]
 pub(super) struct Ends {
     /// An IPv4 client of a listener on `[::]` is still an IPv4 client.
     pub client: IpAddr,
@@ -69,7 +69,7 @@ pub(super) struct Ends {
 /// too long with its next request.
 pub(super) async fn watched<F: Future>(connection: F) -> Option<F::Output> {
     CONNECTION
-        .scope(Connection::default(), async move {
+        .scope(Box::default(), async move {
             let mut connection = pin!(connection);
             let mut timer = None;
             poll_fn(|cx| match connection.as_mut().poll(cx) {
@@ -113,14 +113,14 @@ pub(super) fn late() -> bool {
     CONNECTION.try_with(|connection| connection.late.get()).unwrap_or(false)
 }
 
-/// The two ends of a session's connection, written out once per connection.
-pub(super) fn ends(session: &Session) -> Ends {
+/// Gives the two ends of a session's connection, written out once per connection, to `tell`.
+pub(super) fn with_ends<R>(session: &Session, mut tell: impl FnMut(&Ends) -> R) -> R {
     let make = || {
         let address = |address: Option<&pingora::protocols::l4::socket::SocketAddr>| address.and_then(|a| a.as_inet().copied());
         let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
         Ends::new(address(session.client_addr()).unwrap_or(unknown), address(session.server_addr()).unwrap_or(unknown).port())
     };
-    CONNECTION.try_with(|connection| connection.ends.get_or_init(make).clone()).unwrap_or_else(|_| make())
+    CONNECTION.try_with(|connection| tell(connection.ends.get_or_init(make))).unwrap_or_else(|_| tell(&make()))
 }
 
 impl Ends {
@@ -135,7 +135,7 @@ impl Ends {
 
 /// Outside [`watched`] there is nothing to bound.
 fn with(set: impl FnOnce(&Connection)) {
-    CONNECTION.try_with(set).unwrap_or_default();
+    CONNECTION.try_with(|connection| set(connection)).unwrap_or_default();
 }
 
 impl Connection {
@@ -145,14 +145,19 @@ impl Connection {
             return Poll::Pending;
         };
         let until = wait.until.into();
+        let mut unset = timer.is_none();
         let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
         // The timer may have been set for an earlier request with a longer bound.
         if until < timer.deadline() {
             timer.as_mut().reset(until);
+            unset = true;
         }
-        while timer.as_mut().poll(cx).is_ready() {
+        // A timer that was polled wakes this connection's task, which is the same all its life: until it has fired there is no
+        // need to poll it again.
+        while (unset || timer.is_elapsed()) && timer.as_mut().poll(cx).is_ready() {
             if timer.deadline() < until {
                 timer.as_mut().reset(until);
+                unset = true;
                 continue;
             }
             let On::Response { socket, .. } = wait.on else {

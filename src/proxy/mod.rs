@@ -29,7 +29,7 @@ use pingora::{
     upstreams::peer::HttpPeer,
 };
 
-use self::failure::Failure;
+use self::{failure::Failure, forward::RequestId};
 use crate::{
     metrics::{ErrorKind, Metrics},
     pool::{Lease, Peer, Refused},
@@ -62,7 +62,7 @@ pub struct RequestCtx {
     /// The second try after a lost connection, which there is but one of.
     retried: bool,
     failure: Option<Failure>,
-    request_id: Option<HeaderValue>,
+    request_id: Option<RequestId>,
 }
 
 impl Proxy {
@@ -160,17 +160,17 @@ impl ProxyHttp for Proxy {
     }
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
-        let Some(service) = ctx.service.clone() else {
-            return Err(Error::new_in(ErrorType::InternalError));
-        };
         let mut lease = self.lease(session, ctx);
         if lease.is_none() && ctx.retried {
             // Nobody else is ready: the same peer, over a connection made for this.
             ctx.tried.clear();
             lease = self.lease(session, ctx);
         }
-        let target = lease.as_ref().and_then(|lease| lease.peer().target());
-        let (Some(lease), Some(target)) = (lease, target) else {
+        let http_peer = lease.as_ref().and_then(|lease| lease.peer().http_peer(ctx.retried));
+        let Some(service) = &ctx.service else {
+            return Err(Error::new_in(ErrorType::InternalError));
+        };
+        let (Some(lease), Some(mut http_peer)) = (lease, http_peer) else {
             // A try that failed before says more than that there is nobody left.
             if ctx.failure.is_none() {
                 service.metrics.no_ready_peer.inc();
@@ -178,12 +178,11 @@ impl ProxyHttp for Proxy {
             }
             return Err(Error::new_up(ErrorType::HTTPStatus(503)));
         };
+        http_peer.options.connection_timeout = Some(service.timeouts.connect);
+        http_peer.options.total_connection_timeout = Some(service.timeouts.connect);
+        http_peer.options.idle_timeout = Some(service.timeouts.idle);
         ctx.lease = Some(lease);
-        let mut peer = Box::new(if ctx.retried { target.fresh() } else { target.http_peer.clone() });
-        peer.options.connection_timeout = Some(service.timeouts.connect);
-        peer.options.total_connection_timeout = Some(service.timeouts.connect);
-        peer.options.idle_timeout = Some(service.timeouts.idle);
-        Ok(peer)
+        Ok(http_peer)
     }
 
     async fn connected_to_upstream(
@@ -195,13 +194,14 @@ impl ProxyHttp for Proxy {
         _digest: Option<&Digest>,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
-        let now = Instant::now();
-        ctx.connected = Some(now);
+        // Taking a kept connection takes no time; the clock is looked at for a new one only.
+        let connected = if reused { ctx.connect_began } else { Instant::now() };
+        ctx.connected = Some(connected);
         if let Some(service) = &ctx.service {
             if !reused {
-                service.active.metrics.connect.observe((now - ctx.connect_began).as_secs_f64());
+                service.active.metrics.connect.observe((connected - ctx.connect_began).as_secs_f64());
             }
-            connection::await_response(fd, now, service.timeouts.response);
+            connection::await_response(fd, connected, service.timeouts.response);
         }
         Ok(())
     }
@@ -255,7 +255,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut RequestCtx,
     ) -> Result<()> {
         let trusted = ctx.snapshot.as_ref().map(|snapshot| snapshot.trusted_proxies.as_slice()).unwrap_or_default();
-        forward::set(request, &connection::ends(session), trusted)?;
+        connection::with_ends(session, |ends| forward::set(request, ends, trusted))?;
         forward::set_request_id(request, &mut ctx.request_id)
     }
 

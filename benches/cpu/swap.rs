@@ -1,0 +1,119 @@
+//! How long a swap takes, with both pools ready and one client asking without a pause: from the edit of the file to the first
+//! answer of the new pool, and the whole of `switchover promote`.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Outcome,
+    proxies::{Proxy, free_address},
+    quartile,
+};
+
+const SWAPS: usize = 20;
+const POOLS: [&str; 2] = ["blue ", "green"];
+/// No step of this takes longer, unless something is broken.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+pub(super) fn run(folder: &Path) -> Outcome<()> {
+    let (address, admin, file) = (free_address()?, free_address()?, folder.join("swap.yaml"));
+    let [blue, green] = [origin(POOLS[0])?, origin(POOLS[1])?];
+    let text = |active: &str| {
+        format!(
+            "listeners: [{{address: \"{address}\"}}]\nadmin: {{address: \"{admin}\"}}\nservices:\n  bench:\n    active: {active}\n    \
+             pools: {{blue: {{peers: [\"{blue}\"]}}, green: {{peers: [\"{green}\"]}}}}\n"
+        )
+    };
+    let rename = |active: &str| {
+        let beside = folder.join("swap.new");
+        fs::write(&beside, text(active))?;
+        fs::rename(beside, &file)
+    };
+    rename("blue")?;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_switchover"));
+    command.args(["run", "--config"]).arg(&file);
+    let _switchover = Proxy::start("switchover", address, command)?;
+    until(|| Ok(status(admin)?.matches("\"ready\":true").count() == 2))?;
+
+    let mut client = TcpStream::connect(address)?;
+    let (mut edits, mut promotions) = (Vec::new(), Vec::new());
+    for pool in POOLS.iter().rev().cycle().take(SWAPS) {
+        let began = Instant::now();
+        rename(pool.trim())?;
+        until(|| Ok(ask(&mut client)? == *pool))?;
+        edits.push(began.elapsed().as_secs_f64() * 1e3);
+        until(|| Ok(!status(admin)?.contains("\"draining\":true")))?;
+    }
+    for pool in POOLS.iter().rev().cycle().take(SWAPS) {
+        let began = Instant::now();
+        let promote =
+            Command::new(env!("CARGO_BIN_EXE_switchover")).args(["promote", pool.trim(), "--config"]).arg(&file).output()?;
+        promotions.push(began.elapsed().as_secs_f64() * 1e3);
+        if !promote.status.success() || ask(&mut client)? != *pool {
+            return Err(format!("promote {pool}: {}", String::from_utf8_lossy(&promote.stderr)).into());
+        }
+    }
+    println!("from the edit to the first answer of the new pool: {:.0} ms (median of {SWAPS})", quartile(&mut edits, 2));
+    println!("switchover promote, until drained: {:.0} ms (median of {SWAPS})", quartile(&mut promotions, 2));
+    Ok(())
+}
+
+/// An application that says its colour to everything, probes included.
+fn origin(colour: &'static str) -> Outcome<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            thread::spawn(move || {
+                let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{colour}", colour.len());
+                let mut buffer = [0; 4096];
+                while stream.read(&mut buffer)? > 0 {
+                    stream.write_all(answer.as_bytes())?;
+                }
+                std::io::Result::Ok(())
+            });
+        }
+    });
+    Ok(address)
+}
+
+/// One request; the colour that answers, which is all of the body.
+fn ask(client: &mut TcpStream) -> Outcome<String> {
+    client.write_all(b"GET / HTTP/1.1\r\nHost: bench.test\r\n\r\n")?;
+    let (mut answer, mut buffer) = (Vec::new(), [0; 1024]);
+    loop {
+        let read = client.read(&mut buffer)?;
+        answer.extend(buffer.iter().take(read));
+        let text = String::from_utf8_lossy(&answer);
+        match POOLS.iter().find(|pool| text.ends_with(*pool)) {
+            Some(pool) => return Ok((*pool).to_owned()),
+            None if read == 0 => return Err(format!("closed after {text:?}").into()),
+            None => {}
+        }
+    }
+}
+
+fn status(admin: SocketAddr) -> Outcome<String> {
+    Ok(ureq::get(format!("http://{admin}/v1/status")).call().and_then(|mut answer| answer.body_mut().read_to_string())?)
+}
+
+/// Asks again until it is so; what fails meanwhile, such as the first connection to a process that starts, is not so.
+fn until(mut is_so: impl FnMut() -> Outcome<bool>) -> Outcome<()> {
+    let began = Instant::now();
+    loop {
+        match is_so() {
+            Ok(true) => return Ok(()),
+            Ok(false) if began.elapsed() < PATIENCE => {}
+            Err(_) if began.elapsed() < PATIENCE => thread::sleep(Duration::from_millis(10)),
+            Ok(false) => return Err("it did not come true in time".into()),
+            Err(e) => return Err(e),
+        }
+    }
+}
