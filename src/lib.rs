@@ -27,4 +27,5 @@ pub mod server;
 pub mod signals;
 pub mod snapshot;
 pub mod status;
+pub mod supervisor;
 pub mod watch;

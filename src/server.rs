@@ -35,7 +35,7 @@ use crate::{
     },
     signals::Caught,
     snapshot::Snapshot,
-    watch as file_watch,
+    supervisor, watch as file_watch,
 };
 
 /// Connections that wait to be accepted; the system's own limit (`net.core.somaxconn`) is lower almost everywhere.
@@ -112,6 +112,7 @@ pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
         info!("listening on {address}");
     }
     readiness.listening.store(true, Relaxed);
+    supervisor::ready();
 
     let stops = signals.listen(commands);
     let ended = control.block_on(until_stopped(stops, || view.borrow().shutdown_timeout(), &edge, &stop, &readiness.stopping));
@@ -133,6 +134,7 @@ async fn until_stopped(
     }
     // From now on answers ask their clients to leave, and nobody new is let in.
     stopping.store(true, Relaxed);
+    supervisor::stopping();
     stop.send_replace(true);
     let bound = bound();
     info!("stopping connections={} shutdown_timeout={}", edge.connections(), humantime::format_duration(bound));

@@ -11,9 +11,12 @@ use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM},
     iterator::Signals,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
-use crate::controller::{Command, Commands, Trigger};
+use crate::{
+    controller::{Command, Commands, Trigger},
+    supervisor,
+};
 
 /// Caught signals, waiting for somebody to listen.
 pub struct Caught(Signals);
@@ -34,10 +37,13 @@ impl Caught {
             for signal in self.0.forever() {
                 match signal {
                     SIGHUP => {
-                        let reload = Command::Reload { trigger: Trigger::Signal, reply: None };
-                        if commands.blocking_send(reload).is_err() {
+                        supervisor::reloading();
+                        let (reply, read) = oneshot::channel();
+                        let reload = Command::Reload { trigger: Trigger::Signal, reply: Some(reply) };
+                        if commands.blocking_send(reload).is_err() || read.blocking_recv().is_err() {
                             return;
                         }
+                        supervisor::ready();
                     }
                     SIGQUIT => info!("SIGQUIT is ignored: SIGTERM stops, SIGHUP reads the configuration again"),
                     _ if stop.send(()).is_err() => return,

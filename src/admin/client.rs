@@ -43,6 +43,21 @@ impl Client {
         self.read(request.call())
     }
 
+    /// Whether it serves: `GET /readyz`.
+    ///
+    /// # Errors
+    /// When nobody answers, or when it says that it is not ready, and why.
+    pub fn ready(&self) -> Result<(), CallError> {
+        let url = format!("http://{}/readyz", self.address);
+        let request = self.agent.get(&url).config().timeout_global(Some(READ_TIMEOUT)).build();
+        let mut answer = request.call().map_err(|e| self.unreachable(&e))?;
+        if answer.status().is_success() {
+            return Ok(());
+        }
+        let why = answer.body_mut().read_to_string().unwrap_or_default();
+        Err(CallError::Unreachable(format!("{} is not ready: {}", self.address, why.trim())))
+    }
+
     /// Reads the configuration again.
     ///
     /// # Errors
@@ -63,16 +78,17 @@ impl Client {
         self.read(self.agent.post(format!("http://{}{path}", self.address)).send_json(body))
     }
 
+    fn unreachable(&self, e: &ureq::Error) -> CallError {
+        let address = &self.address;
+        CallError::Unreachable(format!(
+            "no answer from the admin address {address}: {e}; does switchover run, with this admin.address?"
+        ))
+    }
+
     fn read<T: DeserializeOwned>(&self, answer: Result<Response<ureq::Body>, ureq::Error>) -> Result<T, CallError> {
-        let unreachable = |e: ureq::Error| {
-            let address = &self.address;
-            CallError::Unreachable(format!(
-                "no answer from the admin address {address}: {e}; does switchover run, with this admin.address?"
-            ))
-        };
-        let mut answer = answer.map_err(unreachable)?;
+        let mut answer = answer.map_err(|e| self.unreachable(&e))?;
         if answer.status().is_success() {
-            return answer.body_mut().read_json().map_err(unreachable);
+            return answer.body_mut().read_json().map_err(|e| self.unreachable(&e));
         }
         let text = answer.body_mut().read_to_string().unwrap_or_default();
         match serde_json::from_str(&text) {

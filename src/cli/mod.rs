@@ -5,6 +5,7 @@
 mod check;
 mod demo;
 mod follow;
+mod health;
 mod promote;
 mod reload;
 mod run;
@@ -42,6 +43,8 @@ enum Command {
     Promote(promote::PromoteArgs),
     /// Read the configuration file again
     Reload(reload::ReloadArgs),
+    /// Say by the exit code whether it serves: for a container's health check
+    Health(AdminArg),
     /// Watch a swap happen: two small applications, steady load, live
     Demo(demo::DemoArgs),
     /// One of the demo's applications
@@ -71,8 +74,7 @@ impl AdminArg {
         if let Some(address) = &self.admin {
             return Ok(Client::new(address));
         }
-        let (_, config) = config::load(&self.config.config).map_err(|e| Failure::config(&e))?;
-        let mut address = config.admin.address;
+        let mut address = config::admin_address(&self.config.config).map_err(|e| Failure::config(&e))?;
         // Where it listens on every address it also listens on this one.
         if address.ip().is_unspecified() {
             address.set_ip(if address.is_ipv4() { IpAddr::from([127, 0, 0, 1]) } else { IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]) });
@@ -124,6 +126,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Promote(args) => promote::run(&args),
         Command::Reload(args) => reload::run(&args),
+        Command::Health(args) => health::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::DemoApp(args) => demo::run_app(&args),
     };

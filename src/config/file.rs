@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    Admin, Balance, Config, HealthCheck, Listener, Peer, PeerAddress, Pool, ProbeKind, Service, Timeouts,
+    ADMIN_ADDRESS, Admin, Balance, Config, HealthCheck, Listener, Peer, PeerAddress, Pool, ProbeKind, Service, Timeouts,
     reader::{Field, Map, Reader, nearest, shown},
     value,
     yaml::{Kind, Node},
@@ -28,7 +28,7 @@ pub(super) fn read(document: &Node, r: &mut Reader) -> Option<Config> {
     let services = r.required(&mut map, "services", "name at least one service with its pools");
     let services = services.map(|field| services_of(r, &field)).unwrap_or_default();
     r.finish(&map);
-    let admin = Admin { address: admin.unwrap_or_else(|| ([127, 0, 0, 1], 9901).into()) };
+    let admin = Admin { address: admin.unwrap_or(ADMIN_ADDRESS) };
     Some(Config { listeners, admin, threads, shutdown_timeout, trusted_proxies, services })
 }
 

@@ -14,12 +14,16 @@ mod yaml;
 use std::{
     collections::BTreeMap,
     fmt, fs, io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use ipnet::IpNet;
+
+/// Where the admin face is unless the file says otherwise: where nobody from outside can ask for anything.
+const ADMIN_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
 
 /// A whole, valid configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,14 +46,14 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
     /// IP and port as written; port 0 takes a free one.
-    pub address: std::net::SocketAddr,
+    pub address: SocketAddr,
 }
 
 /// The admin face.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admin {
     /// Default `127.0.0.1:9901`.
-    pub address: std::net::SocketAddr,
+    pub address: SocketAddr,
 }
 
 /// What a host and a path prefix lead to.
@@ -233,6 +237,25 @@ pub fn parse(text: &str) -> Result<Config, Vec<Problem>> {
 /// # Errors
 /// When it cannot be read, or is not valid.
 pub fn load(path: &Path) -> Result<(String, Config), LoadError> {
+    let text = read(path)?;
+    match parse(&text) {
+        Ok(config) => Ok((text, config)),
+        Err(problems) => Err(LoadError { file: path.to_path_buf(), problems }),
+    }
+}
+
+/// Where the admin face is that a file names, be the rest of it valid or not: whoever asks a running switchover how it is must
+/// not be held up by an edit that is only half done.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn admin_address(path: &Path) -> Result<SocketAddr, LoadError> {
+    let document = yaml::parse(&read(path)?).unwrap_or_default();
+    let named = document.as_ref().and_then(|document| document.get("admin")?.get("address")?.as_text()?.parse().ok());
+    Ok(named.unwrap_or(ADMIN_ADDRESS))
+}
+
+fn read(path: &Path) -> Result<String, LoadError> {
     let failed = |problems| LoadError { file: path.to_path_buf(), problems };
     let of_file = |message: String| failed(vec![Problem::of_file(message)]);
     let bytes = fs::read(path).map_err(|e| {
@@ -246,13 +269,11 @@ pub fn load(path: &Path) -> Result<(String, Config), LoadError> {
     if bytes.len() > LARGEST_FILE {
         return Err(of_file(format!("is {} bytes long, more than the {LARGEST_FILE} of any configuration", bytes.len())));
     }
-    let text = String::from_utf8(bytes).map_err(|e| {
+    String::from_utf8(bytes).map_err(|e| {
         let line = 1 + e.as_bytes().iter().take(e.utf8_error().valid_up_to()).filter(|byte| **byte == b'\n').count();
         let message = "is not UTF-8 text; save it as UTF-8".to_owned();
         failed(vec![Problem { at: String::new(), line: Some(line), column: None, message }])
-    })?;
-    let config = parse(&text).map_err(failed)?;
-    Ok((text, config))
+    })
 }
 
 impl Problem {

@@ -63,6 +63,14 @@ impl Node {
             _ => None,
         }
     }
+
+    /// The text of a scalar.
+    pub(super) fn as_text(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Scalar { text, .. } => Some(text),
+            Kind::Sequence(_) | Kind::Mapping(_) => None,
+        }
+    }
 }
 
 impl Problem {

@@ -2,16 +2,17 @@
 
 use std::{
     net::TcpListener,
+    os::unix::net::UnixDatagram,
     time::{Duration, Instant},
 };
 
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Client, ConfigFile, Load, Origin, Switchover, eventually,
+    Client, ConfigFile, Load, Origin, PATIENCE, Switchover, eventually,
     load::mixed,
     origin::{Act, ok},
-    switchover::run,
+    switchover::{command, run},
 };
 
 #[test]
@@ -157,7 +158,7 @@ fn a_sighup_during_the_start_does_not_end_it() {
     let blue = Origin::start("blue");
     let config = ConfigFile::new(&[("blue", &[blue.address()])]);
     for delay in [0, 2, 5, 10, 20, 40] {
-        let mut child = crate::support::switchover::command(&["run", "--config", config.path.to_str().unwrap()]).spawn().unwrap();
+        let mut child = command(&["run", "--config", config.path.to_str().unwrap()]).spawn().unwrap();
         // No program can catch a signal before it runs; this is the first thing that it does, long before it listens.
         eventually("it catches SIGHUP", || {
             let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
@@ -173,4 +174,52 @@ fn a_sighup_during_the_start_does_not_end_it() {
         child.wait().unwrap();
         assert!(ended.is_none(), "after {delay} ms: {ended:?}");
     }
+}
+
+#[test]
+fn health_is_an_exit_code_and_does_not_depend_on_a_file_that_is_being_edited() {
+    let blue = Origin::start("blue");
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    let switchover = Switchover::start(&config);
+    let admin = switchover.admin.to_string();
+    let named = config.text().replace("admin:\n  address: 127.0.0.1:0", &format!("admin:\n  address: {admin}"));
+    for text in [named.clone(), named.clone() + "nonsense: 1\n", named + "unfinished: [\n"] {
+        config.write_in_place(&text);
+        let path = config.path.to_str().unwrap();
+        // A syntax error may hide the address; the environment may say it as well, as it does in the image.
+        let output = command(&["health", "--config", path]).env("SWITCHOVER_ADMIN", &admin).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        if !text.contains("unfinished") {
+            assert_eq!(run(&["health", "--config", path]).code, 0, "{text}");
+        }
+    }
+    drop(switchover);
+    let output = run(&["health", "--admin", &admin]);
+    assert_eq!(output.code, 1);
+    assert!(output.stderr.contains(&format!("no answer from the admin address {admin}")), "{output:?}");
+}
+
+#[test]
+fn systemd_is_told_of_ready_reloading_and_stopping() {
+    let blue = Origin::start("blue");
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    let path = config.folder().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let heard = || {
+        let mut buffer = [0; 256];
+        let length = socket.recv(&mut buffer).unwrap();
+        String::from_utf8(buffer[..length].to_vec()).unwrap()
+    };
+    let mut run = command(&["run", "--config", config.path.to_str().unwrap()]);
+    run.env("NOTIFY_SOCKET", &path);
+    let mut switchover = Switchover::spawn(run, &config);
+    assert_eq!(heard(), "READY=1\n");
+    switchover.signal(Signal::SIGHUP);
+    let reloading = heard();
+    assert!(reloading.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{reloading}");
+    assert_eq!(heard(), "READY=1\n");
+    switchover.signal(Signal::SIGTERM);
+    assert_eq!(heard(), "STOPPING=1\n");
+    assert!(switchover.await_exit().0.success());
 }
