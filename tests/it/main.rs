@@ -12,6 +12,7 @@
 mod support;
 
 mod admin;
+mod deploy;
 mod drain;
 mod files;
 mod headers;
