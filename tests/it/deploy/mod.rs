@@ -3,4 +3,5 @@
 
 mod image;
 mod jars;
+mod release;
 mod spring;

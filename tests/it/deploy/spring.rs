@@ -107,7 +107,7 @@ impl Drop for Spring {
 }
 
 impl Jar {
-    fn path(self) -> PathBuf {
+    pub fn path(self) -> PathBuf {
         let name = match self {
             Self::Current => "shop.jar",
             Self::Older => "shop-3.5.jar",
