@@ -165,7 +165,11 @@ say "$active serves; starting $what as $idle"
 phase=trying
 "${kind}_stop" "$idle"
 "${kind}_set" "$idle" "$what"
-"${kind}_start" "$idle"
+if ! "${kind}_start" "$idle"; then
+    say "$idle could not be started:" >&2
+    tail -n 5 "$RELEASE_DIR/$idle.log" >&2
+    exit 1
+fi
 
 # In the background, so that a release whose process ends at once is not waited for, and so that signals are heard.
 $SWITCHOVER promote "$SERVICE" "$idle" --wait drained 9>&- &

@@ -136,11 +136,12 @@ impl Peer {
         }
     }
 
-    /// Says why its name means nothing; an address known from before stays in use.
-    pub fn set_unresolved(&self, cause: &str) {
-        let cause = cause.strip_prefix("failed to lookup address information: ").unwrap_or(cause);
-        self.unresolved
-            .store(Some(Arc::new(format!("cannot resolve {}: {cause}; is it running, and on this network?", self.address.host))));
+    /// Says why its name means nothing, if it does not; an address known from before stays in use.
+    pub fn set_unresolved(&self, cause: Option<&str>) {
+        self.unresolved.store(cause.map(|cause| {
+            let cause = cause.strip_prefix("failed to lookup address information: ").unwrap_or(cause);
+            Arc::new(format!("cannot resolve {}: {cause}; is it running, and on this network?", self.address.host))
+        }));
     }
 
     /// Why its name means nothing.

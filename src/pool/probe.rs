@@ -54,6 +54,8 @@ pub async fn run(peer: Arc<Peer>, mut pace: watch::Receiver<Pace>, connector: Ar
             Ok(outcome) => outcome.err(),
             Err(_) => Some(format!("no answer within {}", humantime::format_duration(check.timeout))),
         };
+        // A stopped container's name is gone before its address is known to be dead: that is what a person has to be told.
+        let failure = failure.map(|reason| peer.unresolved().unwrap_or(reason));
         let passed = failure.is_none();
         let took = began.elapsed();
         peer.metrics.probe_duration.observe(took.as_secs_f64());

@@ -16,6 +16,9 @@ use super::peer::Peer;
 
 /// How old an address may be.
 const REFRESH: Duration = Duration::from_secs(5);
+/// How long a look-up may take. A name server that passes unknown names on to one that never answers would otherwise hide for
+/// long that the name has become known.
+const LOOKUP: Duration = Duration::from_secs(2);
 /// How often failing connections may ask, and how soon an unknown name is asked for again.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -23,7 +26,9 @@ const PAUSE: Duration = Duration::from_millis(250);
 pub async fn first(peer: &Peer) {
     match peer.address.host.parse::<IpAddr>() {
         Ok(ip) => peer.set_target(&[SocketAddr::new(ip, peer.address.port)]),
-        Err(_) => resolve(peer, false).await,
+        Err(_) => {
+            resolve(peer, false).await;
+        }
     }
 }
 
@@ -32,27 +37,36 @@ pub async fn run(peer: Arc<Peer>) {
     if peer.address.host.parse::<IpAddr>().is_ok() {
         return;
     }
+    let mut known = peer.target().is_some();
     loop {
         tokio::time::sleep(PAUSE).await;
         let mut failed = false;
-        if peer.target().is_some() {
+        // A name that means nothing is that of a container on its way, more often than not.
+        if known {
             tokio::select! {
                 () = tokio::time::sleep(REFRESH - PAUSE) => {}
                 () = peer.connect_failed.notified() => failed = true,
             }
         }
-        resolve(&peer, failed).await;
+        known = resolve(&peer, failed).await;
     }
 }
 
-/// Looks the name up; `failed` says that the address in use could not be connected to.
-async fn resolve(peer: &Peer, failed: bool) {
-    let mut addresses: Vec<SocketAddr> =
-        match timeout(REFRESH, lookup_host((peer.address.host.as_str(), peer.address.port))).await {
-            Ok(Ok(found)) => found.collect(),
-            Ok(Err(e)) => return peer.set_unresolved(&e.to_string()),
-            Err(_) => return peer.set_unresolved("no answer"),
-        };
+/// Looks the name up, and says whether it means something; `failed` says that the address in use could not be connected to.
+async fn resolve(peer: &Peer, failed: bool) -> bool {
+    let mut addresses: Vec<SocketAddr> = match timeout(LOOKUP, lookup_host((peer.address.host.as_str(), peer.address.port))).await
+    {
+        Ok(Ok(found)) => found.collect(),
+        Ok(Err(e)) => {
+            peer.set_unresolved(Some(&e.to_string()));
+            return false;
+        }
+        Err(_) => {
+            peer.set_unresolved(Some("no answer"));
+            return false;
+        }
+    };
+    peer.set_unresolved(None);
     // IPv4 first: containers often have an IPv6 name and an application that listens on IPv4 alone.
     addresses.sort_by_key(|address| (address.is_ipv6(), *address));
     addresses.dedup();
@@ -61,7 +75,7 @@ async fn resolve(peer: &Peer, failed: bool) {
     if let Some(current) = before.first() {
         if same_set(&addresses, before) {
             if !failed || addresses.len() < 2 {
-                return;
+                return true;
             }
             // The name has others: let them have a turn.
             addresses = before.to_vec();
@@ -76,6 +90,7 @@ async fn resolve(peer: &Peer, failed: bool) {
     }
     peer.set_target(&addresses);
     peer.notify();
+    true
 }
 
 fn same_set(sorted: &[SocketAddr], before: &[SocketAddr]) -> bool {

@@ -60,7 +60,8 @@ impl Host {
 
     /// The processes of the application that run now.
     fn running(&self) -> usize {
-        let output = Command::new("pgrep").args(["-f", "--", &format!("-jar {}", self.folder.path().display())]).output().unwrap();
+        let output =
+            Command::new("pgrep").args(["-f", "--", &format!("-jar {}", self.folder.path().display())]).output().unwrap();
         output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count()
     }
 
