@@ -24,6 +24,9 @@ const CONNECT_BUCKETS: &[f64] = &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005,
 /// From a swap between two ready pools to the defaults of `ready_timeout` and `drain.timeout`.
 const SWAP_BUCKETS: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
 
+/// The `result` of `swaps_total`.
+const SWAP_RESULTS: [&str; 4] = ["drained", "drain_timed_out", "not_ready", "superseded"];
+
 /// The `kind` of `upstream_errors_total`: why a peer failed a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
@@ -254,6 +257,10 @@ impl Metrics {
 
     /// Handles of one service.
     pub fn service(&self, service: &str) -> ServiceMetrics {
+        // From 0 on, so that the first one is an increase: an alert on a series that begins at 1 would not fire.
+        for result in SWAP_RESULTS {
+            self.swaps.with_label_values(&[service, result]);
+        }
         ServiceMetrics {
             retries_succeeded: self.retries.with_label_values(&[service, "success"]),
             retries_failed: self.retries.with_label_values(&[service, "failure"]),
@@ -322,7 +329,7 @@ impl Metrics {
         }
         drop(self.no_ready_peer.remove_label_values(&[service]));
         drop(self.swap_last_success.remove_label_values(&[service]));
-        for result in ["drained", "drain_timed_out", "not_ready", "superseded"] {
+        for result in SWAP_RESULTS {
             drop(self.swaps.remove_label_values(&[service, result]));
         }
         for phase in ["prove", "drain", "total"] {
