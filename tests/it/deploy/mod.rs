@@ -4,5 +4,6 @@
 mod compose;
 mod image;
 mod jars;
+mod prometheus;
 mod release;
 mod spring;
