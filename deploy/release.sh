@@ -137,7 +137,8 @@ esac
 mkdir -p "$RELEASE_DIR"
 RELEASE_DIR=$(cd "$RELEASE_DIR" && pwd)
 exec 9>"$RELEASE_DIR/lock"
-flock -n 9 || die "another release is under way (it holds $RELEASE_DIR/lock)"
+# For a moment, because the last child of one that was killed may hold it for as long as it sleeps.
+flock -w 2 9 || die "another release is under way (it holds $RELEASE_DIR/lock)"
 
 all=$(pools) || die "switchover does not answer: is it running, and is SWITCHOVER right ($SWITCHOVER)?"
 active=$(awk '$2 == "active" { print $1 }' <<<"$all")

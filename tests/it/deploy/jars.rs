@@ -91,3 +91,32 @@ fn what_tomcat_does_with_kept_connections_is_seen_by_no_client() {
     busy.stop().assert_no_failures();
     hesitant.stop().assert_no_failures();
 }
+
+/// One of two peers is stopped without a word to switchover: Tomcat refuses new connections, and answers 503 on the kept ones.
+#[test]
+#[ignore = "needs a JVM: make test-deploy"]
+fn a_peer_that_is_stopped_while_it_serves_is_passed_over() {
+    let mut apps = [Spring::new("set1", Jar::Current), Spring::new("set2", Jar::Current)];
+    apps.iter_mut().for_each(|app| app.start("v1", &[]));
+    let both = [apps[0].address, apps[1].address];
+    let config = ConfigFile::new(&[("both", &both)]).service("    health_check: {interval: 500ms}\n");
+    let switchover = Switchover::start(&config);
+    apps.iter().for_each(Spring::await_port);
+    patiently("both are ready", || {
+        let pool = switchover.pool("both");
+        if pool["peers"].as_array().unwrap().iter().all(|peer| peer["ready"] == true) { Ok(()) } else { Err(pool) }
+    });
+    // Some that take longer than the stop takes to begin.
+    let load = Load::start(switchover.address, 12, |turn| ("GET", if turn % 3 == 0 { "/slow?ms=300" } else { "/" }, b""));
+    for _ in 0..3 {
+        let done = load.done();
+        patiently("they are busy", || if load.done() > done + 2000 { Ok(()) } else { Err(load.done()) });
+        apps[1].stop(true);
+        apps[1].start("v1", &[]);
+        patiently("it is back", || {
+            let pool = switchover.pool("both");
+            if pool["peers"][1]["ready"] == true { Ok(()) } else { Err(pool) }
+        });
+    }
+    load.stop().assert_no_failures();
+}
