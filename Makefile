@@ -13,6 +13,9 @@ demo: tools ## Build, and watch swaps live on two small built-in applications (A
 test: tools ## Build, and run every test (ARGS=NAME runs those with NAME in theirs)
 	$(CARGO) test --locked $(ARGS)
 
+test-deploy: tools ## The tests with real Spring Boot, containers and Prometheus; installs what they need (as root), and takes minutes
+	CARGO=$(CARGO) tests/deploy/run
+
 build: tools ## The release: target/release/switchover
 	$(CARGO) build --locked --release
 
@@ -39,4 +42,4 @@ tools:
 	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust from https://rustup.rs"; exit 1; }
 	@command -v cc >/dev/null || { echo "a C compiler is missing: apt-get install gcc libc6-dev"; exit 1; }
 
-.PHONY: demo test build bench check advisories clean help tools
+.PHONY: demo test test-deploy build bench check advisories clean help tools
