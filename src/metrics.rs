@@ -74,6 +74,10 @@ pub struct Metrics {
     reload_successful: IntGauge,
     reload_last_success: Gauge,
     generation: IntGauge,
+    /// By listener and reason.
+    pub rejected: IntCounterVec,
+    /// By listener and the names of a certificate.
+    pub certificate_not_after: IntGaugeVec,
     /// Connections from clients, open now.
     pub downstream_connections: IntGauge,
     /// Requests that no service takes.
@@ -250,6 +254,16 @@ impl Metrics {
                 .gauge("config_last_reload_successful", "1 if the last reading of the configuration was accepted.")?,
             reload_last_success,
             generation: b.gauge("config_generation", "Number of the snapshot that serves.")?,
+            rejected: b.counters(
+                "rejected_requests_total",
+                "Connections and requests refused before they reached a service, by reason.",
+                &["listener", "reason"],
+            )?,
+            certificate_not_after: b.gauges(
+                "tls_certificate_not_after_seconds",
+                "When a certificate ends, in seconds since 1970.",
+                &["listener", "names"],
+            )?,
             downstream_connections: b.gauge("downstream_connections", "Connections from clients, open now.")?,
             registry: b.0,
         })

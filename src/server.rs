@@ -31,7 +31,8 @@ use crate::{
     metrics::Metrics,
     proxy::{
         Proxy,
-        edge::{self, Edge},
+        edge::{Edge, Listening},
+        tls::Tls,
     },
     signals::Caught,
     snapshot::Snapshot,
@@ -71,9 +72,11 @@ pub enum RunError {
 /// [`RunError`], when it cannot start, or when a second signal ends it.
 pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
     let (text, config) = config::load(path).map_err(RunError::Config)?;
+    let metrics = Arc::new(Metrics::new().map_err(|e| RunError::System(e.to_string()))?);
+    let certificates = certificates(&config, path, &metrics)?;
+    let listeners = config.listeners.clone();
     let bound = Bound::new(&config)?;
     let addresses: Arc<[String]> = bound.addresses.iter().map(ToString::to_string).collect();
-    let metrics = Arc::new(Metrics::new().map_err(|e| RunError::System(e.to_string()))?);
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::empty()));
     let readiness = Arc::new(Readiness::default());
     let workers = config.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
@@ -98,11 +101,18 @@ pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
     serve_admin(&admin_runtime, bound.admin, admin)?;
     info!("admin on {}", bound.admin_address);
 
-    let proxy = Proxy::new(snapshot, Arc::clone(&metrics), Arc::clone(&readiness.stopping));
-    let edge = Edge::new(proxy, workers, metrics.downstream_connections.clone());
+    let proxy = Proxy::new(Arc::clone(&snapshot), Arc::clone(&metrics), Arc::clone(&readiness.stopping));
+    let edge = Edge::new(proxy, workers, snapshot, Arc::clone(&metrics));
     let (stop, stopping) = watch::channel(false);
     let workers = runtime("proxy", workers)?;
-    workers.spawn(edge::serve(bound.listeners, edge.clone(), stopping));
+    for (((listener, socket), address), tls) in listeners.into_iter().zip(bound.listeners).zip(&bound.addresses).zip(certificates)
+    {
+        if let Some(tls) = &tls {
+            control.spawn(Arc::clone(tls).watch());
+        }
+        let listening = Arc::new(Listening::new(listener, *address, tls, &metrics));
+        workers.spawn(edge.clone().serve(socket, listening, stopping.clone()));
+    }
     for address in &bound.addresses {
         check_listening(*address, &edge).map_err(|cause| RunError::Bind {
             what: "listeners".to_owned(),
@@ -140,7 +150,7 @@ async fn until_stopped(
     info!("stopping connections={} shutdown_timeout={}", edge.connections(), humantime::format_duration(bound));
     let ended = async {
         if timeout(IDLE_LINGER, edge.all_closed()).await.is_err() {
-            edge.close_idle().await;
+            edge.close_idle();
             edge.all_closed().await;
         }
     };
@@ -152,6 +162,17 @@ async fn until_stopped(
         _ = stops.recv() => return Err(RunError::Interrupted(edge.connections())),
     }
     Ok(())
+}
+
+/// The certificates of each listener that has some; read before anything is bound, so that a wrong path ends the process at once.
+fn certificates(config: &Config, path: &Path, metrics: &Metrics) -> Result<Vec<Option<Arc<Tls>>>, RunError> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let read = |(i, listener): (usize, &config::Listener)| {
+        let Some(files) = &listener.tls else { return Ok(None) };
+        let tls = Tls::new(listener.address.to_string(), files, folder, metrics.certificate_not_after.clone());
+        tls.map(|tls| Some(Arc::new(tls))).map_err(|why| RunError::System(format!("listeners[{i}].tls: {why}")))
+    };
+    config.listeners.iter().enumerate().map(read).collect()
 }
 
 /// Every socket of the process, bound before anything else happens.

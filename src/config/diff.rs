@@ -5,9 +5,22 @@ use super::{Config, Problem};
 /// The static fields that differ, each with its two values.
 pub fn static_changes(running: &Config, new: &Config) -> Vec<Problem> {
     let listeners = |config: &Config| config.listeners.iter().map(|l| l.address.to_string()).collect::<Vec<_>>().join(", ");
+    let settings = |config: &Config| {
+        let settings = config.listeners.iter().map(|l| (&l.tls, l.redirect_to_https, l.proxy_protocol, &l.limits));
+        settings.map(|of_one| format!("{of_one:?}")).collect::<Vec<_>>()
+    };
+    // The addresses say enough where they differ; the rest is too long to be repeated.
+    let same_settings = settings(running) == settings(new);
     let threads = |config: &Config| config.threads.map_or("one per CPU".to_owned(), |threads| threads.to_string());
     [
         differs("listeners", &listeners(running), &listeners(new)),
+        (!same_settings && listeners(running) == listeners(new)).then(|| Problem {
+            at: "listeners".to_owned(),
+            line: None,
+            column: None,
+            message: "tls, redirect_to_https, proxy_protocol and limits are static; put them back, or restart switchover"
+                .to_owned(),
+        }),
         differs("admin.address", &running.admin.address.to_string(), &new.admin.address.to_string()),
         differs("threads", &threads(running), &threads(new)),
     ]

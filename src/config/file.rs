@@ -5,7 +5,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    ADMIN_ADDRESS, Admin, Balance, Config, HealthCheck, Listener, Peer, PeerAddress, Pool, ProbeKind, Service, Timeouts,
+    ADMIN_ADDRESS, Admin, Balance, Certificate, Config, HealthCheck, Limits, Listener, Peer, PeerAddress, Pool, ProbeKind,
+    Service, Timeouts, Tls,
     reader::{Field, Map, Reader, nearest, shown},
     value,
     yaml::{Kind, Node},
@@ -49,8 +50,86 @@ fn listener_of(r: &mut Reader, field: &Field<'_>) -> Option<Listener> {
     let mut map = r.map(field)?;
     let address = r.required(&mut map, "address", "write IP:port, such as 0.0.0.0:8080");
     let address = address.and_then(|field| r.value(&field, value::listen_address));
+    let tls = map.get("tls").and_then(|field| tls_of(r, &field));
+    let redirect = map.get("redirect_to_https");
+    let redirect_to_https = redirect.as_ref().and_then(|field| r.value(field, value::boolean)).unwrap_or(false);
+    if let (true, Some(field), Some(_)) = (redirect_to_https, &redirect, &tls) {
+        r.problem(&field.at, field.node.place, "makes a circle with tls; set it on the plain listener");
+    }
+    let proxy_protocol = r.value_or(&mut map, "proxy_protocol", false, value::boolean);
+    let limits = map.get("limits").and_then(|field| limits_of(r, &field)).unwrap_or_default();
     r.finish(&map);
-    Some(Listener { address: address? })
+    Some(Listener { address: address?, tls, redirect_to_https, proxy_protocol, limits })
+}
+
+fn tls_of(r: &mut Reader, field: &Field<'_>) -> Option<Tls> {
+    let mut map = r.map(field)?;
+    let list = r.required(&mut map, "certificates", "write: certificates: [{certificate: tls/shop.crt, key: tls/shop.key}]");
+    let items = list.as_ref().map(|field| r.list(field)).unwrap_or_default();
+    if let Some(field) = list.filter(is_empty) {
+        r.problem(&field.at, field.node.place, "is empty; write: [{certificate: tls/shop.crt, key: tls/shop.key}]");
+    }
+    let certificates = items.iter().filter_map(|item| certificate_of(r, item)).collect();
+    let client_ca = map.get("client_ca").and_then(|field| r.value(&field, value::file));
+    r.finish(&map);
+    Some(Tls { certificates, client_ca })
+}
+
+fn certificate_of(r: &mut Reader, field: &Field<'_>) -> Option<Certificate> {
+    let mut map = r.map(field)?;
+    let [certificate, key] = [("certificate", "shop.crt"), ("key", "shop.key")].map(|(name, example)| {
+        let field = r.required(&mut map, name, &format!("write the path of a PEM file, such as tls/{example}"));
+        field.and_then(|field| r.value(&field, value::file))
+    });
+    r.finish(&map);
+    Some(Certificate { certificate: certificate?, key: key? })
+}
+
+fn limits_of(r: &mut Reader, field: &Field<'_>) -> Option<Limits> {
+    let mut map = r.map(field)?;
+    let usual = Limits::default();
+    let limits = Limits {
+        header_timeout: r.value_or(&mut map, "header_timeout", usual.header_timeout, value::bound),
+        idle_timeout: r.value_or(&mut map, "idle_timeout", usual.idle_timeout, value::bound),
+        min_rate: r.value_or(&mut map, "min_rate", usual.min_rate, value::or_off(value::number(1..=1_000_000_000, ", or off"))),
+        stall_timeout: r.value_or(&mut map, "stall_timeout", usual.stall_timeout, value::bound),
+        header_bytes: r.value_or(&mut map, "header_bytes", usual.header_bytes, value::number(256..=1_048_576, "")),
+        header_count: r.value_or(&mut map, "header_count", usual.header_count, value::number(1..=200, "")),
+        request_line_bytes: r.value_or(
+            &mut map,
+            "request_line_bytes",
+            usual.request_line_bytes,
+            value::number(64..=1_048_576, ""),
+        ),
+        body_bytes: r.value_or(
+            &mut map,
+            "body_bytes",
+            usual.body_bytes,
+            value::or_off(value::number(0..=u64::MAX >> 1, ", or off")),
+        ),
+        requests_per_connection: r.value_or(
+            &mut map,
+            "requests_per_connection",
+            usual.requests_per_connection,
+            value::number(1..=u32::MAX, ""),
+        ),
+        connections: r.value_or(&mut map, "connections", usual.connections, value::number(1..=1_000_000, "")),
+        connections_per_client: r.value_or(
+            &mut map,
+            "connections_per_client",
+            usual.connections_per_client,
+            value::or_off(value::number(1..=1_000_000, ", or off")),
+        ),
+        streams_per_connection: r.value_or(
+            &mut map,
+            "streams_per_connection",
+            usual.streams_per_connection,
+            value::number(1..=10_000, ""),
+        ),
+        underscores_in_headers: r.value_or(&mut map, "underscores_in_headers", usual.underscores_in_headers, value::boolean),
+    };
+    r.finish(&map);
+    Some(limits)
 }
 
 fn admin_of(r: &mut Reader, field: &Field<'_>) -> Option<std::net::SocketAddr> {
@@ -284,6 +363,26 @@ impl Default for HealthCheck {
             timeout: SECOND,
             ready_after: 2,
             not_ready_after: 3,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            header_timeout: 10 * SECOND,
+            idle_timeout: 60 * SECOND,
+            min_rate: Some(500),
+            stall_timeout: 30 * SECOND,
+            header_bytes: 16 * 1024,
+            header_count: 100,
+            request_line_bytes: 8 * 1024,
+            body_bytes: None,
+            requests_per_connection: 10_000,
+            connections: 10_000,
+            connections_per_client: None,
+            streams_per_connection: 128,
+            underscores_in_headers: false,
         }
     }
 }

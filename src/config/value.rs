@@ -1,6 +1,6 @@
 //! Single values: what they look like, and what to write instead of what was written. Pure.
 
-use std::{net::IpAddr, net::SocketAddr, ops::RangeInclusive, time::Duration};
+use std::{net::IpAddr, net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use ipnet::IpNet;
 
@@ -46,6 +46,20 @@ where
             let text = if text.parse::<i64>().is_ok() { text.to_owned() } else { shown(text) };
             format!("{text} is not allowed; use {} to {}{otherwise}", range.start(), range.end())
         })
+    }
+}
+
+/// A value, or `off`.
+pub(super) fn or_off<T>(parse: impl Fn(&str) -> Result<T, String>) -> impl Fn(&str) -> Result<Option<T>, String> {
+    move |text| if text == "off" { Ok(None) } else { parse(text).map(Some) }
+}
+
+/// A file's path.
+pub(super) fn file(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() || text.contains('\0') {
+        Err("is no path; write tls/shop.crt".to_owned())
+    } else {
+        Ok(PathBuf::from(text))
     }
 }
 

@@ -1,4 +1,5 @@
-//! What belongs to a client's connection: the one timer that bounds its waits, and what peers are told of its two ends.
+//! What belongs to a client's connection, or to one stream of an HTTP/2 connection: who is at its two ends, and every wait on it
+//! that has a bound, by one timer.
 //!
 //! **Waiting for a peer's response header** (`timeouts.response`). Pingora's read timeout is per read and holds for the body as
 //! well, so it would cut a quiet event stream or WebSocket, and a slow upload whose answer comes at its end. Here the wait
@@ -7,18 +8,21 @@
 //! reused that descriptor in between: requests of a connection come one after the other, and only the very future that
 //! [`watched`] polls could have.
 //!
-//! **Waiting for the client's next request.** Pingora forgets its keep-alive timeout with the first request; here the wait begins
-//! when a request has ended, and ends when the whole header of the next one has come.
+//! **Waiting for the client**: for its next header ([`await_header`]), and for bytes of a body in either direction
+//! ([`waits`], [`moved`]), where a client that drips a byte now and then would pass any bound on a single read. It has
+//! `stall_timeout` to spend; being slower than `min_rate` spends it, being quicker gives it back. When a wait is over, the
+//! connection's future is polled once more, and finds it out with [`expired`].
 //!
 //! The timer outlives the requests that it is for. It is made when first needed and only looked at when it fires, so that a
 //! request costs a few stores.
 
 use std::{
-    cell::{Cell, OnceCell},
+    cell::Cell,
     future::{Future, poll_fn},
     net::{IpAddr, SocketAddr},
     os::fd::RawFd,
     pin::{Pin, pin},
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -26,55 +30,89 @@ use std::{
 use bytes::Bytes;
 use http::HeaderValue;
 use nix::sys::socket::{Shutdown, shutdown};
-use pingora::proxy::Session;
 use tokio::time::{Sleep, sleep_until};
 
-/// How long a client's connection may be without a request.
-const KEEPALIVE: Duration = Duration::from_secs(60);
+use super::refusal::Refusal;
+use crate::config::Limits;
 
 tokio::task_local! {
     /// Boxed, because it is moved into and out of the thread at every poll.
     static CONNECTION: Box<Connection>;
 }
 
-#[derive(Default)]
 struct Connection {
-    wait: Cell<Option<Wait>>,
+    ends: Arc<Ends>,
+    response: Cell<Option<Instant>>,
+    client: Cell<Option<Instant>>,
+    /// Whose response is waited for, and how long.
+    peer: Cell<(RawFd, Duration)>,
     /// Whether the response did not come in time.
     late: Cell<bool>,
-    ends: OnceCell<Ends>,
+    /// Whether the client did not do something in time.
+    expired: Cell<bool>,
+    refused: Cell<Option<Refusal>>,
+    upgraded: Cell<bool>,
+    /// Whether its last request is running.
+    last: Cell<bool>,
+    reading: Pace,
+    writing: Pace,
 }
 
-#[derive(Clone, Copy)]
-struct Wait {
-    until: Instant,
-    on: On,
+/// How slow a client may be in one direction.
+struct Pace {
+    since: Cell<Option<Instant>>,
+    /// Of `stall_timeout`.
+    left: Cell<Duration>,
 }
 
-#[derive(Clone, Copy)]
-enum On {
-    Response { socket: RawFd, bound: Duration },
-    Request,
+/// A direction, as the client sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Direction {
+    Up,
+    Down,
 }
 
-/// The two ends of a client's connection, as headers have them.
+/// The two ends of a client's connection, as headers have them, and what its listener says of it.
+#[derive(Debug)]
 pub(super) struct Ends {
     /// An IPv4 client of a listener on `[::]` is still an IPv4 client.
     pub client: IpAddr,
     pub client_text: HeaderValue,
     pub local_port: HeaderValue,
+    pub tls: bool,
+    pub redirect_to_https: bool,
+    pub limits: Arc<Limits>,
 }
 
-/// Runs the future of one connection, whose waits the functions below begin and end from within. None if the client has waited
-/// too long with its next request.
-pub(super) async fn watched<F: Future>(connection: F) -> Option<F::Output> {
+/// Runs the future of one connection, whose waits the functions below begin and end from within.
+pub(super) async fn watched<F: Future>(ends: Arc<Ends>, connection: F) -> F::Output {
+    let patience = ends.limits.stall_timeout;
+    let state = Connection {
+        ends,
+        response: Cell::default(),
+        client: Cell::default(),
+        peer: Cell::new((-1, Duration::ZERO)),
+        late: Cell::default(),
+        expired: Cell::default(),
+        refused: Cell::default(),
+        upgraded: Cell::default(),
+        last: Cell::default(),
+        reading: Pace::new(patience),
+        writing: Pace::new(patience),
+    };
     CONNECTION
-        .scope(Box::default(), async move {
+        .scope(Box::new(state), async move {
             let mut connection = pin!(connection);
             let mut timer = None;
-            poll_fn(|cx| match connection.as_mut().poll(cx) {
-                Poll::Ready(output) => Poll::Ready(Some(output)),
-                Poll::Pending => CONNECTION.with(|connection| connection.poll(&mut timer, cx)).map(|()| None),
+            poll_fn(|cx| {
+                loop {
+                    if let Poll::Ready(output) = connection.as_mut().poll(cx) {
+                        return Poll::Ready(output);
+                    }
+                    if CONNECTION.with(|connection| connection.poll(&mut timer, cx)).is_pending() {
+                        return Poll::Pending;
+                    }
+                }
             })
             .await
         })
@@ -85,27 +123,23 @@ pub(super) async fn watched<F: Future>(connection: F) -> Option<F::Output> {
 pub(super) fn await_response(socket: RawFd, now: Instant, bound: Duration) {
     with(|connection| {
         connection.late.set(false);
-        connection.wait.set(Some(Wait { until: now + bound, on: On::Response { socket, bound } }));
+        connection.peer.set((socket, bound));
+        connection.response.set(Some(now + bound));
     });
 }
 
 /// The request made progress: its wait begins anew.
 pub(super) fn extend() {
     with(|connection| {
-        if let Some(Wait { on: on @ On::Response { bound, .. }, .. }) = connection.wait.get() {
-            connection.wait.set(Some(Wait { until: Instant::now() + bound, on }));
+        if connection.response.get().is_some() {
+            connection.response.set(Some(Instant::now() + connection.peer.get().1));
         }
     });
 }
 
 /// What was waited for is here, or will not come.
 pub(super) fn arrived() {
-    with(|connection| connection.wait.set(None));
-}
-
-/// The request has ended at `now`: the next one is waited for.
-pub(super) fn await_request(now: Instant) {
-    with(|connection| connection.wait.set(Some(Wait { until: now + KEEPALIVE, on: On::Request })));
+    with(|connection| connection.response.set(None));
 }
 
 /// Whether the connection to the peer is gone because the time was up.
@@ -113,23 +147,110 @@ pub(super) fn late() -> bool {
     CONNECTION.try_with(|connection| connection.late.get()).unwrap_or(false)
 }
 
-/// Gives the two ends of a session's connection, written out once per connection, to `tell`.
-pub(super) fn with_ends<R>(session: &Session, mut tell: impl FnMut(&Ends) -> R) -> R {
-    let make = || {
-        let address = |address: Option<&pingora::protocols::l4::socket::SocketAddr>| address.and_then(|a| a.as_inet().copied());
-        let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
-        Ends::new(address(session.client_addr()).unwrap_or(unknown), address(session.server_addr()).unwrap_or(unknown).port())
-    };
-    CONNECTION.try_with(|connection| tell(connection.ends.get_or_init(make))).unwrap_or_else(|_| tell(&make()))
+/// A header is waited for until then, and not any more once it is here.
+pub(super) fn await_header(until: Option<Instant>) {
+    with(|connection| connection.client.set(until));
+}
+
+/// How long a connection may be without a request.
+pub(super) fn idle_timeout() -> Duration {
+    CONNECTION.try_with(|connection| connection.ends.limits.idle_timeout).unwrap_or_default()
+}
+
+/// Whether the client has used up its time; asked once.
+pub(super) fn expired() -> bool {
+    CONNECTION.try_with(|connection| connection.expired.take()).unwrap_or(false)
+}
+
+/// Nothing goes on in this direction until the client does something.
+pub(super) fn waits(direction: Direction) {
+    with(|connection| {
+        let pace = connection.pace(direction);
+        if connection.ends.pace().is_some() && pace.since.get().is_none() {
+            let now = Instant::now();
+            pace.since.set(Some(now));
+            let until = now + pace.left.get();
+            // The earlier of the two directions: the other is looked at again when its bytes have moved.
+            connection.client.set(Some(connection.client.get().map_or(until, |other| other.min(until))));
+        }
+    });
+}
+
+/// The client took or sent so many bytes.
+pub(super) fn moved(direction: Direction, bytes: usize) {
+    with(|connection| {
+        let pace = connection.pace(direction);
+        let Some(((rate, most), since)) = connection.ends.pace().zip(pace.since.take()) else { return };
+        let earned = Duration::from_micros(bytes as u64 * 1_000_000 / u64::from(rate));
+        pace.left.set((pace.left.get().saturating_sub(since.elapsed()) + earned).min(most));
+        let other = connection.pace(direction.other());
+        connection.client.set(other.since.get().map(|since| since + other.left.get()));
+    });
+}
+
+/// Notes why the connection ends; the first reason is the reason.
+pub(super) fn refuse(refusal: Refusal) {
+    with(|connection| connection.refused.set(connection.refused.get().or(Some(refusal))));
+}
+
+/// Why the connection ends, if it was refused.
+pub(super) fn refused() -> Option<Refusal> {
+    CONNECTION.try_with(|connection| connection.refused.get()).ok().flatten()
+}
+
+/// From now on bytes go both ways, whatever they mean.
+pub(super) fn upgrade() {
+    with(|connection| connection.upgraded.set(true));
+}
+
+/// Whether bytes go both ways, whatever they mean.
+pub(super) fn is_upgraded() -> bool {
+    CONNECTION.try_with(|connection| connection.upgraded.get()).unwrap_or(false)
+}
+
+/// No request comes after the one that runs.
+pub(super) fn end_after_this() {
+    with(|connection| connection.last.set(true));
+}
+
+/// Whether the client has to be asked to leave.
+pub(super) fn ends_after_this() -> bool {
+    CONNECTION.try_with(|connection| connection.last.get()).unwrap_or(false)
+}
+
+/// The two ends of this connection; none outside of [`watched`].
+pub(super) fn ends() -> Option<Arc<Ends>> {
+    CONNECTION.try_with(|connection| Arc::clone(&connection.ends)).ok()
 }
 
 impl Ends {
-    pub(super) fn new(client: SocketAddr, local_port: u16) -> Self {
+    pub(super) fn new(client: SocketAddr, local_port: u16, limits: Arc<Limits>) -> Self {
         let client = client.ip().to_canonical();
         let text = HeaderValue::from_maybe_shared(Bytes::from(client.to_string()));
         // An address is a header value.
         let client_text = text.unwrap_or(HeaderValue::from_static("unknown"));
-        Self { client, client_text, local_port: HeaderValue::from(local_port) }
+        let local_port = HeaderValue::from(local_port);
+        Self { client, client_text, local_port, tls: false, redirect_to_https: false, limits }
+    }
+
+    /// Bytes per second, and how long a client may be slower.
+    fn pace(&self) -> Option<(u32, Duration)> {
+        self.limits.min_rate.map(|rate| (rate, self.limits.stall_timeout))
+    }
+}
+
+impl Direction {
+    fn other(self) -> Self {
+        match self {
+            Self::Up => Self::Down,
+            Self::Down => Self::Up,
+        }
+    }
+}
+
+impl Pace {
+    fn new(left: Duration) -> Self {
+        Self { since: Cell::default(), left: Cell::new(left) }
     }
 }
 
@@ -139,38 +260,50 @@ fn with(set: impl FnOnce(&Connection)) {
 }
 
 impl Connection {
-    /// Ready when the connection is to be ended.
-    fn poll(&self, timer: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(wait) = self.wait.get() else {
-            return Poll::Pending;
-        };
-        let until = wait.until.into();
-        let mut unset = timer.is_none();
-        let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
-        // The timer may have been set for an earlier request with a longer bound.
-        if until < timer.deadline() {
-            timer.as_mut().reset(until);
-            unset = true;
+    fn pace(&self, direction: Direction) -> &Pace {
+        match direction {
+            Direction::Up => &self.reading,
+            Direction::Down => &self.writing,
         }
-        // A timer that was polled wakes this connection's task, which is the same all its life: until it has fired there is no
-        // need to poll it again.
-        while (unset || timer.is_elapsed()) && timer.as_mut().poll(cx).is_ready() {
-            if timer.deadline() < until {
-                timer.as_mut().reset(until);
-                unset = true;
-                continue;
-            }
-            let On::Response { socket, .. } = wait.on else {
-                return Poll::Ready(());
+    }
+
+    /// Ready when a wait is over that the connection's future has to be told of.
+    fn poll(&self, timer: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let (response, client) = (self.response.get(), self.client.get());
+            let Some(until) = [response, client].into_iter().flatten().min() else {
+                return Poll::Pending;
             };
-            self.wait.set(None);
+            let deadline = until.into();
+            let mut unset = timer.is_none();
+            let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+            // The timer may have been set for an earlier request with a longer bound.
+            if deadline < timer.deadline() {
+                timer.as_mut().reset(deadline);
+                unset = true;
+            }
+            // A timer that was polled wakes this connection's task, which is the same all its life: until it has fired there
+            // is no need to poll it again.
+            if !unset && !timer.is_elapsed() || timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            if timer.deadline() < deadline {
+                timer.as_mut().reset(deadline);
+                if timer.as_mut().poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+            }
+            if client == Some(until) {
+                self.client.set(None);
+                self.expired.set(true);
+                return Poll::Ready(());
+            }
+            self.response.set(None);
             self.late.set(true);
-            if let Err(e) = shutdown(socket, Shutdown::Both) {
+            if let Err(e) = shutdown(self.peer.get().0, Shutdown::Both) {
                 log::debug!("the socket of a late peer was gone already error={e}");
             }
-            break;
         }
-        Poll::Pending
     }
 }
 
@@ -185,31 +318,39 @@ mod tests {
 
     use super::*;
 
+    fn nobody() -> Arc<Ends> {
+        Arc::new(Ends::new(SocketAddr::from(([192, 0, 2, 1], 1)), 80, Arc::default()))
+    }
+
     async fn silent_peer() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         (near, listener.accept().await.unwrap().0)
     }
 
+    /// Waits until the client has used up its time.
+    async fn told() {
+        poll_fn(|_| if expired() { Poll::Ready(()) } else { Poll::Pending }).await;
+    }
+
     #[tokio::test]
     async fn a_peer_that_says_nothing_is_cut_when_the_time_is_up() {
         let (mut near, _far) = silent_peer().await;
         let began = Instant::now();
-        let read = watched(async {
+        let read = watched(nobody(), async {
             await_response(near.as_raw_fd(), Instant::now(), Duration::from_millis(50));
             let read = near.read_u8().await;
             assert!(late());
             read
         })
-        .await
-        .unwrap();
+        .await;
         assert!(read.is_err() && began.elapsed() >= Duration::from_millis(50));
     }
 
     #[tokio::test]
     async fn progress_begins_the_wait_anew_and_a_header_ends_it() {
         let (near, _far) = silent_peer().await;
-        watched(async {
+        watched(nobody(), async {
             await_response(near.as_raw_fd(), Instant::now(), Duration::from_millis(80));
             for _ in 0..4 {
                 tokio::time::sleep(Duration::from_millis(40)).await;
@@ -223,17 +364,42 @@ mod tests {
         assert!(near.peer_addr().is_ok());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_client_without_a_request_is_let_go_and_one_with_a_request_is_not() {
-        let began = tokio::time::Instant::now();
-        let ended = watched(async {
-            await_request(Instant::now());
-            arrived();
-            tokio::time::sleep(KEEPALIVE * 3).await;
-            await_request(tokio::time::Instant::now().into_std());
-            std::future::pending::<()>().await;
+    #[tokio::test]
+    async fn a_client_without_a_request_is_told_of_and_one_with_a_request_is_not() {
+        let began = Instant::now();
+        watched(nobody(), async {
+            await_header(Some(Instant::now() + Duration::from_millis(30)));
+            await_header(None);
+            tokio::time::sleep(Duration::from_millis(60)).await;
+            assert!(!expired());
+            await_header(Some(Instant::now() + Duration::from_millis(40)));
+            told().await;
         })
         .await;
-        assert!(ended.is_none() && began.elapsed() >= KEEPALIVE * 4);
+        assert!(began.elapsed() >= Duration::from_millis(100));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_drips_uses_up_its_time_and_one_that_is_quick_enough_does_not() {
+        let ends = |rate| {
+            let limits = Limits { min_rate: Some(rate), stall_timeout: Duration::from_millis(100), ..Limits::default() };
+            Arc::new(Ends::new(([192, 0, 2, 1], 1).into(), 80, Arc::new(limits)))
+        };
+        let began = Instant::now();
+        let drip = |rate| {
+            watched(ends(rate), async move {
+                for _ in 0..20 {
+                    waits(Direction::Up);
+                    tokio::select! {
+                        () = told() => return true,
+                        () = tokio::time::sleep(Duration::from_millis(20)) => moved(Direction::Up, 10),
+                    }
+                }
+                false
+            })
+        };
+        assert!(drip(100_000).await, "a byte every two milliseconds is slower than that");
+        assert!(began.elapsed() < Duration::from_millis(300));
+        assert!(!drip(10).await);
     }
 }

@@ -4,6 +4,7 @@
 
 use pingora::{Error, ErrorSource, ErrorType};
 
+use super::refusal::Refusal;
 use crate::metrics::ErrorKind;
 
 /// Why a request failed.
@@ -19,6 +20,8 @@ pub(super) enum Failure {
     BadRequest,
     /// The client stopped sending in the middle.
     ClientTimeout,
+    /// The client broke a rule after its header had passed.
+    Refused(Refusal),
     /// The client has gone; there is nobody to answer.
     ClientGone,
     /// Ours.
@@ -60,6 +63,10 @@ impl Failure {
             Self::Peer(_) => 502,
             Self::BadRequest => 400,
             Self::ClientTimeout => 408,
+            Self::Refused(refusal) => match refusal.status() {
+                0 => 499,
+                status => status,
+            },
             Self::ClientGone => 499,
             Self::Internal => 500,
         }
@@ -74,6 +81,7 @@ impl Failure {
             Self::Peer(_) => "502 the application did not answer\n",
             Self::BadRequest => "400 this request cannot be understood\n",
             Self::ClientTimeout => "408 the rest of the request did not come\n",
+            Self::Refused(refusal) => refusal.body(),
             Self::ClientGone => "",
             Self::Internal => "500 something went wrong here\n",
         }

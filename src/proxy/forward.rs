@@ -63,7 +63,7 @@ fn add_to_claims(request: &mut RequestHeader, ends: &Ends, trusted_proxies: &[Ip
 fn set_missing(request: &mut RequestHeader, ends: &Ends, claimed: bool) -> Result<()> {
     let missing = |request: &RequestHeader, name: &str| !(claimed && request.headers.contains_key(name));
     if missing(request, X_FORWARDED_PROTO) {
-        request.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static("http"))?;
+        request.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static(if ends.tls { "https" } else { "http" }))?;
     }
     if missing(request, X_FORWARDED_HOST)
         && let Some(host) = request.headers.get(http::header::HOST).cloned()
@@ -147,7 +147,7 @@ fn hex(number: u64) -> [u8; 16] {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
+    use std::{net::SocketAddr, sync::Arc};
 
     use super::*;
 
@@ -158,7 +158,7 @@ mod tests {
             request.append_header(*name, *value).unwrap();
         }
         let trusted: Vec<IpNet> = trusted.iter().map(|network| network.parse().unwrap()).collect();
-        set(&mut request, &Ends::new(SocketAddr::new(client.parse().unwrap(), 5), 8080), &trusted).unwrap();
+        set(&mut request, &Ends::new(SocketAddr::new(client.parse().unwrap(), 5), 8080, Arc::default()), &trusted).unwrap();
         let mut all: Vec<_> = request.headers.iter().map(|(n, v)| (n.to_string(), v.to_str().unwrap().to_owned())).collect();
         all.retain(|(name, _)| name != "host");
         all.sort();

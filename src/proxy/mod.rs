@@ -3,10 +3,17 @@
 //! The accept loop in [`edge`] calls it for every request. It reads one snapshot per request and never waits for a lock; it
 //! knows nothing of the controller that stores snapshots.
 
+mod chunks;
 mod connection;
 pub mod edge;
 mod failure;
 mod forward;
+mod head;
+mod proxy_protocol;
+mod refusal;
+mod response;
+pub mod tls;
+mod wire;
 
 use std::{
     os::fd::RawFd,
@@ -19,7 +26,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderValue, header};
+use http::{HeaderValue, Method, Version, header};
 use pingora::{
     BError, Error, ErrorType, Result,
     http::{RequestHeader, ResponseHeader},
@@ -29,13 +36,15 @@ use pingora::{
     upstreams::peer::HttpPeer,
 };
 
-use self::{failure::Failure, forward::RequestId};
+use self::{failure::Failure, forward::RequestId, refusal::Refusal};
 use crate::{
     metrics::{ErrorKind, Metrics},
     pool::{Lease, Peer, Refused},
     snapshot::{Service, Snapshot, SnapshotCell},
 };
 
+/// Where certificate authorities look for the proof that a name is ours, over plain HTTP (RFC 8555, section 8.3).
+const ACME: &str = "/.well-known/acme-challenge/";
 /// How often a request may meet a pool that has just begun to drain before that is called a fault.
 const SNAPSHOTS_TRIED: usize = 8;
 
@@ -63,6 +72,8 @@ pub struct RequestCtx {
     retried: bool,
     failure: Option<Failure>,
     request_id: Option<RequestId>,
+    /// Of the body, where nobody else counts it.
+    received: u64,
 }
 
 impl Proxy {
@@ -81,7 +92,9 @@ impl Proxy {
             .map(HeaderValue::as_bytes)
             .or_else(|| request.uri.authority().map(|a| a.as_str().as_bytes()));
         let host = host.and_then(|host| std::str::from_utf8(host).ok()).unwrap_or_default();
-        ctx.service = snapshot.routes.find(host, request.uri.path()).map(Arc::clone);
+        // OPTIONS * is about the whole host.
+        let path = Some(request.uri.path()).filter(|path| *path != "*").unwrap_or("/");
+        ctx.service = snapshot.routes.find(host, path).map(Arc::clone);
         ctx.snapshot = Some(snapshot);
         ctx.service.is_some()
     }
@@ -135,6 +148,7 @@ impl ProxyHttp for Proxy {
             retried: false,
             failure: None,
             request_id: None,
+            received: 0,
         }
     }
 
@@ -151,6 +165,21 @@ impl ProxyHttp for Proxy {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
+        let Some(ends) = connection::ends() else {
+            return Err(Error::new_in(ErrorType::InternalError));
+        };
+        if session.is_http2()
+            && let Err(refusal) = head::judge_h2(session.req_header_mut(), &ends.limits)
+        {
+            connection::refuse(refusal);
+            ctx.failure = Some(Failure::Refused(refusal));
+            answer(session, Failure::Refused(refusal)).await?;
+            return Ok(true);
+        }
+        if ends.redirect_to_https && !session.req_header().uri.path().starts_with(ACME) {
+            redirect(session).await?;
+            return Ok(true);
+        }
         if self.route(session, ctx) {
             return Ok(false);
         }
@@ -230,7 +259,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut RequestCtx,
         _reused: bool,
     ) -> BError {
-        let failure = Failure::of(&e, connection::late());
+        let failure = connection::refused().map_or_else(|| Failure::of(&e, connection::late()), Failure::Refused);
         connection::arrived();
         let again = failure == Failure::Peer(ErrorKind::Closed)
             && !ctx.retried
@@ -250,31 +279,45 @@ impl ProxyHttp for Proxy {
 
     async fn upstream_request_filter(
         &self,
-        session: &mut Session,
+        _session: &mut Session,
         request: &mut RequestHeader,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
         let trusted = ctx.snapshot.as_ref().map(|snapshot| snapshot.trusted_proxies.as_slice()).unwrap_or_default();
-        connection::with_ends(session, |ends| forward::set(request, ends, trusted))?;
+        let Some(ends) = connection::ends() else {
+            return Err(Error::new_in(ErrorType::InternalError));
+        };
+        forward::set(request, &ends, trusted)?;
         forward::set_request_id(request, &mut ctx.request_id)
     }
 
     async fn request_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
-        _end: bool,
-        _ctx: &mut RequestCtx,
+        end: bool,
+        ctx: &mut RequestCtx,
     ) -> Result<()> {
-        if body.is_some() {
-            connection::extend();
+        let Some(bytes) = body.as_ref().map(Bytes::len) else { return Ok(()) };
+        connection::extend();
+        if !session.is_http2() {
+            return Ok(());
+        }
+        ctx.received += bytes as u64;
+        if connection::ends().and_then(|ends| ends.limits.body_bytes).is_some_and(|most| ctx.received > most) {
+            connection::refuse(Refusal::BodyBytes);
+            return Err(Error::new_down(ErrorType::HTTPStatus(413)));
+        }
+        // A body that ends with an empty frame would end twice towards an HTTP/1 peer (cloudflare/pingora#935).
+        if end && bytes == 0 {
+            *body = None;
         }
         Ok(())
     }
 
     async fn upstream_response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
@@ -283,6 +326,10 @@ impl ProxyHttp for Proxy {
             return Ok(());
         }
         connection::arrived();
+        let unasked = response.status == http::StatusCode::SWITCHING_PROTOCOLS && !session.is_upgrade_req();
+        if unasked || !response::is_unambiguous(response) {
+            return Err(Error::new_up(ErrorType::InvalidHTTPHeader));
+        }
         ctx.answered = true;
         if let (Some(connected), Some(service)) = (ctx.connected, &ctx.service) {
             service.active.metrics.response_header.observe(connected.elapsed().as_secs_f64());
@@ -291,20 +338,26 @@ impl ProxyHttp for Proxy {
             && let Some(lease) = &mut ctx.lease
         {
             lease.upgrade();
+            connection::upgrade();
         }
         Ok(())
     }
 
     /// The last moment at which a client can still be asked to leave.
-    async fn response_filter(&self, session: &mut Session, _response: &mut ResponseHeader, _ctx: &mut RequestCtx) -> Result<()> {
-        if self.stopping.load(Relaxed) {
+    async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, _ctx: &mut RequestCtx) -> Result<()> {
+        // A client of HTTP/1.0 knows no chunks; for it the body ends with the connection.
+        if session.req_header().version == Version::HTTP_10 && response.remove_header(&header::TRANSFER_ENCODING).is_some() {
+            session.set_keepalive(None);
+        }
+        if self.stopping.load(Relaxed) || connection::ends_after_this() {
             session.set_keepalive(None);
         }
         Ok(())
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut RequestCtx) -> FailToProxy {
-        let failure = *ctx.failure.get_or_insert_with(|| Failure::of(e, false));
+        let refused = connection::refused().map(Failure::Refused);
+        let failure = *ctx.failure.get_or_insert_with(|| refused.unwrap_or_else(|| Failure::of(e, false)));
         if failure != Failure::ClientGone && session.response_written().is_none() {
             // Whoever has gone in the meantime cannot be told.
             drop(answer(session, failure).await);
@@ -314,7 +367,7 @@ impl ProxyHttp for Proxy {
 
     async fn logging(&self, session: &mut Session, _e: Option<&Error>, ctx: &mut RequestCtx) {
         let now = Instant::now();
-        connection::await_request(now);
+        connection::await_header(Some(now + connection::idle_timeout()));
         let written = session.response_written().map(|response| response.status.as_u16());
         let code = written.or(ctx.failure.map(Failure::status)).unwrap_or(Failure::ClientGone.status());
         let method = &session.req_header().method;
@@ -363,4 +416,21 @@ async fn answer(session: &mut Session, failure: Failure) -> Result<()> {
     }
     session.write_response_header(Box::new(response), false).await?;
     session.write_response_body(Some(Bytes::from_static(body.as_bytes())), true).await
+}
+
+/// Sends the client to the same place over HTTPS, on its usual port.
+async fn redirect(session: &mut Session) -> Result<()> {
+    let request = session.req_header();
+    let host = request.headers.get(header::HOST).map(HeaderValue::as_bytes);
+    let host = host.or_else(|| request.uri.authority().map(|authority| authority.as_str().as_bytes())).unwrap_or_default();
+    let port = host.iter().rposition(|byte| *byte == b':').filter(|at| !host.iter().skip(*at).any(|byte| *byte == b']'));
+    let host = host.get(..port.unwrap_or(host.len())).unwrap_or_default();
+    let path = request.uri.path_and_query().map_or("/", |path| path.as_str());
+    let location = HeaderValue::from_bytes(&[b"https://", host, path.as_bytes()].concat());
+    // 301 is the one that every client knows; 308 keeps the method and the body.
+    let status = if matches!(request.method, Method::GET | Method::HEAD) { 301 } else { 308 };
+    let mut response = ResponseHeader::build(status, Some(2))?;
+    response.insert_header(header::LOCATION, location.unwrap_or(HeaderValue::from_static("/")))?;
+    response.insert_header(header::CONTENT_LENGTH, HeaderValue::from_static("0"))?;
+    session.write_response_header(Box::new(response), true).await
 }

@@ -29,6 +29,7 @@ const LISTED: &[(&str, &[&str])] = &[
     ("config_generation", &[]),
     ("build_info", &["version"]),
     ("downstream_connections", &[]),
+    ("rejected_requests_total", &["listener", "reason"]),
 ];
 
 /// Name and label names of every sample.

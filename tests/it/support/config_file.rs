@@ -15,6 +15,7 @@ use tempfile::TempDir;
 pub struct ConfigFile {
     folder: TempDir,
     pub path: PathBuf,
+    listener: String,
     top: String,
     service: String,
     pools: Vec<(String, Vec<String>)>,
@@ -41,6 +42,7 @@ impl ConfigFile {
         let file = Self {
             path: folder.path().join("switchover.yaml"),
             folder,
+            listener: String::new(),
             top: String::new(),
             service: "    health_check: {interval: 100ms}\n".to_owned(),
             active: pools[0].0.clone(),
@@ -53,6 +55,13 @@ impl ConfigFile {
     /// With other lines of the service than the quick health check; each line ends with a newline and has four spaces.
     pub fn service(mut self, lines: &str) -> Self {
         self.service = lines.to_owned();
+        self.write_in_place(&self.text());
+        self
+    }
+
+    /// With further lines of the listener, or further listeners; each line ends with a newline and has four spaces.
+    pub fn listener(mut self, lines: &str) -> Self {
+        self.listener = lines.to_owned();
         self.write_in_place(&self.text());
         self
     }
@@ -74,7 +83,7 @@ impl ConfigFile {
     }
 
     pub fn text(&self) -> String {
-        let mut text = "listeners:\n  - address: 127.0.0.1:0\nadmin:\n  address: 127.0.0.1:0\n".to_owned();
+        let mut text = format!("listeners:\n  - address: 127.0.0.1:0\n{}admin:\n  address: 127.0.0.1:0\n", self.listener);
         text += &self.top;
         text += &format!("services:\n  shop:\n    active: {}\n{}    pools:\n", self.active, self.service);
         for (name, peers) in &self.pools {

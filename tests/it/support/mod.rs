@@ -6,6 +6,7 @@
 pub mod app;
 pub mod client;
 pub mod config_file;
+pub mod h2_load;
 pub mod load;
 pub mod origin;
 pub mod switchover;

@@ -1,0 +1,274 @@
+//! Whether the head of an HTTP/1 request means one thing to everybody who reads it.
+//!
+//! Called by [`super::wire`] with bytes that nobody else has seen; Pingora, and after it a peer, only get what passes. It refuses
+//! rather than repairs (RFC 9112, sections 2.2, 3, 5 and 6), but for two things that honest clients send and that can be said in
+//! one way: a target in absolute form, and fields that a peer must not get. Pure.
+
+use std::str;
+
+use http::{
+    HeaderValue,
+    header::{CONTENT_LENGTH, COOKIE, HOST},
+};
+use pingora::http::RequestHeader;
+
+use super::refusal::Refusal;
+use crate::config::Limits;
+
+/// More fields than anybody may allow.
+const FIELDS: usize = 256;
+
+/// A head that passed.
+#[derive(Debug)]
+pub(super) struct Head {
+    /// How the body ends.
+    pub body: Body,
+    /// What is to be sent on instead of it; none, if it is fine as it is.
+    pub rewritten: Option<Vec<u8>>,
+}
+
+/// How the end of a body is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Body {
+    Length(u64),
+    Chunked,
+}
+
+/// Finds the end of a head as its bytes come in, however they are cut.
+#[derive(Default)]
+pub(super) struct Scan {
+    /// Up to here all is well.
+    looked: usize,
+    line: usize,
+    lines: usize,
+}
+
+impl Scan {
+    /// The length of the head, its empty line included, once it is all there.
+    ///
+    /// # Errors
+    /// As soon as it is too long, or has a line that does not end in CR LF.
+    pub(super) fn end(&mut self, bytes: &[u8], limits: &Limits) -> Result<Option<usize>, Refusal> {
+        while let Some(found) = bytes.get(self.looked..).and_then(|rest| memchr::memchr(b'\n', rest)) {
+            let feed = self.looked + found;
+            let line = bytes.get(self.line..feed).unwrap_or_default();
+            let Some(line) = line.strip_suffix(b"\r") else {
+                return Err(Refusal::BadRequest("a line that ends in LF alone"));
+            };
+            self.looked = feed + 1;
+            self.line = self.looked;
+            if line.is_empty() {
+                return if self.looked > limits.header_bytes { Err(Refusal::HeaderBytes) } else { Ok(Some(self.looked)) };
+            }
+            if self.lines == 0 && line.len() > limits.request_line_bytes {
+                return Err(Refusal::RequestLine);
+            }
+            if self.lines > limits.header_count {
+                return Err(Refusal::HeaderCount);
+            }
+            self.lines += 1;
+        }
+        self.looked = bytes.len();
+        if self.lines == 0 && bytes.len() > limits.request_line_bytes {
+            return Err(Refusal::RequestLine);
+        }
+        if bytes.len() > limits.header_bytes { Err(Refusal::HeaderBytes) } else { Ok(None) }
+    }
+}
+
+/// Judges a whole head.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn judge(head: &[u8], limits: &Limits) -> Result<Head, Refusal> {
+    let mut fields = [httparse::EMPTY_HEADER; FIELDS];
+    let mut request = httparse::Request::new(&mut fields);
+    let parsed = httparse::ParserConfig::default().parse_request(&mut request, head);
+    match parsed {
+        Ok(httparse::Status::Complete(length)) if length == head.len() => {}
+        Err(httparse::Error::TooManyHeaders) => return Err(Refusal::HeaderCount),
+        _ => return Err(Refusal::BadRequest("no HTTP/1 header")),
+    }
+    let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
+        return Err(Refusal::BadRequest("no HTTP/1 header"));
+    };
+    let fields = Fields::read(request.headers)?;
+
+    if method == "CONNECT" {
+        return Err(Refusal::Method);
+    }
+    let host = match (fields.host, minor) {
+        (Some(host), _) => Some(authority(host)?),
+        (None, 0) => None,
+        (None, _) => return Err(Refusal::BadRequest("no Host")),
+    };
+    let target = origin_form(method, target, host)?;
+    let body = fields.body(minor)?;
+    if let Body::Length(length) = body
+        && limits.body_bytes.is_some_and(|most| length > most)
+    {
+        return Err(Refusal::BodyBytes);
+    }
+    if fields.websocket && body != Body::Length(0) {
+        return Err(Refusal::BadRequest("an upgrade with a body"));
+    }
+    let drops = fields.http2_settings || (fields.underscore && !limits.underscores_in_headers);
+    let rewritten = (drops || target.is_some()).then(|| {
+        let kept =
+            |name: &str| !name.eq_ignore_ascii_case("http2-settings") && (limits.underscores_in_headers || !name.contains('_'));
+        rewrite(method, target.as_deref().or(request.path).unwrap_or("/"), minor, request.headers, kept)
+    });
+    Ok(Head { body, rewritten })
+}
+
+/// Judges the head of an HTTP/2 request, whose form h2 has looked at, and makes of it what HTTP/1 would have said.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn judge_h2(request: &mut RequestHeader, limits: &Limits) -> Result<(), Refusal> {
+    let authority = request.uri.authority().map(|authority| authority.as_str().as_bytes().to_vec());
+    let mut hosts = request.headers.get_all(HOST).iter();
+    let host = hosts.next().map(|host| host.as_bytes().to_vec());
+    if hosts.next().is_some() {
+        return Err(Refusal::BadRequest("two Hosts"));
+    }
+    match (&authority, &host) {
+        (Some(authority), Some(host)) if !authority.eq_ignore_ascii_case(host) => {
+            return Err(Refusal::BadRequest("an :authority and a Host that differ"));
+        }
+        (None, None) => return Err(Refusal::BadRequest("no :authority")),
+        (named, host) => self::authority(named.as_ref().or(host.as_ref()).map(Vec::as_slice).unwrap_or_default())?,
+    };
+    if request.headers.len() > limits.header_count {
+        return Err(Refusal::HeaderCount);
+    }
+    if request.raw_path().len() > limits.request_line_bytes {
+        return Err(Refusal::RequestLine);
+    }
+    let mut lengths = request.headers.get_all(CONTENT_LENGTH).iter();
+    if let Some(length) = lengths.next() {
+        let length = decimal(length.as_bytes()).filter(|_| lengths.next().is_none()).ok_or(Refusal::BadRequest("no length"))?;
+        if limits.body_bytes.is_some_and(|most| length > most) {
+            return Err(Refusal::BodyBytes);
+        }
+    }
+    if !limits.underscores_in_headers {
+        let named: Vec<_> = request.headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
+        for name in named {
+            request.remove_header(&name);
+        }
+    }
+    // HTTP/2 may cut it into many (RFC 9113, section 8.2.3); HTTP/1 may not.
+    let cookies: Vec<&[u8]> = request.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if cookies.len() > 1 {
+        let joined = HeaderValue::from_bytes(&cookies.join(&b"; "[..])).map_err(|_| Refusal::BadRequest("no cookie"))?;
+        request.remove_header(&COOKIE);
+        request.insert_header(COOKIE, joined).map_err(|_| Refusal::BadRequest("no cookie"))?;
+    }
+    Ok(())
+}
+
+/// The fields that decide where a request goes and where it ends.
+#[derive(Default)]
+struct Fields<'a> {
+    host: Option<&'a [u8]>,
+    length: Option<&'a [u8]>,
+    encoding: Option<&'a [u8]>,
+    websocket: bool,
+    http2_settings: bool,
+    underscore: bool,
+}
+
+impl<'a> Fields<'a> {
+    fn read(headers: &[httparse::Header<'a>]) -> Result<Self, Refusal> {
+        let once = |slot: &mut Option<&'a [u8]>, value, why| match slot.replace(value) {
+            None => Ok(()),
+            Some(_) => Err(Refusal::BadRequest(why)),
+        };
+        let mut fields = Self::default();
+        for header in headers {
+            let is = |name: &str| header.name.eq_ignore_ascii_case(name);
+            // By length first: most names are none of these.
+            match header.name.len() {
+                4 if is("host") => once(&mut fields.host, header.value, "two Hosts")?,
+                14 if is("content-length") => once(&mut fields.length, header.value, "two lengths")?,
+                17 if is("transfer-encoding") => once(&mut fields.encoding, header.value, "two transfer encodings")?,
+                7 if is("upgrade") => fields.websocket |= header.value.eq_ignore_ascii_case(b"websocket"),
+                6 if is("expect") && !header.value.eq_ignore_ascii_case(b"100-continue") => return Err(Refusal::Expectation),
+                14 if is("http2-settings") => fields.http2_settings = true,
+                _ => fields.underscore |= memchr::memchr(b'_', header.name.as_bytes()).is_some(),
+            }
+        }
+        Ok(fields)
+    }
+
+    fn body(&self, minor: u8) -> Result<Body, Refusal> {
+        match (self.encoding, self.length) {
+            (None, None) => Ok(Body::Length(0)),
+            (None, Some(text)) => decimal(text).map(Body::Length).ok_or(Refusal::BadRequest("no length")),
+            (Some(_), Some(_)) => Err(Refusal::BadRequest("a length and a transfer encoding")),
+            (Some(_), None) if minor == 0 => Err(Refusal::BadRequest("a transfer encoding in HTTP/1.0")),
+            (Some(text), None) if text.eq_ignore_ascii_case(b"chunked") => Ok(Body::Chunked),
+            (Some(_), None) => Err(Refusal::BadRequest("a transfer encoding other than chunked")),
+        }
+    }
+}
+
+/// Digits alone, without a zero in front that somebody could read as octal, and few enough not to overflow anywhere.
+fn decimal(text: &[u8]) -> Option<u64> {
+    let fine =
+        (1..=18).contains(&text.len()) && text.iter().all(u8::is_ascii_digit) && (text.len() == 1 || text.first() != Some(&b'0'));
+    str::from_utf8(text).ok().filter(|_| fine)?.parse().ok()
+}
+
+/// A host and perhaps a port, as a Host field has to have it (RFC 9110, section 7.2); no user, no list, nothing encoded.
+fn authority(text: &[u8]) -> Result<&str, Refusal> {
+    const BAD: Refusal = Refusal::BadRequest("no Host");
+    let text = str::from_utf8(text).map_err(|_| BAD)?;
+    let (host, port) = match text.strip_prefix('[').map(|rest| rest.split_once(']')) {
+        Some(Some((ip, rest))) => {
+            ip.parse::<std::net::Ipv6Addr>().map_err(|_| BAD)?;
+            ("[", rest)
+        }
+        Some(None) => return Err(BAD),
+        None => text.split_at(text.find(':').unwrap_or(text.len())),
+    };
+    let name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+    let host_is_fine = host == "[" || !host.is_empty() && host.bytes().all(name);
+    let port_is_fine = match port.strip_prefix(':') {
+        Some(port) => (1..=5).contains(&port.len()) && port.bytes().all(|b| b.is_ascii_digit()),
+        None => port.is_empty(),
+    };
+    if host_is_fine && port_is_fine { Ok(text) } else { Err(BAD) }
+}
+
+/// The target in origin form, if it was in absolute form (RFC 9112, section 3.2); none, if it is fine as it is.
+fn origin_form(method: &str, target: &str, host: Option<&str>) -> Result<Option<String>, Refusal> {
+    if !target.bytes().all(|b| b.is_ascii_graphic() && b != b'#') {
+        return Err(Refusal::BadRequest("a target with bytes that are to be encoded"));
+    }
+    if target.starts_with('/') || (target == "*" && method == "OPTIONS") {
+        return Ok(None);
+    }
+    let scheme = |name: &str| target.get(..name.len()).filter(|start| start.eq_ignore_ascii_case(name)).map(str::len);
+    let Some(after) = scheme("http://").or_else(|| scheme("https://")) else {
+        return Err(Refusal::BadRequest("a target that is no path"));
+    };
+    let rest = target.get(after..).unwrap_or_default();
+    let (named, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    if !host.is_some_and(|host| host.eq_ignore_ascii_case(named)) {
+        return Err(Refusal::BadRequest("a target and a Host that differ"));
+    }
+    Ok(Some(if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }))
+}
+
+fn rewrite(method: &str, target: &str, minor: u8, headers: &[httparse::Header<'_>], kept: impl Fn(&str) -> bool) -> Vec<u8> {
+    let mut head = format!("{method} {target} HTTP/1.{minor}\r\n").into_bytes();
+    for header in headers.iter().filter(|header| kept(header.name)) {
+        for piece in [header.name.as_bytes(), b": ", header.value, b"\r\n"] {
+            head.extend_from_slice(piece);
+        }
+    }
+    head.extend_from_slice(b"\r\n");
+    head
+}

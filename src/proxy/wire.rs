@@ -1,0 +1,478 @@
+//! The bytes of one client's connection, between its socket and Pingora.
+//!
+//! Under HTTP/1 a header is read here whole, bounded in time and size, and judged before Pingora sees a byte of it; then Pingora
+//! is given exactly that header and its body, whose end is found here as well, and nothing of the request behind it. So what a
+//! peer gets never hangs on how two parsers read the same bytes, a refusal can be answered and counted, and pipelined requests
+//! wait for their turn. Under HTTP/2, and once a connection is upgraded, bytes go through as they come.
+//!
+//! [`super::edge`] makes one per connection. How fast its bytes move is told to [`super::connection`].
+
+use std::{
+    fmt,
+    future::poll_fn,
+    io,
+    os::fd::{AsRawFd, RawFd},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use bytes::{Buf, BytesMut};
+use pingora::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
+    raw_connect::ProxyDigest, tls::SslDigest,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf},
+    net::TcpStream,
+    sync::Notify,
+    time::timeout,
+};
+use tokio_rustls::server::TlsStream;
+use tokio_util::io::poll_read_buf;
+
+use super::{
+    chunks::Chunks,
+    connection::{self, Direction},
+    head::{self, Body, Scan},
+    refusal::Refusal,
+};
+use crate::config::Limits;
+
+/// What an HTTP/2 client says first (RFC 9113, section 3.4).
+const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Read at once, outside of bodies.
+const READ_AHEAD: usize = 4096;
+/// Small writes that belong together are one packet.
+const WRITE_BUFFER: usize = 4096;
+/// A client that was refused while it was still sending has to read the answer before the connection is reset.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: u64 = 1024 * 1024;
+
+/// A client's socket.
+pub(super) enum Socket {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// A client's connection.
+pub(super) struct Wire {
+    /// None once it lingers without this.
+    socket: Option<BufWriter<Socket>>,
+    fd: RawFd,
+    digest: Arc<SocketDigest>,
+    /// Read, and not given to Pingora.
+    pending: BytesMut,
+    /// So many bytes more are given as they are.
+    exactly: u64,
+    /// After these, a chunked body.
+    chunks: Option<Chunks>,
+    /// So many of the pending bytes have passed as parts of the chunked body.
+    passed: usize,
+    mode: Mode,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Requests,
+    H2,
+    /// A WebSocket.
+    Through,
+}
+
+/// What a client begins with.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    Request,
+    H2,
+}
+
+/// Why there is no next request.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The client has gone, or is asked to go while it has nothing to ask.
+    Closed,
+    Refused(Refusal),
+}
+
+impl Wire {
+    pub(super) fn new(socket: Socket) -> Self {
+        let fd = socket.fd();
+        Self {
+            socket: Some(BufWriter::with_capacity(WRITE_BUFFER, socket)),
+            fd,
+            digest: Arc::new(SocketDigest::from_raw_fd(fd)),
+            pending: BytesMut::new(),
+            exactly: 0,
+            chunks: None,
+            passed: 0,
+            mode: Mode::Requests,
+        }
+    }
+
+    /// Whether the client has agreed to speak HTTP/2 in the TLS handshake.
+    pub(super) fn is_h2_by_alpn(&self) -> bool {
+        match self.socket.as_ref().map(BufWriter::get_ref) {
+            Some(Socket::Tls(stream)) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
+            _ => false,
+        }
+    }
+
+    /// Whether all of the last request was taken, so that another one may follow.
+    pub(super) fn is_between_requests(&self) -> bool {
+        self.mode == Mode::Requests && self.exactly == 0 && self.passed == 0 && self.chunks.is_none_or(|chunks| chunks.done())
+    }
+
+    /// Waits for the next header, judges it, and lets it through to Pingora. `closing` asks to go who has nothing to ask;
+    /// `may_be_h2` is for the first one of a connection.
+    ///
+    /// # Errors
+    /// When there is none that may pass.
+    pub(super) async fn next(&mut self, limits: &Limits, may_be_h2: bool, closing: &Notify) -> Result<Next, End> {
+        let mut scan = Scan::default();
+        let mut begun = false;
+        let mut closing = pin!(closing.notified());
+        loop {
+            if self.pending.starts_with(b"\r\n") {
+                // Some clients send one too many after a body (RFC 9112, section 2.2).
+                self.pending.advance(2);
+                scan = Scan::default();
+            }
+            let maybe_h2 = may_be_h2 && !self.pending.is_empty() && H2_PREFACE.starts_with(head_of(&self.pending));
+            if maybe_h2 && self.pending.len() >= H2_PREFACE.len() {
+                self.mode = Mode::H2;
+                connection::await_header(None);
+                return Ok(Next::H2);
+            }
+            if !maybe_h2 && let Some(length) = scan.end(&self.pending, limits).map_err(End::Refused)? {
+                connection::await_header(None);
+                return self.take(length, limits).map(|()| Next::Request).map_err(End::Refused);
+            }
+            if !self.pending.is_empty() && !begun {
+                begun = true;
+                connection::await_header(Some(Instant::now() + limits.header_timeout));
+            }
+            let read = poll_fn(|cx| {
+                if connection::expired() {
+                    let why = if self.pending.is_empty() { Refusal::Idle } else { Refusal::HeaderTimeout };
+                    return Poll::Ready(Err(End::Refused(why)));
+                }
+                if let Poll::Ready(read) = self.poll_fill(cx) {
+                    return Poll::Ready(read.map_err(|_| End::Closed));
+                }
+                // Asked for only where there is nothing: a request that has begun is served.
+                if self.pending.is_empty() && closing.as_mut().poll(cx).is_ready() {
+                    Poll::Ready(Err(End::Closed))
+                } else {
+                    Poll::Pending
+                }
+            });
+            if read.await? == 0 {
+                return Err(End::Closed);
+            }
+        }
+    }
+
+    /// Lets a header pass, and what its body will be.
+    fn take(&mut self, length: usize, limits: &Limits) -> Result<(), Refusal> {
+        let head = head::judge(self.pending.get(..length).unwrap_or_default(), limits)?;
+        let mut length = length;
+        if let Some(rewritten) = head.rewritten {
+            self.pending.advance(length);
+            length = rewritten.len();
+            let rest = std::mem::replace(&mut self.pending, BytesMut::from(rewritten.as_slice()));
+            self.pending.extend_from_slice(&rest);
+        }
+        self.exactly = length as u64;
+        self.chunks = None;
+        match head.body {
+            Body::Length(body) => self.exactly += body,
+            Body::Chunked => self.chunks = Some(Chunks::new(limits.body_bytes)),
+        }
+        Ok(())
+    }
+
+    /// Answers a refusal, and lets the client read it.
+    pub(super) async fn refuse(mut self, refusal: Refusal) {
+        if let (Some(mut socket), Some(answer)) = (self.socket.take(), refusal.answer()) {
+            let told = async {
+                socket.write_all(answer.as_bytes()).await?;
+                socket.flush().await
+            };
+            // Whoever does not read is not waited for.
+            if matches!(timeout(LINGER, told).await, Ok(Ok(()))) {
+                linger(socket).await;
+            }
+        }
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let Some(socket) = &mut self.socket else { return Poll::Ready(Ok(0)) };
+        self.pending.reserve(READ_AHEAD);
+        poll_read_buf(Pin::new(socket), cx, &mut self.pending)
+    }
+
+    /// As [`Self::poll_fill`], of a body that is being waited for.
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let polled = self.poll_fill(cx);
+        paced(Direction::Up, polled)
+    }
+
+    fn give(&mut self, most: u64, buf: &mut ReadBuf<'_>) -> usize {
+        let given = self.pending.len().min(buf.remaining()).min(usize::try_from(most).unwrap_or(usize::MAX));
+        buf.put_slice(self.pending.get(..given).unwrap_or_default());
+        self.pending.advance(given);
+        given
+    }
+
+    fn poll_through(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.pending.is_empty() {
+            let Some(socket) = &mut self.socket else { return Poll::Ready(Ok(())) };
+            return Pin::new(socket).poll_read(cx, buf);
+        }
+        self.give(u64::MAX, buf);
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// As much as a preface has.
+fn head_of(pending: &[u8]) -> &[u8] {
+    pending.get(..H2_PREFACE.len()).unwrap_or(pending)
+}
+
+/// Tells how bytes move; an error when they do so too slowly.
+fn paced(direction: Direction, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    match &polled {
+        Poll::Ready(Ok(bytes)) => connection::moved(direction, *bytes),
+        Poll::Ready(Err(_)) => {}
+        Poll::Pending if connection::expired() => {
+            connection::refuse(if direction == Direction::Up { Refusal::SlowBody } else { Refusal::SlowReader });
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        Poll::Pending => connection::waits(direction),
+    }
+    polled
+}
+
+/// Lets a client that is still sending read what it was told: closing at once would reset the connection.
+async fn linger(mut socket: BufWriter<Socket>) {
+    let gone = async {
+        socket.shutdown().await?;
+        tokio::io::copy(&mut socket.take(LINGER_BYTES), &mut tokio::io::sink()).await
+    };
+    // However it ends, it has ended.
+    drop(timeout(LINGER, gone).await);
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        if (!self.pending.is_empty() || !self.is_between_requests())
+            && self.mode == Mode::Requests
+            && !connection::is_upgraded()
+            && let Some(socket) = self.socket.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(linger(socket));
+        }
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.mode != Mode::Requests {
+            return this.poll_through(cx, buf);
+        }
+        if this.exactly > 0 {
+            if this.pending.is_empty() {
+                if this.exactly >= buf.remaining() as u64
+                    && let Some(socket) = &mut this.socket
+                {
+                    let before = buf.filled().len();
+                    let polled = Pin::new(socket).poll_read(cx, buf).map_ok(|()| buf.filled().len() - before);
+                    this.exactly -= ready!(paced(Direction::Up, polled))? as u64;
+                    return Poll::Ready(Ok(()));
+                }
+                if ready!(this.poll_body(cx))? == 0 {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            this.exactly -= this.give(this.exactly, buf) as u64;
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(mut chunks) = this.chunks
+            && !(chunks.done() && this.passed == 0)
+        {
+            if this.passed == 0 {
+                if this.pending.is_empty() && ready!(this.poll_body(cx))? == 0 {
+                    return Poll::Ready(Ok(()));
+                }
+                this.passed = chunks.pass(&this.pending).map_err(|refusal| {
+                    connection::refuse(refusal);
+                    io::Error::from(io::ErrorKind::InvalidData)
+                })?;
+                this.chunks = Some(chunks);
+            }
+            this.passed -= this.give(this.passed as u64, buf);
+            return Poll::Ready(Ok(()));
+        }
+        // The request is over. What comes now is the answer to an upgrade, the next request, or the client's end.
+        if connection::is_upgraded() {
+            this.mode = Mode::Through;
+            return this.poll_through(cx, buf);
+        }
+        if this.pending.is_empty() && ready!(this.poll_fill(cx))? == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        // Nobody is woken: whoever asks for the next request finds it.
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.socket {
+            Some(socket) => paced(Direction::Down, Pin::new(socket).poll_write(cx, bytes)),
+            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.socket {
+            Some(socket) => {
+                // What is flushed was counted when it was written.
+                let polled = Pin::new(socket).poll_flush(cx).map_ok(|()| 0);
+                paced(Direction::Down, polled).map_ok(drop)
+            }
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.socket {
+            Some(socket) => Pin::new(socket).poll_shutdown(cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, all: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match &mut self.socket {
+            Some(socket) => paced(Direction::Down, Pin::new(socket).poll_write_vectored(cx, all)),
+            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.as_ref().is_some_and(AsyncWrite::is_write_vectored)
+    }
+}
+
+impl Socket {
+    fn fd(&self) -> RawFd {
+        match self {
+            Self::Plain(stream) => stream.as_raw_fd(),
+            Self::Tls(stream) => stream.get_ref().0.as_raw_fd(),
+        }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, all: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, all),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, all),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+}
+
+// What Pingora asks of a stream.
+
+#[async_trait]
+impl Shutdown for Wire {
+    async fn shutdown(&mut self) {
+        // Whoever has gone already has gone.
+        drop(AsyncWriteExt::shutdown(self).await);
+    }
+}
+
+impl UniqueID for Wire {
+    fn id(&self) -> RawFd {
+        self.fd
+    }
+}
+
+impl Ssl for Wire {
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        None
+    }
+
+    /// Also without TLS, where the preface has said it.
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        (self.mode == Mode::H2).then_some(ALPN::H2)
+    }
+}
+
+impl GetTimingDigest for Wire {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        Vec::new()
+    }
+}
+
+impl GetProxyDigest for Wire {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        None
+    }
+}
+
+impl GetSocketDigest for Wire {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        Some(Arc::clone(&self.digest))
+    }
+}
+
+impl Peek for Wire {}
+
+impl fmt::Debug for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a client's connection, descriptor {}", self.fd)
+    }
+}

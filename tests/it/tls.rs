@@ -1,0 +1,255 @@
+//! TLS towards clients: which certificate they are shown, how it is renewed, who may come, and swaps under all of it.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use nix::sys::signal::Signal;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
+
+use crate::support::{App, ConfigFile, Edit, Origin, Switchover, eventually, h2_load::H2Load};
+
+/// Somebody who signs.
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "the authority of a test");
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    /// Writes NAME.crt and NAME.key for these names, ending in this year.
+    fn sign(&self, folder: &Path, name: &str, names: &[&str], year: i32) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap();
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.not_after = date_time_ymd(year, 1, 1);
+        params.distinguished_name.push(DnType::CommonName, name);
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        fs::write(folder.join(format!("{name}.crt")), certificate.pem()).unwrap();
+        fs::write(folder.join(format!("{name}.key")), key.serialize_pem()).unwrap();
+    }
+
+    fn write(&self, folder: &Path) -> PathBuf {
+        let path = folder.join("ca.crt");
+        fs::write(&path, self.0.pem()).unwrap();
+        path
+    }
+}
+
+const TLS: &str = "    tls: {certificates: [{certificate: shop.crt, key: shop.key}, {certificate: more.crt, key: more.key}]}\n";
+
+/// What curl says when it asks for `https://NAME/`.
+fn curl(address: SocketAddr, ca: &Path, name: &str, more: &[&str]) -> Result<String, String> {
+    let port = address.port();
+    let output = Command::new("curl")
+        .args(["-sS", "--max-time", "10", "--noproxy", "*", "--cacert", ca.to_str().unwrap()])
+        .args(["--resolve", &format!("{name}:{port}:127.0.0.1")])
+        .args(more)
+        .arg(format!("https://{name}:{port}/"))
+        .output()
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+}
+
+#[test]
+fn a_client_is_shown_the_certificate_of_the_name_it_asks_for() {
+    let (blue, authority) = (Origin::start("blue"), Authority::new());
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    let ca = authority.write(config.folder());
+    authority.sign(config.folder(), "shop", &["shop.test"], 2040);
+    authority.sign(config.folder(), "more", &["more.test", "*.wild.test"], 2040);
+    let config = config.listener(TLS);
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let ask = |name: &str, more: &[&str]| curl(switchover.address, &ca, name, more);
+    for name in ["shop.test", "more.test", "a.wild.test"] {
+        assert_eq!(ask(name, &[]), Ok("blue".to_owned()), "{name}");
+    }
+    for name in ["wild.test", "a.b.wild.test", "other.test"] {
+        assert!(ask(name, &[]).is_err_and(|e| e.contains("subject name")), "{name}");
+    }
+    let version = |more: &[&str]| ask("shop.test", &[&["-o", "/dev/null", "-w", "%{http_version}"], more].concat());
+    assert_eq!(version(&[]), Ok("2".to_owned()));
+    assert_eq!(version(&["--http1.1"]), Ok("1.1".to_owned()));
+    assert_eq!(version(&["--tls-max", "1.2"]), Ok("2".to_owned()));
+    assert_eq!(version(&["--tlsv1.3"]), Ok("2".to_owned()));
+    assert!(version(&["--tls-max", "1.1"]).is_err());
+    // HTTP/2 has small letters only.
+    let head = blue.heads().pop().unwrap().to_lowercase();
+    assert!(head.contains("x-forwarded-proto: https"), "{head}");
+    let port = format!("x-forwarded-port: {}", switchover.address.port());
+    assert!(head.contains(&port), "{head}");
+}
+
+#[test]
+fn renewed_files_are_taken_when_they_are_whole_and_valid() {
+    let (blue, authority) = (Origin::start("blue"), Authority::new());
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    let folder = config.folder().to_path_buf();
+    let ca = authority.write(&folder);
+    authority.sign(&folder, "shop", &["shop.test"], 2040);
+    let config = config.listener("    tls: {certificates: [{certificate: shop.crt, key: shop.key}]}\n");
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let ends = |names: &str| {
+        switchover.metric(&format!("switchover_tls_certificate_not_after_seconds{{listener=\"127.0.0.1:0\",names=\"{names}\"}}"))
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    assert!(ends("shop.test").is_some_and(|end| end > now));
+    let serves = |name: &str| assert_eq!(curl(switchover.address, &ca, name, &[]), Ok("blue".to_owned()), "{name}");
+    let said = |what: &str| eventually(what, || if switchover.log().contains(what) { Ok(()) } else { Err(switchover.log()) });
+
+    // Half of a pair, one that has expired, and no certificate at all: the old one serves on.
+    let elsewhere = tempfile::tempdir().unwrap();
+    authority.sign(elsewhere.path(), "shop", &["new.test"], 2041);
+    fs::copy(elsewhere.path().join("shop.crt"), folder.join("shop.crt")).unwrap();
+    said("is not the key of");
+    serves("shop.test");
+    authority.sign(&folder, "shop", &["old.test"], 2021);
+    said("the one for old.test has expired");
+    serves("shop.test");
+    fs::write(folder.join("shop.crt"), "nonsense").unwrap();
+    said("holds no certificate in PEM");
+    serves("shop.test");
+
+    for file in ["shop.crt", "shop.key"] {
+        fs::copy(elsewhere.path().join(file), folder.join(file)).unwrap();
+    }
+    said("certificates renewed");
+    serves("new.test");
+    assert_eq!((ends("new.test").is_some(), ends("shop.test")), (true, None));
+}
+
+#[test]
+fn a_listener_that_cannot_be_served_ends_the_process_and_says_why() {
+    let (blue, authority) = (Origin::start("blue"), Authority::new());
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    authority.sign(config.folder(), "shop", &["shop.test"], 2040);
+    authority.sign(config.folder(), "more", &["more.test"], 2040);
+    let folder = config.folder().to_path_buf();
+    fs::write(folder.join("empty"), "").unwrap();
+    let mut config = config;
+    for (certificate, key, said) in [
+        ("gone.crt", "shop.key", "there is no file"),
+        ("shop.crt", "gone.key", "there is no file"),
+        ("empty", "shop.key", "holds no certificate in PEM"),
+        ("shop.crt", "empty", "holds no private key in PEM"),
+        ("shop.crt", "more.key", "is not the key of"),
+    ] {
+        config = config.listener(&format!("    tls: {{certificates: [{{certificate: {certificate}, key: {key}}}]}}\n"));
+        let output = crate::support::switchover::run(&["run", "--config", config.path.to_str().unwrap()]);
+        assert!(output.code == 1 && output.stderr.contains(said), "{certificate} {key}: {output:?}");
+        assert!(output.stderr.contains("listeners[0].tls"), "{output:?}");
+    }
+}
+
+#[test]
+fn clients_show_a_certificate_where_one_is_asked_for() {
+    let (blue, authority, stranger) = (Origin::start("blue"), Authority::new(), Authority::new());
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    let folder = config.folder().to_path_buf();
+    let ca = authority.write(&folder);
+    authority.sign(&folder, "shop", &["shop.test"], 2040);
+    authority.sign(&folder, "client", &["client.test"], 2040);
+    stranger.sign(&folder, "stranger", &["client.test"], 2040);
+    let config = config.listener("    tls: {certificates: [{certificate: shop.crt, key: shop.key}], client_ca: ca.crt}\n");
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let with = |name: &str| {
+        let (certificate, key) = (path(&format!("{name}.crt")), path(&format!("{name}.key")));
+        curl(switchover.address, &ca, "shop.test", &["--cert", &certificate, "--key", &key])
+    };
+    assert_eq!(with("client"), Ok("blue".to_owned()));
+    assert!(with("stranger").is_err());
+    assert!(curl(switchover.address, &ca, "shop.test", &[]).is_err());
+    let refused = "switchover_rejected_requests_total{listener=\"127.0.0.1:0\",reason=\"tls_handshake\"}";
+    eventually("they are counted", || match switchover.metric(refused) {
+        Some(seen) if seen >= 2.0 => Ok(()),
+        other => Err(other),
+    });
+}
+
+#[test]
+fn a_plain_listener_sends_clients_to_https_but_for_the_proofs_of_names() {
+    let blue = Origin::start("blue");
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]).listener("    redirect_to_https: true\n");
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let mut client = switchover.client();
+    for (method, host, target, status, location) in [
+        ("GET", "shop.test", "/a?b=c", 301, "https://shop.test/a?b=c"),
+        ("HEAD", "shop.test:8080", "/", 301, "https://shop.test/"),
+        ("POST", "[::1]:8080", "/x", 308, "https://[::1]/x"),
+        ("GET", "[::1]", "/x", 301, "https://[::1]/x"),
+    ] {
+        client.send(format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n\r\n")).unwrap();
+        let answer = client.read_response().unwrap();
+        assert_eq!((answer.status, answer.header("location")), (status, Some(location)));
+    }
+    assert_eq!(client.get("/.well-known/acme-challenge/token").unwrap().text(), "blue");
+    assert_eq!(blue.heads().len(), 1);
+}
+
+/// Silent connections cost nothing for long on this kind of port either, before and after the handshake.
+#[test]
+fn who_says_nothing_is_let_go_before_and_after_the_handshake() {
+    let (blue, authority) = (Origin::start("blue"), Authority::new());
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    let ca = authority.write(config.folder());
+    authority.sign(config.folder(), "shop", &["shop.test"], 2040);
+    let config = config.listener(
+        "    tls: {certificates: [{certificate: shop.crt, key: shop.key}]}\n    limits: {header_timeout: 500ms, idle_timeout: 1s}\n",
+    );
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let silent: Vec<_> = (0..200).map(|_| switchover.client()).collect();
+    let mut half: Vec<_> = (0..200).map(|_| switchover.client()).collect();
+    half.iter_mut().for_each(|client| client.send(b"\x16\x03\x01\x02").unwrap());
+    // These have shaken hands, and chosen HTTP/2 or HTTP/1.1; what they ask never comes.
+    let idle: Vec<_> = ["h2", "http/1.1"].map(|protocol| H2Load::silent(switchover.address, &ca, protocol)).into_iter().collect();
+    eventually("all are closed", || match switchover.metric("switchover_downstream_connections") {
+        Some(0.0) => Ok(()),
+        other => Err(other),
+    });
+    drop((silent, half, idle));
+}
+
+/// The main promise, over TLS and HTTP/2, with every kind of edit and the old application killed each second time.
+#[test]
+fn fifty_swaps_over_tls_and_h2_and_none_of_the_requests_fails() {
+    let authority = Authority::new();
+    let mut apps = [App::start("blue", "v0", "0s"), App::start("green", "v0", "0s")];
+    let config = ConfigFile::new(&[("blue", &[apps[0].address]), ("green", &[apps[1].address])]);
+    let ca = authority.write(config.folder());
+    authority.sign(config.folder(), "shop", &["shop.test"], 2040);
+    let config = config.listener("    tls: {certificates: [{certificate: shop.crt, key: shop.key}]}\n");
+    let mut switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let loads = ["h2", "http/1.1"].map(|protocol| H2Load::start(switchover.address, &ca, protocol, 4));
+    for swap in 1..=50 {
+        let (old, new) = if swap % 2 == 1 { (0, 1) } else { (1, 0) };
+        let name = ["blue", "green"];
+        switchover.await_ready(name[new]);
+        config.set_active(name[new], if swap % 4 < 2 { Edit::Rename } else { Edit::InPlace });
+        switchover.await_active(name[new]);
+        switchover.await_safe_to_stop(name[old]);
+        apps[old].stop(swap % 2 == 0);
+        apps[old].restart(&format!("v{swap}"), "0s");
+    }
+    for load in loads {
+        let (done, failures) = load.stop();
+        assert_eq!(failures, Vec::<String>::new(), "of {done}");
+        assert!(done > 500, "{done}");
+    }
+    switchover.signal(Signal::SIGTERM);
+    assert!(switchover.await_exit().0.success());
+}
