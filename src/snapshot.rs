@@ -8,7 +8,12 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
-use crate::{config::Timeouts, metrics::ServiceMetrics, pool::Pool, route::RouteTable};
+use crate::{
+    config::Timeouts,
+    metrics::ServiceMetrics,
+    pool::{Pool, Upstream},
+    route::RouteTable,
+};
 
 /// Everything a request needs.
 pub struct Snapshot {
@@ -24,6 +29,8 @@ pub struct Snapshot {
 pub struct Service {
     /// The pool that serves.
     pub active: Pool,
+    /// How its peers are spoken to.
+    pub upstream: Arc<Upstream>,
     /// Bounds on one request.
     pub timeouts: Timeouts,
     /// Further peers tried after one that could not be connected to.

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     ADMIN_ADDRESS, Admin, Balance, Certificate, Config, HealthCheck, Limits, Listener, Peer, PeerAddress, Pool, ProbeKind,
-    Service, Timeouts, Tls,
+    Protocol, Service, Timeouts, Tls, Upstream, UpstreamTls,
     reader::{Field, Map, Reader, nearest, shown},
     value,
     yaml::{Kind, Node},
@@ -170,6 +170,7 @@ fn service_of(r: &mut Reader, field: &Field<'_>) -> Option<Service> {
     let health_check = map.get("health_check").and_then(|field| health_check_of(r, &field));
     let ready_timeout = one_of(r, &mut map, "promotion", "ready_timeout", 120 * SECOND, value::bound);
     let drain_timeout = one_of(r, &mut map, "drain", "timeout", 30 * SECOND, value::patience);
+    let upstream = map.get("upstream").and_then(|field| upstream_of(r, &field)).unwrap_or_default();
     let balance = r.value_or(&mut map, "balance", Balance::LeastRequests, balance);
     let timeouts = map.get("timeouts").and_then(|field| timeouts_of(r, &field)).unwrap_or_default();
     let retries = r.value_or(&mut map, "retries", 2, value::number(0..=10, ""));
@@ -183,6 +184,7 @@ fn service_of(r: &mut Reader, field: &Field<'_>) -> Option<Service> {
         health_check: health_check.unwrap_or_default(),
         ready_timeout,
         drain_timeout,
+        upstream,
         balance,
         timeouts,
         retries,
@@ -322,6 +324,43 @@ fn statuses_of(r: &mut Reader, field: &Field<'_>) -> Option<Vec<std::ops::RangeI
         r.problem(&field.at, field.node.place, "is empty; write 200-299");
     }
     Some(ranges)
+}
+
+fn upstream_of(r: &mut Reader, field: &Field<'_>) -> Option<Upstream> {
+    let mut map = r.map(field)?;
+    let written = map.get("protocol");
+    let protocol = written.as_ref().and_then(|field| r.value(field, protocol)).unwrap_or_default();
+    let tls = map.get("tls").and_then(|field| {
+        let mut inner = r.map(&field)?;
+        let ca = inner.get("ca").and_then(|field| r.value(&field, value::file));
+        let server_name = inner.get("server_name").and_then(|field| r.value(&field, value::host_pattern));
+        r.finish(&inner);
+        Some(UpstreamTls { ca, server_name })
+    });
+    match (&written, protocol, &tls) {
+        (Some(field), Protocol::H2, None) => {
+            r.problem(&field.at, field.node.place, "h2 is over TLS; write tls: {} beside it, or h2c");
+        }
+        (Some(field), Protocol::H2c, Some(_)) => {
+            r.problem(&field.at, field.node.place, "h2c is without TLS; write h2, or leave out tls");
+        }
+        _ => {}
+    }
+    r.finish(&map);
+    Some(Upstream { protocol, tls })
+}
+
+fn protocol(text: &str) -> Result<Protocol, String> {
+    match text {
+        "http1" => Ok(Protocol::Http1),
+        "h2" => Ok(Protocol::H2),
+        "h2c" => Ok(Protocol::H2c),
+        _ => Err(format!(
+            "{} is not allowed; use http1, h2 or h2c{}",
+            shown(text),
+            nearest(text, ["http1", "h2", "h2c"].into_iter())
+        )),
+    }
 }
 
 fn balance(text: &str) -> Result<Balance, String> {

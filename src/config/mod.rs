@@ -130,6 +130,8 @@ pub struct Service {
     pub ready_timeout: Duration,
     /// How long a drain waits for running requests. Default 30 s.
     pub drain_timeout: Duration,
+    /// How peers are spoken to. Default HTTP/1.1 in the clear.
+    pub upstream: Upstream,
     /// How a peer is chosen. Default least requests.
     pub balance: Balance,
     /// Bounds on one request.
@@ -200,6 +202,36 @@ pub enum ProbeKind {
         /// Statuses that pass. Default 200-299.
         expect_status: Vec<RangeInclusive<u16>>,
     },
+}
+
+/// How peers are spoken to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Upstream {
+    /// Default HTTP/1.1.
+    pub protocol: Protocol,
+    /// TLS, if they speak it.
+    pub tls: Option<UpstreamTls>,
+}
+
+/// What peers speak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// `http1`.
+    #[default]
+    Http1,
+    /// `h2`: HTTP/2 over TLS.
+    H2,
+    /// `h2c`: HTTP/2 in the clear, as gRPC servers behind a proxy do.
+    H2c,
+}
+
+/// TLS towards peers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UpstreamTls {
+    /// Who signs their certificates, PEM; relative to the configuration file's folder. Default: whom the system trusts.
+    pub ca: Option<PathBuf>,
+    /// The name in their certificates. Default: the host of a peer's address.
+    pub server_name: Option<String>,
 }
 
 /// How a peer is chosen.

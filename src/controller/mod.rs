@@ -12,7 +12,7 @@ mod view;
 use std::{
     collections::BTreeMap,
     fmt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Instant, SystemTime},
 };
@@ -135,7 +135,8 @@ impl Controller {
         metrics: Arc<Metrics>,
     ) -> (Self, Handles) {
         let (sender, commands) = mpsc::channel(QUEUE);
-        let means = Means { metrics, connector: Arc::new(Connector::new(None)), changed: Arc::new(Notify::new()) };
+        let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
+        let means = Means { metrics, connector: Arc::new(Connector::new(None)), folder, changed: Arc::new(Notify::new()) };
         let last_reload = LastReload { result: ReloadResult::Applied, at: SystemTime::now(), problems: Vec::new() };
         let view = View {
             generation: 0,

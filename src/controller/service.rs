@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     sync::Arc,
     time::Instant,
 };
@@ -24,7 +25,7 @@ use super::{
 use crate::{
     config::{self, PeerAddress},
     metrics::{Metrics, PoolMetrics, ServiceMetrics},
-    pool::{Peer, Pool, Slot, probe, probe::Pace, resolve},
+    pool::{Peer, Pool, Slot, Upstream, probe, probe::Pace, resolve},
     snapshot,
     status::{self, Outcome, PoolState},
 };
@@ -33,6 +34,8 @@ use crate::{
 pub(super) struct Means {
     pub metrics: Arc<Metrics>,
     pub connector: Arc<Connector>,
+    /// Where the configuration file is.
+    pub folder: PathBuf,
     /// Wakes the controller.
     pub changed: Arc<Notify>,
 }
@@ -49,6 +52,8 @@ pub(super) struct Service {
     drains: Vec<Drain>,
     /// By pool and address, which is a peer's identity: it survives every reload that keeps it.
     peers: BTreeMap<(String, PeerAddress), Tracked>,
+    /// Of what runs and of the candidate.
+    upstreams: Vec<Arc<Upstream>>,
     swap: Option<Swap>,
     last_swap: Option<status::Swap>,
     removed: bool,
@@ -120,6 +125,7 @@ impl Service {
             candidate: None,
             drains: Vec::new(),
             peers: BTreeMap::new(),
+            upstreams: Vec::new(),
             swap: None,
             last_swap: None,
             removed: false,
@@ -149,6 +155,7 @@ impl Service {
         if self.running.as_ref().is_some_and(|running| running.config == wanted) {
             return if superseded { Taken::Applied } else { Taken::Unchanged };
         }
+        self.prepare_upstream(&wanted);
         self.track(&wanted);
         let proof = self.to_prove(&wanted);
         let from = self.running.as_ref().map(|running| running.config.active.clone());
@@ -189,8 +196,13 @@ impl Service {
         candidate.published = true;
         let active = self.active_pool(&config);
         active.slots().iter().for_each(|slot| slot.peer.open());
-        let snapshot =
-            snapshot::Service { active, timeouts: config.timeouts, retries: config.retries, metrics: Arc::clone(&self.metrics) };
+        let snapshot = snapshot::Service {
+            active,
+            upstream: self.upstream(&config),
+            timeouts: config.timeouts,
+            retries: config.retries,
+            metrics: Arc::clone(&self.metrics),
+        };
         self.running = Some(Running { config, snapshot: Arc::new(snapshot) });
     }
 
@@ -349,14 +361,30 @@ impl Service {
         Proof { peers: if leaves && !any_ready() { peers } else { Vec::new() }, any: true, ready_after }
     }
 
+    /// Makes the way to speak to peers of `wanted`, if it is a new one, and forgets those of nobody.
+    fn prepare_upstream(&mut self, wanted: &config::Service) {
+        let running = self.running.as_ref().map(|running| &running.config.upstream);
+        self.upstreams.retain(|upstream| Some(upstream.config()) == running || *upstream.config() == wanted.upstream);
+        if !self.upstreams.iter().any(|upstream| *upstream.config() == wanted.upstream) {
+            self.upstreams.push(Arc::new(Upstream::new(wanted.upstream.clone(), &self.means.folder)));
+        }
+    }
+
+    fn upstream(&self, config: &config::Service) -> Arc<Upstream> {
+        let known = self.upstreams.iter().find(|upstream| *upstream.config() == config.upstream);
+        known.map_or_else(|| Arc::new(Upstream::new(config.upstream.clone(), &self.means.folder)), Arc::clone)
+    }
+
     /// Makes the peers that are not there yet, and begins to probe them.
     fn track(&mut self, config: &config::Service) {
         let check = Arc::new(config.health_check.clone());
+        let upstream = self.upstream(config);
         for id in config.pools.keys().flat_map(|pool| identities(pool, config)) {
             self.peers.entry(id).or_insert_with_key(|(pool, address)| {
                 let metrics = self.means.metrics.peer(&self.name, pool, &address.to_string());
                 let peer = Arc::new(Peer::new(&self.name, pool, address.clone(), metrics, Arc::clone(&self.means.changed)));
-                let (pace, paces) = watch::channel(Pace { check: Arc::clone(&check), proof: None });
+                let (pace, paces) =
+                    watch::channel(Pace { check: Arc::clone(&check), upstream: Arc::clone(&upstream), proof: None });
                 let task = tokio::spawn(look_after(Arc::clone(&peer), paces, Arc::clone(&self.means.connector)));
                 Tracked { peer, pace, task }
             });
@@ -369,13 +397,17 @@ impl Service {
         else {
             return;
         };
-        let usual = Arc::new(config.health_check.clone());
-        let proving = self.candidate.as_ref().map(|c| (Arc::new(c.config.health_check.clone()), &c.swap));
+        let usual = (Arc::new(config.health_check.clone()), self.upstream(config));
+        let proving =
+            self.candidate.as_ref().map(|c| (Arc::new(c.config.health_check.clone()), self.upstream(&c.config), &c.swap));
         for tracked in self.peers.values() {
-            let proof = proving.as_ref().filter(|(_, swap)| swap.proof.peers.iter().any(|peer| Arc::ptr_eq(peer, &tracked.peer)));
+            let proof =
+                proving.as_ref().filter(|(_, _, swap)| swap.proof.peers.iter().any(|peer| Arc::ptr_eq(peer, &tracked.peer)));
             let pace = match proof {
-                Some((check, swap)) => Pace { check: Arc::clone(check), proof: Some(swap.began) },
-                None => Pace { check: Arc::clone(&usual), proof: None },
+                Some((check, upstream, swap)) => {
+                    Pace { check: Arc::clone(check), upstream: Arc::clone(upstream), proof: Some(swap.began) }
+                }
+                None => Pace { check: Arc::clone(&usual.0), upstream: Arc::clone(&usual.1), proof: None },
             };
             tracked.pace.send_if_modified(|current| {
                 let changed = *current != pace;

@@ -7,6 +7,7 @@ pub mod health;
 pub mod peer;
 pub mod probe;
 pub mod resolve;
+pub mod upstream;
 
 use std::sync::{
     Arc,
@@ -14,6 +15,7 @@ use std::sync::{
 };
 
 pub use peer::{Lease, Peer};
+pub use upstream::Upstream;
 
 use crate::{config::Balance, metrics::PoolMetrics};
 

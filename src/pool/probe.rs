@@ -16,13 +16,14 @@ use pingora::{
     connectors::http::Connector,
     http::{RequestHeader, ResponseHeader},
     protocols::http::client::HttpSession,
-    upstreams::peer::HttpPeer,
+    upstreams::peer::{HttpPeer, Peer as _},
 };
 use tokio::{net::TcpStream, sync::watch, time::timeout};
 
 use super::{
     health::{ProbeResult, Thresholds},
     peer::Peer,
+    upstream::Upstream,
 };
 use crate::config::{HealthCheck, ProbeKind};
 
@@ -36,21 +37,29 @@ const BODY_SHOWN: usize = 120;
 const BODY_READ: usize = 4096;
 
 /// What a peer's probe task goes by; the controller changes it while the task runs.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone)]
 pub struct Pace {
     /// What to ask, how often, and how many answers count.
     pub check: Arc<HealthCheck>,
+    /// How to speak to it.
+    pub upstream: Arc<Upstream>,
     /// When the proof that waits for this peer began; none if nobody waits.
     pub proof: Option<Instant>,
+}
+
+impl PartialEq for Pace {
+    fn eq(&self, other: &Self) -> bool {
+        self.check == other.check && self.proof == other.proof && self.upstream.config() == other.upstream.config()
+    }
 }
 
 /// Probes `peer` for ever: at once, then at the interval, with a little jitter so that many peers are not probed in step;
 /// quickly while a proof waits or while a new peer has yet to become ready.
 pub async fn run(peer: Arc<Peer>, mut pace: watch::Receiver<Pace>, connector: Arc<Connector>) {
     loop {
-        let Pace { check, proof } = pace.borrow_and_update().clone();
+        let Pace { check, upstream, proof } = pace.borrow_and_update().clone();
         let began = Instant::now();
-        let failure = match timeout(check.timeout, probe(&peer, &check, &connector)).await {
+        let failure = match timeout(check.timeout, probe(&peer, &check, &upstream, &connector)).await {
             Ok(outcome) => outcome.err(),
             Err(_) => Some(format!("no answer within {}", humantime::format_duration(check.timeout))),
         };
@@ -99,7 +108,8 @@ fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(0.9 + 0.2 * random as f64 / 1000.0)
 }
 
-async fn probe(peer: &Peer, check: &HealthCheck, connector: &Connector) -> Result<(), String> {
+async fn probe(peer: &Peer, check: &HealthCheck, upstream: &Upstream, connector: &Connector) -> Result<(), String> {
+    upstream.refresh()?;
     let Some(target) = peer.target() else {
         return Err(peer.unresolved().unwrap_or_else(|| format!("{} is not resolved yet", peer.address.host)));
     };
@@ -113,7 +123,14 @@ async fn probe(peer: &Peer, check: &HealthCheck, connector: &Connector) -> Resul
         }
         ProbeKind::Http { path, host, headers, expect_status } => {
             let host = host.clone().unwrap_or_else(|| peer.address.to_string());
-            let (answer, body) = get(connector, address, path, &host, headers).await?;
+            let mut http_peer = HttpPeer::new(address, false, String::new());
+            // A port of its own is a management port, of another server within the application.
+            if check.port.is_none() {
+                upstream.apply(&mut http_peer, peer);
+                // Never over a connection that requests share.
+                http_peer.options.max_h2_streams = 1;
+            }
+            let (answer, body) = get(connector, &http_peer, path, &host, headers).await?;
             judge(path, expect_status, &answer, &body)
         }
     }
@@ -121,19 +138,23 @@ async fn probe(peer: &Peer, check: &HealthCheck, connector: &Connector) -> Resul
 
 async fn get(
     connector: &Connector,
-    address: std::net::SocketAddr,
+    http_peer: &HttpPeer,
     path: &str,
     host: &str,
     headers: &[(String, String)],
 ) -> Result<(ResponseHeader, Vec<u8>), String> {
-    let (mut session, _) = connector
-        .get_http_session(&HttpPeer::new(address, false, String::new()))
-        .await
-        .map_err(|e| connect_failure(&root_cause(&e), address, io_kind(&e)))?;
+    let address = *http_peer.address().as_inet().ok_or("not an IP address")?;
+    let connected = connector.get_http_session(http_peer).await;
+    let (mut session, _) = connected.map_err(|e| match e.etype() {
+        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => tls_failure(&e, address),
+        _ => connect_failure(&root_cause(&e), address, io_kind(&e)),
+    })?;
     let mut request = RequestHeader::build("GET", path.as_bytes(), Some(3 + headers.len())).map_err(|e| root_cause(&e))?;
     request.insert_header("Host", host).map_err(|e| root_cause(&e))?;
     request.insert_header("User-Agent", concat!("switchover/", env!("CARGO_PKG_VERSION"))).map_err(|e| root_cause(&e))?;
-    request.insert_header("Connection", "close").map_err(|e| root_cause(&e))?;
+    if session.as_http2().is_none() {
+        request.insert_header("Connection", "close").map_err(|e| root_cause(&e))?;
+    }
     for (name, value) in headers {
         request.insert_header(name.clone(), value).map_err(|e| root_cause(&e))?;
     }
@@ -193,6 +214,13 @@ fn connect_failure(cause: &str, address: std::net::SocketAddr, kind: std::io::Er
         std::io::ErrorKind::TimedOut => format!("no connection to {address} in time"),
         _ => format!("cannot connect to {address}: {cause}"),
     }
+}
+
+/// Pingora's context is a chain of its own errors, of which rustls' is the last.
+fn tls_failure(error: &pingora::Error, address: std::net::SocketAddr) -> String {
+    let context = error.context.as_ref().map_or("", |context| context.as_str());
+    let cause = context.rsplit("cause: ").next().unwrap_or_default();
+    format!("no TLS with {address}: {cause}; see upstream.tls.ca and upstream.tls.server_name")
 }
 
 fn root_cause(error: &pingora::Error) -> String {

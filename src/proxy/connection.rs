@@ -4,7 +4,8 @@
 //! **Waiting for a peer's response header** (`timeouts.response`). Pingora's read timeout is per read and holds for the body as
 //! well, so it would cut a quiet event stream or WebSocket, and a slow upload whose answer comes at its end. Here the wait
 //! begins when a request has a connection to its peer, begins anew with each piece of the request body, and ends with the
-//! response header. When the time is up the peer's socket is shut, which Pingora sees as closed. Nobody else can have closed or
+//! response header. When the time is up the peer's socket is shut, which Pingora sees as closed; one of HTTP/2, which other requests
+//! use, is left alone, and the request itself is given up. Nobody else can have closed or
 //! reused that descriptor in between: requests of a connection come one after the other, and only the very future that
 //! [`watched`] polls could have.
 //!
@@ -44,8 +45,8 @@ struct Connection {
     ends: Arc<Ends>,
     response: Cell<Option<Instant>>,
     client: Cell<Option<Instant>>,
-    /// Whose response is waited for, and how long.
-    peer: Cell<(RawFd, Duration)>,
+    /// Whose response is waited for, and how long; no socket, if it is not this request's alone.
+    peer: Cell<(Option<RawFd>, Duration)>,
     /// Whether the response did not come in time.
     late: Cell<bool>,
     /// Whether the client did not do something in time.
@@ -91,7 +92,7 @@ pub(super) async fn watched<F: Future>(ends: Arc<Ends>, connection: F) -> F::Out
         ends,
         response: Cell::default(),
         client: Cell::default(),
-        peer: Cell::new((-1, Duration::ZERO)),
+        peer: Cell::default(),
         late: Cell::default(),
         expired: Cell::default(),
         refused: Cell::default(),
@@ -120,7 +121,7 @@ pub(super) async fn watched<F: Future>(ends: Arc<Ends>, connection: F) -> F::Out
 }
 
 /// The request has a connection to its peer: from `now` on it waits for a response header, at most for `bound`.
-pub(super) fn await_response(socket: RawFd, now: Instant, bound: Duration) {
+pub(super) fn await_response(socket: Option<RawFd>, now: Instant, bound: Duration) {
     with(|connection| {
         connection.late.set(false);
         connection.peer.set((socket, bound));
@@ -145,6 +146,11 @@ pub(super) fn arrived() {
 /// Whether the connection to the peer is gone because the time was up.
 pub(super) fn late() -> bool {
     CONNECTION.try_with(|connection| connection.late.get()).unwrap_or(false)
+}
+
+/// Whether the request has to be given up because a peer whose connection others use is late.
+pub(super) fn given_up() -> bool {
+    CONNECTION.try_with(|connection| connection.late.get() && connection.peer.get().0.is_none()).unwrap_or(false)
 }
 
 /// A header is waited for until then, and not any more once it is here.
@@ -300,8 +306,13 @@ impl Connection {
             }
             self.response.set(None);
             self.late.set(true);
-            if let Err(e) = shutdown(self.peer.get().0, Shutdown::Both) {
-                log::debug!("the socket of a late peer was gone already error={e}");
+            match self.peer.get().0 {
+                Some(socket) => {
+                    if let Err(e) = shutdown(socket, Shutdown::Both) {
+                        log::debug!("the socket of a late peer was gone already error={e}");
+                    }
+                }
+                None => return Poll::Ready(()),
             }
         }
     }
@@ -338,7 +349,7 @@ mod tests {
         let (mut near, _far) = silent_peer().await;
         let began = Instant::now();
         let read = watched(nobody(), async {
-            await_response(near.as_raw_fd(), Instant::now(), Duration::from_millis(50));
+            await_response(Some(near.as_raw_fd()), Instant::now(), Duration::from_millis(50));
             let read = near.read_u8().await;
             assert!(late());
             read
@@ -351,7 +362,7 @@ mod tests {
     async fn progress_begins_the_wait_anew_and_a_header_ends_it() {
         let (near, _far) = silent_peer().await;
         watched(nobody(), async {
-            await_response(near.as_raw_fd(), Instant::now(), Duration::from_millis(80));
+            await_response(Some(near.as_raw_fd()), Instant::now(), Duration::from_millis(80));
             for _ in 0..4 {
                 tokio::time::sleep(Duration::from_millis(40)).await;
                 extend();

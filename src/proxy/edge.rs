@@ -6,12 +6,14 @@
 
 use std::{
     collections::HashMap,
+    future::poll_fn,
     io,
     net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
     },
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -315,7 +317,12 @@ impl HttpServerApp for H2 {
         session.set_write_timeout(limits.min_rate.map(|_| limits.stall_timeout));
         let request = self.edge.0.proxy.process_new_http(session, stopping);
         connection::watched(Arc::clone(&self.ends), async {
-            request.await;
+            // There is no way to answer while Pingora waits for the peer: the stream is reset.
+            let given_up = poll_fn(|_| if connection::given_up() { Poll::Ready(()) } else { Poll::Pending });
+            tokio::select! {
+                _ = request => {}
+                () = given_up => {}
+            }
             if let Some(refusal) = connection::refused() {
                 self.edge.reject(refusal, &self.listening);
             }

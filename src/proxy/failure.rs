@@ -32,7 +32,7 @@ impl Failure {
     /// Reads Pingora's error; `late` says that the response timeout cut the connection.
     pub(super) fn of(error: &Error, late: bool) -> Self {
         match (error.esource(), error.etype()) {
-            (ErrorSource::Upstream, _) if late => Self::Peer(ErrorKind::ResponseTimeout),
+            _ if late => Self::Peer(ErrorKind::ResponseTimeout),
             (ErrorSource::Upstream, ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout) => {
                 Self::Peer(ErrorKind::ConnectTimeout)
             }
@@ -69,6 +69,16 @@ impl Failure {
             },
             Self::ClientGone => 499,
             Self::Internal => 500,
+        }
+    }
+
+    /// What a gRPC client is told (grpc.github.io, "HTTP to gRPC Status Code Mapping").
+    pub(super) const fn grpc_status(self) -> &'static str {
+        match self.status() {
+            404 | 405 => "12", // UNIMPLEMENTED
+            413 | 431 => "8",  // RESOURCE_EXHAUSTED
+            502..=504 => "14", // UNAVAILABLE
+            _ => "13",         // INTERNAL
         }
     }
 

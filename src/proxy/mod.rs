@@ -31,7 +31,7 @@ use pingora::{
     BError, Error, ErrorType, Result,
     http::{RequestHeader, ResponseHeader},
     modules::http::HttpModules,
-    protocols::Digest,
+    protocols::{Digest, http::ServerSession},
     proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session},
     upstreams::peer::HttpPeer,
 };
@@ -207,6 +207,7 @@ impl ProxyHttp for Proxy {
             }
             return Err(Error::new_up(ErrorType::HTTPStatus(503)));
         };
+        service.upstream.apply(&mut http_peer, lease.peer());
         http_peer.options.connection_timeout = Some(service.timeouts.connect);
         http_peer.options.total_connection_timeout = Some(service.timeouts.connect);
         http_peer.options.idle_timeout = Some(service.timeouts.idle);
@@ -230,7 +231,9 @@ impl ProxyHttp for Proxy {
             if !reused {
                 service.active.metrics.connect.observe((connected - ctx.connect_began).as_secs_f64());
             }
-            connection::await_response(fd, connected, service.timeouts.response);
+            // A connection that requests share is not shut for the sake of one.
+            let socket = (!service.upstream.is_h2()).then_some(fd);
+            connection::await_response(socket, connected, service.timeouts.response);
         }
         Ok(())
     }
@@ -402,6 +405,14 @@ impl ProxyHttp for Proxy {
 
 /// Answers in place of a peer.
 async fn answer(session: &mut Session, failure: Failure) -> Result<()> {
+    if is_grpc(session) {
+        // A status of HTTP means nothing to it; this is a whole answer.
+        let mut response = ResponseHeader::build(200, Some(3))?;
+        response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"))?;
+        response.insert_header("grpc-status", failure.grpc_status())?;
+        response.insert_header("grpc-message", failure.body().trim_end())?;
+        return end_with(session, response).await;
+    }
     let mut response = ResponseHeader::build(failure.status(), Some(5))?;
     let body = failure.body();
     response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))?;
@@ -432,5 +443,19 @@ async fn redirect(session: &mut Session) -> Result<()> {
     let mut response = ResponseHeader::build(status, Some(2))?;
     response.insert_header(header::LOCATION, location.unwrap_or(HeaderValue::from_static("/")))?;
     response.insert_header(header::CONTENT_LENGTH, HeaderValue::from_static("0"))?;
-    session.write_response_header(Box::new(response), true).await
+    end_with(session, response).await
+}
+
+/// Writes a header that is the whole answer.
+async fn end_with(session: &mut Session, response: ResponseHeader) -> Result<()> {
+    match &mut *session.downstream_session {
+        // Pingora's own way never says that it is the end, and the client would see its stream cut off.
+        ServerSession::H2(stream) => stream.write_response_header(Box::new(response), true),
+        _ => session.write_response_header(Box::new(response), true).await,
+    }
+}
+
+fn is_grpc(session: &Session) -> bool {
+    let content_type = session.req_header().headers.get(header::CONTENT_TYPE);
+    session.is_http2() && content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }

@@ -323,6 +323,9 @@ impl AsyncRead for Wire {
             this.mode = Mode::Through;
             return this.poll_through(cx, buf);
         }
+        if connection::given_up() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         if this.pending.is_empty() && ready!(this.poll_fill(cx))? == 0 {
             return Poll::Ready(Ok(()));
         }

@@ -29,3 +29,4 @@ mod retry;
 mod speed;
 mod swaps;
 mod tls;
+mod upstream;

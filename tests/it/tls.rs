@@ -3,45 +3,14 @@
 use std::{
     fs,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use nix::sys::signal::Signal;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 
-use crate::support::{App, ConfigFile, Edit, Origin, Switchover, eventually, h2_load::H2Load};
-
-/// Somebody who signs.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "the authority of a test");
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
-    }
-
-    /// Writes NAME.crt and NAME.key for these names, ending in this year.
-    fn sign(&self, folder: &Path, name: &str, names: &[&str], year: i32) {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap();
-        params.not_before = date_time_ymd(2020, 1, 1);
-        params.not_after = date_time_ymd(year, 1, 1);
-        params.distinguished_name.push(DnType::CommonName, name);
-        let certificate = params.signed_by(&key, &self.0).unwrap();
-        fs::write(folder.join(format!("{name}.crt")), certificate.pem()).unwrap();
-        fs::write(folder.join(format!("{name}.key")), key.serialize_pem()).unwrap();
-    }
-
-    fn write(&self, folder: &Path) -> PathBuf {
-        let path = folder.join("ca.crt");
-        fs::write(&path, self.0.pem()).unwrap();
-        path
-    }
-}
+use crate::support::{App, Authority, ConfigFile, Edit, Origin, Switchover, eventually, h2_load::H2Load};
 
 const TLS: &str = "    tls: {certificates: [{certificate: shop.crt, key: shop.key}, {certificate: more.crt, key: more.key}]}\n";
 
@@ -195,6 +164,12 @@ fn a_plain_listener_sends_clients_to_https_but_for_the_proofs_of_names() {
         let answer = client.read_response().unwrap();
         assert_eq!((answer.status, answer.header("location")), (status, Some(location)));
     }
+    let output = Command::new("curl")
+        .args(["-sS", "--noproxy", "*", "--http2-prior-knowledge", "-o", "/dev/null", "-w", "%{http_code} %{redirect_url}"])
+        .arg(format!("http://{}/x", switchover.address))
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "301 https://127.0.0.1/x", "{output:?}");
     assert_eq!(client.get("/.well-known/acme-challenge/token").unwrap().text(), "blue");
     assert_eq!(blue.heads().len(), 1);
 }

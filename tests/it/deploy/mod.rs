@@ -2,6 +2,7 @@
 //! (a JVM's jars, images) and runs them; they are ignored otherwise, since they take minutes.
 
 mod compose;
+mod grpc;
 mod image;
 mod jars;
 mod prometheus;

@@ -4,6 +4,7 @@
 //! sleeps to hope for the best: whoever waits, waits for a fact with [`eventually`].
 
 pub mod app;
+pub mod authority;
 pub mod client;
 pub mod config_file;
 pub mod h2_load;
@@ -19,6 +20,7 @@ use std::{
 
 pub use self::{
     app::App,
+    authority::Authority,
     client::{Client, Response},
     config_file::{ConfigFile, Edit},
     load::Load,

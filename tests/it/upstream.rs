@@ -1,0 +1,170 @@
+//! Peers that are spoken to otherwise than in plain HTTP/1.1: HTTP/2, TLS, both.
+
+use std::{convert::Infallible, fs, net::SocketAddr, path::Path, sync::Arc};
+
+use bytes::Bytes;
+use http::{Request, Response, Version};
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::{
+    ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
+use tokio::{net::TcpListener, runtime::Runtime};
+use tokio_rustls::TlsAcceptor;
+
+use crate::support::{Authority, ConfigFile, Switchover, eventually};
+
+/// Answers with the version it was asked in, the length of the body and the cookies.
+struct Peer {
+    address: SocketAddr,
+    _runtime: Runtime,
+}
+
+async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let (head, body) = request.into_parts();
+    let cookies: Vec<_> = head.headers.get_all("cookie").iter().map(|value| value.to_str().unwrap().to_owned()).collect();
+    let length = body.collect().await.map(|body| body.to_bytes().len()).unwrap_or_default();
+    let name = if head.headers.contains_key("x-forwarded-for") { format!(" {length} {cookies:?}") } else { String::new() };
+    let version = if head.version == Version::HTTP_2 { "h2" } else { "http1" };
+    Ok(Response::new(Full::new(Bytes::from(format!("{version}{name}")))))
+}
+
+impl Peer {
+    /// Speaks HTTP/2 only, if asked to; over TLS with FOLDER/NAME.crt, if there is a name.
+    fn start(h2: bool, tls: Option<(&Path, &str)>) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        let acceptor = tls.map(|(folder, name)| {
+            let certificate = CertificateDer::from_pem_file(folder.join(format!("{name}.crt"))).unwrap();
+            let key = PrivateKeyDer::from_pem_file(folder.join(format!("{name}.key"))).unwrap();
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+            let mut config = builder.with_no_client_auth().with_single_cert(vec![certificate], key).unwrap();
+            config.alpn_protocols = vec![if h2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
+            TlsAcceptor::from(Arc::new(config))
+        });
+        runtime.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    match acceptor {
+                        None => serve(h2, stream).await,
+                        Some(acceptor) => {
+                            if let Ok(stream) = acceptor.accept(stream).await {
+                                serve(h2, stream).await;
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        Self { address, _runtime: runtime }
+    }
+}
+
+async fn serve(h2: bool, stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static) {
+    let io = TokioIo::new(stream);
+    if h2 {
+        http2::Builder::new(TokioExecutor::new()).serve_connection(io, service_fn(answer)).await.unwrap_or_default();
+    } else {
+        http1::Builder::new().serve_connection(io, service_fn(answer)).await.unwrap_or_default();
+    }
+}
+
+fn proxied(peer: &Peer, upstream: &str) -> (ConfigFile, Switchover) {
+    let service = format!(
+        "    upstream: {upstream}\n    health_check: {{interval: 100ms, path: /}}\n    promotion: {{ready_timeout: 2s}}\n"
+    );
+    let config = ConfigFile::new(&[("blue", &[peer.address])]).service(&service);
+    let switchover = Switchover::start(&config);
+    (config, switchover)
+}
+
+#[test]
+fn peers_are_asked_in_what_they_speak() {
+    let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    let ca = authority.write(folder.path());
+    authority.sign(folder.path(), "peer", &["peer.test"], 2040);
+    let tls = format!("tls: {{ca: \"{}\", server_name: peer.test}}", ca.display());
+    let of = Some((folder.path(), "peer"));
+    for (peer, upstream, version) in [
+        (Peer::start(true, None), "{protocol: h2c}".to_owned(), "h2"),
+        (Peer::start(true, of), format!("{{protocol: h2, {tls}}}"), "h2"),
+        (Peer::start(false, of), format!("{{protocol: http1, {tls}}}"), "http1"),
+        (Peer::start(false, None), "{protocol: http1}".to_owned(), "http1"),
+    ] {
+        let (_config, switchover) = proxied(&peer, &upstream);
+        switchover.await_ready("blue");
+        let mut client = switchover.client();
+        for _ in 0..3 {
+            assert_eq!(client.get("/").unwrap().text(), format!("{version} 0 []"), "{upstream}");
+            assert_eq!(client.request("POST", "/", &[b'x'; 100_000]).unwrap().text(), format!("{version} 100000 []"));
+            client.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n").unwrap();
+            assert_eq!(client.read_response().unwrap().text(), format!("{version} 5 []"));
+        }
+        assert_eq!(switchover.pool("blue")["in_flight"], 0);
+    }
+}
+
+#[test]
+fn a_peer_whose_certificate_is_not_the_right_one_is_not_ready_until_it_can_be_verified() {
+    let (folder, authority, other) = (tempfile::tempdir().unwrap(), Authority::new(), Authority::new());
+    let ca = other.write(folder.path());
+    authority.sign(folder.path(), "peer", &["peer.test"], 2040);
+    let peer = Peer::start(false, Some((folder.path(), "peer")));
+    let (_config, switchover) = proxied(&peer, &format!("{{tls: {{ca: \"{}\", server_name: peer.test}}}}", ca.display()));
+    let reason = |what: &str| {
+        eventually(what, || {
+            let peers = switchover.pool("blue")["peers"][0]["last_probe"].to_string();
+            if peers.contains(what) { Ok(()) } else { Err(peers) }
+        });
+    };
+    reason("invalid peer certificate");
+    assert_ne!(switchover.get("/").status, 200);
+    fs::write(&ca, "nonsense").unwrap();
+    reason("holds no certificates in PEM");
+    fs::remove_file(&ca).unwrap();
+    reason("No such file");
+    // The right one: read without a reload.
+    authority.write(folder.path());
+    switchover.await_ready("blue");
+    assert_eq!(switchover.get("/").text(), "http1 0 []");
+    drop(switchover);
+
+    let (_config, switchover) = proxied(&peer, &format!("{{tls: {{ca: \"{}\", server_name: other.test}}}}", ca.display()));
+    eventually("another name is refused", || {
+        let probe = switchover.pool("blue")["peers"][0]["last_probe"].to_string();
+        if probe.contains("certificate") { Ok(()) } else { Err(probe) }
+    });
+}
+
+#[test]
+fn from_h2_to_http1_cookies_are_one_line_and_bodies_end_once() {
+    let peer = Peer::start(false, None);
+    let (_config, switchover) = proxied(&peer, "{}");
+    switchover.await_ready("blue");
+    let curl = |args: &[&str]| {
+        let output = std::process::Command::new("curl")
+            .args(["-sS", "--noproxy", "*", "--http2-prior-knowledge", "--max-time", "10"])
+            .args(args)
+            .arg(format!("http://{}/", switchover.address))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(curl(&["-H", "Cookie: a=1", "-H", "Cookie: b=2"]), "http1 0 [\"a=1; b=2\"]");
+    assert_eq!(curl(&["-d", "hello"]), "http1 5 []");
+    // Without a length the end is an empty frame, which must not become a second end.
+    for _ in 0..5 {
+        assert_eq!(curl(&["-H", "Content-Length:", "-d", "hello"]), "http1 5 []");
+        assert_eq!(curl(&[]), "http1 0 []");
+    }
+}
