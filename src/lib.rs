@@ -14,6 +14,7 @@
 //! [`server`] puts all of this together, [`cli`] is what people type, [`status`] what both sides of the admin face say.
 //! `docs/architecture.md` has the pictures.
 
+pub mod access_log;
 pub mod admin;
 pub mod cli;
 pub mod config;

@@ -42,13 +42,21 @@ pub enum ErrorKind {
     Protocol,
 }
 
-const ERROR_KINDS: [(ErrorKind, &str); 5] = [
-    (ErrorKind::Connect, "connect"),
-    (ErrorKind::ConnectTimeout, "connect_timeout"),
-    (ErrorKind::Closed, "closed"),
-    (ErrorKind::ResponseTimeout, "response_timeout"),
-    (ErrorKind::Protocol, "protocol"),
-];
+const ERROR_KINDS: [ErrorKind; 5] =
+    [ErrorKind::Connect, ErrorKind::ConnectTimeout, ErrorKind::Closed, ErrorKind::ResponseTimeout, ErrorKind::Protocol];
+
+impl ErrorKind {
+    /// The `kind` of `upstream_errors_total`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::Closed => "closed",
+            Self::ResponseTimeout => "response_timeout",
+            Self::Protocol => "protocol",
+        }
+    }
+}
 
 /// All metrics of one process.
 pub struct Metrics {
@@ -74,6 +82,8 @@ pub struct Metrics {
     reload_successful: IntGauge,
     reload_last_success: Gauge,
     generation: IntGauge,
+    /// Lines that were not written, because too many waited.
+    pub access_log_dropped: IntCounter,
     /// By listener and reason.
     pub rejected: IntCounterVec,
     /// By listener and the names of a certificate.
@@ -166,6 +176,12 @@ impl Builder {
         Ok(gauge)
     }
 
+    fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+        let counter = IntCounter::with_opts(opts(name, help))?;
+        self.0.register(Box::new(counter.clone()))?;
+        Ok(counter)
+    }
+
     fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> prometheus::Result<HistogramVec> {
         let vec = HistogramVec::new(HistogramOpts { common_opts: opts(name, help), buckets: buckets.to_vec() }, labels)?;
         self.0.register(Box::new(vec.clone()))?;
@@ -254,6 +270,7 @@ impl Metrics {
                 .gauge("config_last_reload_successful", "1 if the last reading of the configuration was accepted.")?,
             reload_last_success,
             generation: b.gauge("config_generation", "Number of the snapshot that serves.")?,
+            access_log_dropped: b.counter("access_log_dropped_total", "Lines of the access log that were dropped.")?,
             rejected: b.counters(
                 "rejected_requests_total",
                 "Connections and requests refused before they reached a service, by reason.",
@@ -300,7 +317,7 @@ impl Metrics {
             probes_passed: self.probes.with_label_values(&[service, pool, peer, "pass"]),
             probes_failed: self.probes.with_label_values(&[service, pool, peer, "fail"]),
             probe_duration: self.probe_duration.with_label_values(labels),
-            errors: ERROR_KINDS.map(|(_, kind)| self.upstream_errors.with_label_values(&[service, pool, peer, kind])),
+            errors: ERROR_KINDS.map(|kind| self.upstream_errors.with_label_values(&[service, pool, peer, kind.label()])),
             in_flight: self.in_flight.with_label_values(labels),
             upgraded: self.upgraded.with_label_values(labels),
             ready: self.peer_ready.with_label_values(labels),
@@ -313,7 +330,7 @@ impl Metrics {
         for (code, method) in counter.by_code.load().keys() {
             drop(self.requests.remove_label_values(&[service, pool, peer, &code.to_string(), method]));
         }
-        for (_, kind) in ERROR_KINDS {
+        for kind in ERROR_KINDS.map(ErrorKind::label) {
             drop(self.upstream_errors.remove_label_values(&[service, pool, peer, kind]));
         }
         for result in ["pass", "fail"] {
@@ -400,7 +417,7 @@ impl Metrics {
 impl PeerMetrics {
     /// Counts a failed try.
     pub fn error(&self, kind: ErrorKind) {
-        for ((k, _), counter) in ERROR_KINDS.iter().zip(&self.errors) {
+        for (k, counter) in ERROR_KINDS.iter().zip(&self.errors) {
             if *k == kind {
                 counter.inc();
             }

@@ -25,6 +25,7 @@ use tokio::{
 };
 
 use crate::{
+    access_log::AccessLog,
     admin::{self, Admin, Readiness},
     config::{self, Config},
     controller::{Controller, Handles},
@@ -74,6 +75,9 @@ pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
     let (text, config) = config::load(path).map_err(RunError::Config)?;
     let metrics = Arc::new(Metrics::new().map_err(|e| RunError::System(e.to_string()))?);
     let certificates = certificates(&config, path, &metrics)?;
+    let access_log = access_log(&config, path, &metrics)?;
+    let token_file = config.admin.token_file.as_ref().map(|file| Arc::from(path.parent().unwrap_or(Path::new("")).join(file)));
+    token_file.as_deref().map(admin::token).transpose().map_err(RunError::System)?;
     let listeners = config.listeners.clone();
     let bound = Bound::new(&config)?;
     let addresses: Arc<[String]> = bound.addresses.iter().map(ToString::to_string).collect();
@@ -97,11 +101,12 @@ pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
         readiness: Arc::clone(&readiness),
         listeners: Arc::clone(&addresses),
         address: bound.admin_address,
+        token_file,
     };
     serve_admin(&admin_runtime, bound.admin, admin)?;
     info!("admin on {}", bound.admin_address);
 
-    let proxy = Proxy::new(Arc::clone(&snapshot), Arc::clone(&metrics), Arc::clone(&readiness.stopping));
+    let proxy = Proxy::new(Arc::clone(&snapshot), Arc::clone(&metrics), Arc::clone(&readiness.stopping), access_log.clone());
     let edge = Edge::new(proxy, workers, snapshot, Arc::clone(&metrics));
     let (stop, stopping) = watch::channel(false);
     let workers = runtime("proxy", workers)?;
@@ -124,7 +129,7 @@ pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
     readiness.listening.store(true, Relaxed);
     supervisor::ready();
 
-    let stops = signals.listen(commands);
+    let stops = signals.listen(commands, access_log);
     let ended = control.block_on(until_stopped(stops, || view.borrow().shutdown_timeout(), &edge, &stop, &readiness.stopping));
     // What still runs on these has nobody to serve any more.
     [workers, admin_runtime, control].into_iter().for_each(Runtime::shutdown_background);
@@ -164,9 +169,17 @@ async fn until_stopped(
     Ok(())
 }
 
+fn access_log(config: &Config, path: &Path, metrics: &Metrics) -> Result<Option<AccessLog>, RunError> {
+    let Some(config::AccessLog { format, file }) = &config.access_log else { return Ok(None) };
+    let file = file.as_ref().map(|file| path.parent().unwrap_or(Path::new("")).join(file));
+    let shown = file.as_ref().map_or("standard output".to_owned(), |file| file.display().to_string());
+    let log = AccessLog::start(*format, file, metrics.access_log_dropped.clone());
+    log.map(Some).map_err(|e| RunError::System(format!("access_log.file: {shown} cannot be written: {e}")))
+}
+
 /// The certificates of each listener that has some; read before anything is bound, so that a wrong path ends the process at once.
 fn certificates(config: &Config, path: &Path, metrics: &Metrics) -> Result<Vec<Option<Arc<Tls>>>, RunError> {
-    let folder = path.parent().unwrap_or(Path::new("."));
+    let folder = path.parent().unwrap_or(Path::new(""));
     let read = |(i, listener): (usize, &config::Listener)| {
         let Some(files) = &listener.tls else { return Ok(None) };
         let tls = Tls::new(listener.address.to_string(), files, folder, metrics.certificate_not_after.clone());
@@ -234,7 +247,7 @@ fn serve_admin(runtime: &Runtime, listener: TcpListener, admin: Admin) -> Result
     let _context = runtime.enter();
     let listener = tokio::net::TcpListener::from_std(listener).map_err(|e| RunError::System(e.to_string()))?;
     runtime.spawn(async move {
-        if let Err(e) = axum::serve(listener, admin::router(admin)).await {
+        if let Err(e) = axum::serve(listener, admin::router(admin).into_make_service_with_connect_info::<SocketAddr>()).await {
             log::error!("the admin face has ended error={e}");
         }
     });

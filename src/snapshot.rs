@@ -3,13 +3,13 @@
 //! The controller stores, requests load; a request keeps the snapshot it began with. There is no second cell that a request
 //! reads: what changes together is seen together.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
 use crate::{
-    config::Timeouts,
+    config::{ErrorPage, Timeouts},
     metrics::ServiceMetrics,
     pool::{Pool, Upstream},
     route::RouteTable,
@@ -23,14 +23,20 @@ pub struct Snapshot {
     pub routes: RouteTable<Arc<Service>>,
     /// Clients whose forwarding headers are believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Whether a request without a `traceparent` is given one.
+    pub tracing: bool,
 }
 
 /// A service as requests see it.
 pub struct Service {
+    /// As in the file.
+    pub name: String,
     /// The pool that serves.
     pub active: Pool,
     /// How its peers are spoken to.
     pub upstream: Arc<Upstream>,
+    /// By status, with a place for the request's id.
+    pub error_pages: BTreeMap<u16, ErrorPage>,
     /// Bounds on one request.
     pub timeouts: Timeouts,
     /// Further peers tried after one that could not be connected to.
@@ -45,6 +51,6 @@ pub type SnapshotCell = ArcSwap<Snapshot>;
 impl Snapshot {
     /// The one before the first configuration: nobody takes anything.
     pub fn empty() -> Self {
-        Self { generation: 0, routes: RouteTable::new(std::iter::empty()), trusted_proxies: Vec::new() }
+        Self { generation: 0, routes: RouteTable::new(std::iter::empty()), trusted_proxies: Vec::new(), tracing: false }
     }
 }

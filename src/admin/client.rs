@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use serde::{Serialize, de::DeserializeOwned};
-use ureq::{Agent, http::Response};
+use ureq::{Agent, RequestBuilder, http::Response};
 
 use crate::status::{ApiError, Applied, Promote, Status, Wait};
 
@@ -15,6 +15,8 @@ const READ_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Client {
     agent: Agent,
     address: String,
+    /// `Bearer TOKEN`.
+    authorization: Option<String>,
 }
 
 /// Why a call failed.
@@ -27,10 +29,14 @@ pub enum CallError {
 }
 
 impl Client {
-    /// A client of the admin face at `address` (`127.0.0.1:9901`).
-    pub fn new(address: &str) -> Self {
+    /// A client of the admin face at `address` (`127.0.0.1:9901`), which may ask for a token.
+    pub fn new(address: &str, token: Option<String>) -> Self {
         let config = Agent::config_builder().http_status_as_error(false).proxy(None).build();
-        Self { agent: Agent::new_with_config(config), address: address.to_owned() }
+        Self {
+            agent: Agent::new_with_config(config),
+            address: address.to_owned(),
+            authorization: token.map(|token| format!("Bearer {token}")),
+        }
     }
 
     /// How everything stands.
@@ -40,7 +46,7 @@ impl Client {
     pub fn status(&self) -> Result<Status, CallError> {
         let url = format!("http://{}/v1/status", self.address);
         let request = self.agent.get(&url).config().timeout_global(Some(READ_TIMEOUT)).build();
-        self.read(request.call())
+        self.read(self.authorized(request).call())
     }
 
     /// Whether it serves: `GET /readyz`.
@@ -75,7 +81,14 @@ impl Client {
     }
 
     fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, CallError> {
-        self.read(self.agent.post(format!("http://{}{path}", self.address)).send_json(body))
+        self.read(self.authorized(self.agent.post(format!("http://{}{path}", self.address))).send_json(body))
+    }
+
+    fn authorized<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
+        match &self.authorization {
+            Some(authorization) => request.header("Authorization", authorization),
+            None => request,
+        }
     }
 
     fn unreachable(&self, e: &ureq::Error) -> CallError {

@@ -15,6 +15,8 @@
 pub mod client;
 mod guard;
 
+pub use guard::token;
+
 use std::{
     net::SocketAddr,
     sync::{
@@ -61,6 +63,8 @@ pub struct Admin {
     pub listeners: Arc<[String]>,
     /// Where this face listens.
     pub address: SocketAddr,
+    /// Holds the token that `/v1` asks for.
+    pub token_file: Option<Arc<std::path::Path>>,
 }
 
 /// Whether the process serves.
@@ -79,17 +83,18 @@ struct WaitQuery {
 
 /// Every route.
 pub fn router(admin: Admin) -> Router {
-    let changes = Router::new()
+    let for_friends = Router::new()
         .route("/v1/reload", post(reload))
         .route("/v1/services/{service}/promote", post(promote))
-        .route_layer(middleware::from_fn_with_state(admin.address, guard::only_from_here));
+        .route("/v1/status", get(|State(admin): State<Admin>| async move { Json(admin.view.borrow().status(&admin.listeners)) }))
+        .route("/v1/services/{service}/pools/{pool}/safe-to-stop", get(safe_to_stop))
+        .route_layer(middleware::from_fn_with_state(admin.clone(), guard::no_page))
+        .route_layer(middleware::from_fn_with_state(admin.token_file.clone(), guard::only_with_token));
     Router::new()
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
-        .route("/v1/status", get(|State(admin): State<Admin>| async move { Json(admin.view.borrow().status(&admin.listeners)) }))
-        .route("/v1/services/{service}/pools/{pool}/safe-to-stop", get(safe_to_stop))
-        .merge(changes)
+        .merge(for_friends)
         .fallback(|| async { error(StatusCode::NOT_FOUND, "not-found", "no such endpoint; GET /v1/status is one".to_owned()) })
         .method_not_allowed_fallback(|| async {
             error(

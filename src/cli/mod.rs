@@ -16,7 +16,10 @@ use std::{fmt, net::IpAddr, path::PathBuf, process::ExitCode};
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    admin::client::{CallError, Client},
+    admin::{
+        self,
+        client::{CallError, Client},
+    },
     config,
 };
 
@@ -71,15 +74,19 @@ struct AdminArg {
 impl AdminArg {
     /// A client of the running switchover that is meant.
     fn client(&self) -> Result<Client, Failure> {
+        let named = config::admin(&self.config.config);
+        // With an address of its own a command needs no file; with one, it takes the token from there.
+        let token_file = named.as_ref().ok().and_then(|admin| admin.token_file.clone());
+        let token = token_file.map(|file| admin::token(&file)).transpose().map_err(Failure::failed)?;
         if let Some(address) = &self.admin {
-            return Ok(Client::new(address));
+            return Ok(Client::new(address, token));
         }
-        let mut address = config::admin_address(&self.config.config).map_err(|e| Failure::config(&e))?;
+        let mut address = named.map_err(|e| Failure::config(&e))?.address;
         // Where it listens on every address it also listens on this one.
         if address.ip().is_unspecified() {
             address.set_ip(if address.is_ipv4() { IpAddr::from([127, 0, 0, 1]) } else { IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]) });
         }
-        Ok(Client::new(&address.to_string()))
+        Ok(Client::new(&address.to_string(), token))
     }
 }
 

@@ -22,6 +22,8 @@ pub fn static_changes(running: &Config, new: &Config) -> Vec<Problem> {
                 .to_owned(),
         }),
         differs("admin.address", &running.admin.address.to_string(), &new.admin.address.to_string()),
+        differs("admin.token_file", &format!("{:?}", running.admin.token_file), &format!("{:?}", new.admin.token_file)),
+        differs("access_log", &format!("{:?}", running.access_log), &format!("{:?}", new.access_log)),
         differs("threads", &threads(running), &threads(new)),
     ]
     .into_iter()

@@ -5,8 +5,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    ADMIN_ADDRESS, Admin, Balance, Certificate, Config, HealthCheck, Limits, Listener, Peer, PeerAddress, Pool, ProbeKind,
-    Protocol, Service, Timeouts, Tls, Upstream, UpstreamTls,
+    ADMIN_ADDRESS, AccessLog, Admin, Balance, Certificate, Config, ErrorPage, HealthCheck, Limits, Listener, LogFormat, Peer,
+    PeerAddress, Pool, ProbeKind, Protocol, Service, Timeouts, Tls, Upstream, UpstreamTls,
     reader::{Field, Map, Reader, nearest, shown},
     value,
     yaml::{Kind, Node},
@@ -26,11 +26,43 @@ pub(super) fn read(document: &Node, r: &mut Reader) -> Option<Config> {
     let shutdown_timeout = r.value_or(&mut map, "shutdown_timeout", 30 * SECOND, value::patience);
     let trusted = map.get("trusted_proxies").map(|field| r.list(&field)).unwrap_or_default();
     let trusted_proxies = trusted.iter().filter_map(|field| r.value(field, value::network)).collect();
+    let access_log = map.get("access_log").and_then(|field| access_log_of(r, &field));
+    let tracing = r.value_or(&mut map, "tracing", false, tracing);
     let services = r.required(&mut map, "services", "name at least one service with its pools");
     let services = services.map(|field| services_of(r, &field)).unwrap_or_default();
     r.finish(&map);
-    let admin = Admin { address: admin.unwrap_or(ADMIN_ADDRESS) };
-    Some(Config { listeners, admin, threads, shutdown_timeout, trusted_proxies, services })
+    let admin = admin.unwrap_or(Admin { address: ADMIN_ADDRESS, token_file: None });
+    Some(Config { listeners, admin, threads, shutdown_timeout, trusted_proxies, access_log, tracing, services })
+}
+
+/// `off`, a format, or a format and a file.
+fn access_log_of(r: &mut Reader, field: &Field<'_>) -> Option<AccessLog> {
+    if let Kind::Scalar { .. } = field.node.kind {
+        let format = r.value(field, value::or_off(log_format))??;
+        return Some(AccessLog { format, file: None });
+    }
+    let mut map = r.map(field)?;
+    let format = r.required(&mut map, "format", "write text or json");
+    let format = format.and_then(|field| r.value(&field, log_format));
+    let file = map.get("file").and_then(|field| r.value(&field, value::file));
+    r.finish(&map);
+    Some(AccessLog { format: format?, file })
+}
+
+fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err(format!("{} is not allowed; use text, json or off", shown(text))),
+    }
+}
+
+fn tracing(text: &str) -> Result<bool, String> {
+    match text {
+        "propagate" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(format!("{} is not allowed; use propagate or off", shown(text))),
+    }
 }
 
 fn listeners_of(r: &mut Reader, field: &Field<'_>) -> Vec<Listener> {
@@ -132,11 +164,12 @@ fn limits_of(r: &mut Reader, field: &Field<'_>) -> Option<Limits> {
     Some(limits)
 }
 
-fn admin_of(r: &mut Reader, field: &Field<'_>) -> Option<std::net::SocketAddr> {
+fn admin_of(r: &mut Reader, field: &Field<'_>) -> Option<Admin> {
     let mut map = r.map(field)?;
-    let address = map.get("address").and_then(|field| r.value(&field, value::listen_address));
+    let address = r.value_or(&mut map, "address", ADMIN_ADDRESS, value::listen_address);
+    let token_file = map.get("token_file").and_then(|field| r.value(&field, value::file));
     r.finish(&map);
-    address
+    Some(Admin { address, token_file })
 }
 
 fn services_of(r: &mut Reader, field: &Field<'_>) -> BTreeMap<String, Service> {
@@ -172,6 +205,7 @@ fn service_of(r: &mut Reader, field: &Field<'_>) -> Option<Service> {
     let drain_timeout = one_of(r, &mut map, "drain", "timeout", 30 * SECOND, value::patience);
     let upstream = map.get("upstream").and_then(|field| upstream_of(r, &field)).unwrap_or_default();
     let balance = r.value_or(&mut map, "balance", Balance::LeastRequests, balance);
+    let error_pages = map.get("error_pages").map(|field| error_pages_of(r, &field)).unwrap_or_default();
     let timeouts = map.get("timeouts").and_then(|field| timeouts_of(r, &field)).unwrap_or_default();
     let retries = r.value_or(&mut map, "retries", 2, value::number(0..=10, ""));
     let fail_open = r.value_or(&mut map, "fail_open", true, value::boolean);
@@ -186,6 +220,7 @@ fn service_of(r: &mut Reader, field: &Field<'_>) -> Option<Service> {
         drain_timeout,
         upstream,
         balance,
+        error_pages,
         timeouts,
         retries,
         fail_open,
@@ -324,6 +359,23 @@ fn statuses_of(r: &mut Reader, field: &Field<'_>) -> Option<Vec<std::ops::RangeI
         r.problem(&field.at, field.node.place, "is empty; write 200-299");
     }
     Some(ranges)
+}
+
+fn error_pages_of(r: &mut Reader, field: &Field<'_>) -> BTreeMap<u16, ErrorPage> {
+    let mut pages = BTreeMap::new();
+    for (key, field) in r.named(field, "status") {
+        let status = key.name.parse().ok().filter(|status| (400..=599).contains(status));
+        let file = r.value(&field, value::file);
+        match (status, file) {
+            (Some(status), Some(file)) => drop(pages.insert(status, ErrorPage { file, text: String::new() })),
+            (None, _) => {
+                let message = format!("{} is not the status of an error; use 400 to 599", shown(&key.name));
+                r.problem(&field.at, key.place, message);
+            }
+            (Some(_), None) => {}
+        }
+    }
+    pages
 }
 
 fn upstream_of(r: &mut Reader, field: &Field<'_>) -> Option<Upstream> {

@@ -38,8 +38,30 @@ pub struct Config {
     pub shutdown_timeout: Duration,
     /// Clients whose forwarding headers are believed. Default: nobody.
     pub trusted_proxies: Vec<IpNet>,
+    /// One line per request; none: none are written. Static.
+    pub access_log: Option<AccessLog>,
+    /// Whether a request without a `traceparent` is given one. Default false.
+    pub tracing: bool,
     /// By name. Never empty.
     pub services: BTreeMap<String, Service>,
+}
+
+/// Where requests are written down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessLog {
+    /// What a line looks like.
+    pub format: LogFormat,
+    /// Relative to the configuration file's folder; opened anew on SIGUSR1. Default: standard output.
+    pub file: Option<PathBuf>,
+}
+
+/// What a line looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// `text`: the combined format, and what else is known.
+    Text,
+    /// `json`: an object.
+    Json,
 }
 
 /// One address clients connect to.
@@ -111,6 +133,9 @@ pub struct Limits {
 pub struct Admin {
     /// Default `127.0.0.1:9901`.
     pub address: SocketAddr,
+    /// Holds the bearer token that `/v1` asks for; relative to the configuration file's folder, and read for each request.
+    /// Without it `/v1` is for clients on loopback alone.
+    pub token_file: Option<PathBuf>,
 }
 
 /// What a host and a path prefix lead to.
@@ -134,6 +159,8 @@ pub struct Service {
     pub upstream: Upstream,
     /// How a peer is chosen. Default least requests.
     pub balance: Balance,
+    /// What clients are shown instead of switchover's own words, by status.
+    pub error_pages: BTreeMap<u16, ErrorPage>,
     /// Bounds on one request.
     pub timeouts: Timeouts,
     /// Further peers tried after one that could not be connected to. Default 2.
@@ -202,6 +229,15 @@ pub enum ProbeKind {
         /// Statuses that pass. Default 200-299.
         expect_status: Vec<RangeInclusive<u16>>,
     },
+}
+
+/// A page for an error, HTML in UTF-8.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ErrorPage {
+    /// Relative to the configuration file's folder.
+    pub file: PathBuf,
+    /// What is in it, read with the configuration; `{request_id}` stands for the request's id.
+    pub text: String,
 }
 
 /// How peers are spoken to.
@@ -321,27 +357,57 @@ pub fn parse(text: &str) -> Result<Config, Vec<Problem>> {
     Err(problems)
 }
 
+/// As [`parse`], with the pages that the text names read from `folder`.
+///
+/// # Errors
+/// Every problem of it, and every page that cannot be read.
+pub fn parse_in(folder: &Path, text: &str) -> Result<Config, Vec<Problem>> {
+    let mut config = parse(text)?;
+    let mut problems = Vec::new();
+    for (name, service) in &mut config.services {
+        for (status, page) in &mut service.error_pages {
+            let path = folder.join(&page.file);
+            match fs::read(&path).map(String::from_utf8) {
+                Ok(Ok(text)) if text.len() <= LARGEST_FILE => page.text = text,
+                other => {
+                    let why = match other {
+                        Ok(Ok(_)) => format!("is longer than {LARGEST_FILE} bytes"),
+                        Ok(Err(_)) => "is not UTF-8 text".to_owned(),
+                        Err(e) => e.to_string(),
+                    };
+                    let at = format!("services.{name}.error_pages.{status}");
+                    problems.push(Problem { at, line: None, column: None, message: format!("{}: {why}", path.display()) });
+                }
+            }
+        }
+    }
+    if problems.is_empty() { Ok(config) } else { Err(problems) }
+}
+
 /// Reads a file once, and gives its text and the configuration that it is.
 ///
 /// # Errors
 /// When it cannot be read, or is not valid.
 pub fn load(path: &Path) -> Result<(String, Config), LoadError> {
     let text = read(path)?;
-    match parse(&text) {
+    match parse_in(path.parent().unwrap_or(Path::new("")), &text) {
         Ok(config) => Ok((text, config)),
         Err(problems) => Err(LoadError { file: path.to_path_buf(), problems }),
     }
 }
 
-/// Where the admin face is that a file names, be the rest of it valid or not: whoever asks a running switchover how it is must
-/// not be held up by an edit that is only half done.
+/// The admin face that a file names, be the rest of it valid or not: whoever asks a running switchover how it is must not be held
+/// up by an edit that is only half done.
 ///
 /// # Errors
 /// When the file cannot be read.
-pub fn admin_address(path: &Path) -> Result<SocketAddr, LoadError> {
+pub fn admin(path: &Path) -> Result<Admin, LoadError> {
     let document = yaml::parse(&read(path)?).unwrap_or_default();
-    let named = document.as_ref().and_then(|document| document.get("admin")?.get("address")?.as_text()?.parse().ok());
-    Ok(named.unwrap_or(ADMIN_ADDRESS))
+    let admin = document.as_ref().and_then(|document| document.get("admin"));
+    let text = |key| admin?.get(key)?.as_text();
+    let address = text("address").and_then(|text| text.parse().ok()).unwrap_or(ADMIN_ADDRESS);
+    let folder = path.parent().unwrap_or(Path::new(""));
+    Ok(Admin { address, token_file: text("token_file").map(|file| folder.join(file)) })
 }
 
 fn read(path: &Path) -> Result<String, LoadError> {

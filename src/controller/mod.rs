@@ -236,7 +236,7 @@ impl Controller {
         let mut wanted = config.clone();
         if known.active != pool {
             let after = config::edit::set_active(&before, service, pool).map_err(Refusal::Invalid)?;
-            wanted = config::parse(&after).map_err(Refusal::Invalid)?;
+            wanted = config::parse_in(self.path.parent().unwrap_or(Path::new("")), &after).map_err(Refusal::Invalid)?;
             config::edit::check_writable(&self.path).map_err(|e| Refusal::NotWritable(e.to_string()))?;
             let base = known.clone();
             edit = Some(Box::new(Edit { path: self.path.clone(), service: service.to_owned(), pool: pool.to_owned(), base }));
@@ -267,8 +267,9 @@ impl Controller {
                 ready.push(name.clone());
             }
         }
-        let common =
-            config.trusted_proxies != self.config.trusted_proxies || config.shutdown_timeout != self.config.shutdown_timeout;
+        let common = config.trusted_proxies != self.config.trusted_proxies
+            || config.tracing != self.config.tracing
+            || config.shutdown_timeout != self.config.shutdown_timeout;
         let leaves = |(name, service): (&String, &Service)| !config.services.contains_key(name) && service.published().is_some();
         let common = common || self.services.iter().any(leaves);
         changed |= common;
@@ -333,6 +334,7 @@ impl Controller {
             generation: self.generation,
             routes: RouteTable::new(routes),
             trusted_proxies: self.config.trusted_proxies.clone(),
+            tracing: self.config.tracing,
         }));
         for (name, service) in &mut self.services {
             if ready.contains(name) {

@@ -197,8 +197,10 @@ impl Service {
         let active = self.active_pool(&config);
         active.slots().iter().for_each(|slot| slot.peer.open());
         let snapshot = snapshot::Service {
+            name: self.name.clone(),
             active,
             upstream: self.upstream(&config),
+            error_pages: config.error_pages.clone(),
             timeouts: config.timeouts,
             retries: config.retries,
             metrics: Arc::clone(&self.metrics),

@@ -77,7 +77,7 @@ impl Stage {
             .kill_on_drop(true)
             .spawn()
             .map_err(|e| format!("cannot start switchover: {e}"))?;
-        let mut stage = Self { blue, green, address, config, client: Client::new(&admin.to_string()), server, folder };
+        let mut stage = Self { blue, green, address, config, client: Client::new(&admin.to_string(), None), server, folder };
         stage
             .until("switchover serves blue", |status| {
                 let blue = status.services.iter().flat_map(|s| &s.pools).find(|pool| pool.name == "blue");

@@ -80,7 +80,10 @@ pub(super) struct Ends {
     pub client: IpAddr,
     pub client_text: HeaderValue,
     pub local_port: HeaderValue,
-    pub tls: bool,
+    /// `TLSv1.3`; none without TLS.
+    pub tls: Option<&'static str>,
+    /// As configured.
+    pub listener: Arc<str>,
     pub redirect_to_https: bool,
     pub limits: Arc<Limits>,
 }
@@ -236,7 +239,7 @@ impl Ends {
         // An address is a header value.
         let client_text = text.unwrap_or(HeaderValue::from_static("unknown"));
         let local_port = HeaderValue::from(local_port);
-        Self { client, client_text, local_port, tls: false, redirect_to_https: false, limits }
+        Self { client, client_text, local_port, tls: None, listener: Arc::from(""), redirect_to_https: false, limits }
     }
 
     /// Bytes per second, and how long a client may be slower.

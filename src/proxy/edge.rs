@@ -14,7 +14,7 @@ use std::{
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
     },
     task::Poll,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use async_trait::async_trait;
@@ -48,6 +48,7 @@ use super::{
     wire::{End, Next, Socket, Wire},
 };
 use crate::{
+    access_log::{AccessLog, Entry},
     config::{self, Limits},
     metrics::Metrics,
     snapshot::SnapshotCell,
@@ -71,6 +72,7 @@ struct Inner {
     proxy: Arc<HttpProxy<Proxy>>,
     snapshot: Arc<SnapshotCell>,
     metrics: Arc<Metrics>,
+    access_log: Option<AccessLog>,
     connections: Arc<Connections>,
     /// Asks clients to go that have nothing to ask.
     closing: Notify,
@@ -79,7 +81,7 @@ struct Inner {
 
 /// One address that clients connect to.
 pub struct Listening {
-    label: String,
+    label: Arc<str>,
     local_port: u16,
     config: config::Listener,
     limits: Arc<Limits>,
@@ -118,6 +120,7 @@ impl Edge {
     pub fn new(proxy: Proxy, threads: usize, snapshot: Arc<SnapshotCell>, metrics: Arc<Metrics>) -> Self {
         let conf =
             ServerConf { threads, upstream_keepalive_pool_size: KEPT_CONNECTIONS, max_retries: TRIES, ..ServerConf::default() };
+        let access_log = proxy.access_log.clone();
         let mut proxy = HttpProxy::new(proxy, Arc::new(conf));
         proxy.handle_init_modules();
         let gauge = metrics.downstream_connections.clone();
@@ -126,6 +129,7 @@ impl Edge {
             proxy: Arc::new(proxy),
             snapshot,
             metrics,
+            access_log,
             connections: Arc::new(connections),
             closing: Notify::new(),
             closed: AtomicBool::new(false),
@@ -190,7 +194,7 @@ impl Edge {
         }
         let mut open = match Open::new(&self.0.connections, &listening) {
             Ok(open) => open,
-            Err(refusal) => return self.refuse(Wire::new(Socket::Plain(stream)), refusal, &listening).await,
+            Err(refusal) => return self.refuse(Wire::new(Socket::Plain(stream)), refusal, client.ip(), &listening).await,
         };
         let trusted = listening.config.proxy_protocol && {
             let ip = client.ip().to_canonical();
@@ -201,12 +205,12 @@ impl Edge {
             match timeout(limits.header_timeout, proxy_protocol::read(&mut stream)).await {
                 Ok(Ok(named)) => client = named.unwrap_or(client),
                 Ok(Err(None)) => return,
-                Ok(Err(Some(refusal))) => return self.reject(refusal, &listening),
-                Err(_) => return self.reject(Refusal::ProxyProtocol, &listening),
+                Ok(Err(Some(refusal))) => return self.reject(refusal, client.ip(), &listening),
+                Err(_) => return self.reject(Refusal::ProxyProtocol, client.ip(), &listening),
             }
         }
         if let Err(refusal) = open.count(client.ip().to_canonical()) {
-            return self.refuse(Wire::new(Socket::Plain(stream)), refusal, &listening).await;
+            return self.refuse(Wire::new(Socket::Plain(stream)), refusal, client.ip(), &listening).await;
         }
         let socket = match &listening.tls {
             None => Socket::Plain(stream),
@@ -214,20 +218,22 @@ impl Edge {
                 let left = limits.header_timeout.saturating_sub(began.elapsed());
                 match timeout(left, TlsAcceptor::from(tls.settings()).accept(stream)).await {
                     Ok(Ok(stream)) => Socket::Tls(Box::new(stream)),
-                    _ => return self.reject(Refusal::Handshake, &listening),
+                    _ => return self.reject(Refusal::Handshake, client.ip(), &listening),
                 }
             }
         };
+        let wire = Wire::new(socket);
         let ends = Arc::new(Ends {
-            tls: listening.tls.is_some(),
+            tls: wire.tls_version(),
+            listener: Arc::clone(&listening.label),
             redirect_to_https: listening.config.redirect_to_https,
             ..Ends::new(client, listening.local_port, Arc::clone(limits))
         });
         let requests = async {
             connection::await_header(Some(began + limits.header_timeout));
-            self.requests(Wire::new(socket), &listening, &ends, &stopping).await;
+            self.requests(wire, &listening, &ends, &stopping).await;
             if let Some(refusal) = connection::refused() {
-                self.reject(refusal, &listening);
+                self.count(refusal, &listening);
             }
         };
         connection::watched(Arc::clone(&ends), requests).await;
@@ -239,15 +245,15 @@ impl Edge {
         let mut wire = Box::new(wire);
         let by_alpn = wire.is_h2_by_alpn();
         // Over TLS it is the handshake that decides.
-        let mut may_be_h2 = by_alpn || !ends.tls;
+        let mut may_be_h2 = by_alpn || ends.tls.is_none();
         let mut left = limits.requests_per_connection;
         loop {
             match wire.next(limits, may_be_h2, &self.0.closing).await {
                 Ok(Next::H2) => return self.h2(wire, listening, ends, stopping).await,
-                Ok(Next::Request) if by_alpn => return self.reject(Refusal::BadRequest("no HTTP/2"), listening),
+                Ok(Next::Request) if by_alpn => return self.reject(Refusal::BadRequest("no HTTP/2"), ends.client, listening),
                 Ok(Next::Request) => {}
                 Err(End::Closed) => return,
-                Err(End::Refused(refusal)) => return self.refuse(*wire, refusal, listening).await,
+                Err(End::Refused(refusal)) => return self.refuse(*wire, refusal, ends.client, listening).await,
             }
             may_be_h2 = false;
             let mut session = ServerSession::new_http1(wire);
@@ -291,14 +297,30 @@ impl Edge {
     }
 
     /// Counts what was refused, and answers it.
-    async fn refuse(&self, wire: Wire, refusal: Refusal, listening: &Listening) {
-        self.reject(refusal, listening);
+    async fn refuse(&self, wire: Wire, refusal: Refusal, client: IpAddr, listening: &Listening) {
+        self.reject(refusal, client, listening);
         wire.refuse(refusal).await;
     }
 
-    fn reject(&self, refusal: Refusal, listening: &Listening) {
-        log::debug!("refused listener={} reason={refusal}", listening.label);
-        self.0.metrics.rejected.with_label_values(&[listening.label.as_str(), refusal.reason()]).inc();
+    fn reject(&self, refusal: Refusal, client: IpAddr, listening: &Listening) {
+        log::debug!("refused listener={} client={client} reason={refusal}", listening.label);
+        // The end of a connection that nobody used is no event.
+        if let (Some(log), true) = (&self.0.access_log, refusal != Refusal::Idle) {
+            log.write(Box::new(Entry {
+                at: Some(SystemTime::now()),
+                client: client.to_string(),
+                listener: listening.label.to_string(),
+                status: refusal.status(),
+                ended: refusal.reason(),
+                ..Entry::default()
+            }));
+        }
+        self.count(refusal, listening);
+    }
+
+    /// Counts a refusal that has its line already, as the end of a request.
+    fn count(&self, refusal: Refusal, listening: &Listening) {
+        self.0.metrics.rejected.with_label_values(&[&*listening.label, refusal.reason()]).inc();
     }
 }
 
@@ -324,7 +346,7 @@ impl HttpServerApp for H2 {
                 () = given_up => {}
             }
             if let Some(refusal) = connection::refused() {
-                self.edge.reject(refusal, &self.listening);
+                self.edge.count(refusal, &self.listening);
             }
         })
         .await;
@@ -349,10 +371,10 @@ impl HttpServerApp for H2 {
 impl Listening {
     /// `address` is the one really taken, `tls` what the configuration asks for.
     pub fn new(config: config::Listener, address: SocketAddr, tls: Option<Arc<Tls>>, metrics: &Metrics) -> Self {
-        let label = config.address.to_string();
+        let label: Arc<str> = Arc::from(config.address.to_string());
         // From 0 on, so that the first one is an increase.
         for refusal in Refusal::ALL {
-            metrics.rejected.with_label_values(&[label.as_str(), refusal.reason()]);
+            metrics.rejected.with_label_values(&[&*label, refusal.reason()]);
         }
         let (open, per_client) = (AtomicUsize::new(0), Mutex::default());
         let limits = Arc::new(config.limits.clone());

@@ -72,6 +72,20 @@ impl Failure {
         }
     }
 
+    /// In one word, for the access log.
+    pub(super) const fn word(self) -> &'static str {
+        match self {
+            Self::NoRoute => "no_route",
+            Self::NobodyReady => "no_ready_peer",
+            Self::Peer(kind) => kind.label(),
+            Self::BadRequest => "bad_request",
+            Self::ClientTimeout => "client_timeout",
+            Self::Refused(refusal) => refusal.reason(),
+            Self::ClientGone => "client_gone",
+            Self::Internal => "internal",
+        }
+    }
+
     /// What a gRPC client is told (grpc.github.io, "HTTP to gRPC Status Code Mapping").
     pub(super) const fn grpc_status(self) -> &'static str {
         match self.status() {

@@ -23,9 +23,10 @@ const X_FORWARDED_FOR: &str = "X-Forwarded-For";
 const X_FORWARDED_PROTO: &str = "X-Forwarded-Proto";
 const X_FORWARDED_HOST: &str = "X-Forwarded-Host";
 const X_FORWARDED_PORT: &str = "X-Forwarded-Port";
-const X_REQUEST_ID: &str = "X-Request-Id";
+const TRACEPARENT: &str = "traceparent";
+pub(super) const X_REQUEST_ID: &str = "X-Request-Id";
 /// For looking it up, which need not parse the name every time.
-static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Long enough for a UUID or a trace id with its parts; beyond that it is not an id.
 const REQUEST_ID_LONGEST: usize = 128;
 
@@ -63,7 +64,7 @@ fn add_to_claims(request: &mut RequestHeader, ends: &Ends, trusted_proxies: &[Ip
 fn set_missing(request: &mut RequestHeader, ends: &Ends, claimed: bool) -> Result<()> {
     let missing = |request: &RequestHeader, name: &str| !(claimed && request.headers.contains_key(name));
     if missing(request, X_FORWARDED_PROTO) {
-        request.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static(if ends.tls { "https" } else { "http" }))?;
+        request.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static(if ends.tls.is_some() { "https" } else { "http" }))?;
     }
     if missing(request, X_FORWARDED_HOST)
         && let Some(host) = request.headers.get(http::header::HOST).cloned()
@@ -78,14 +79,41 @@ fn set_missing(request: &mut RequestHeader, ends: &Ends, claimed: bool) -> Resul
 
 /// Keeps the client's request id if it is one, or makes one; the same for every try of a request.
 pub(super) fn set_request_id(request: &mut RequestHeader, made: &mut Option<RequestId>) -> Result<()> {
-    let kept = request.headers.get(&REQUEST_ID).is_some_and(|id| {
-        let id = id.as_bytes();
-        (1..=REQUEST_ID_LONGEST).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)
-    });
-    if kept {
+    if kept_id(request).is_some() {
         return Ok(());
     }
     request.insert_header(X_REQUEST_ID, made.get_or_insert_with(RequestId::new).0.as_slice())
+}
+
+/// Begins a trace where nobody has (W3C Trace Context, section 3.2): sampled, as whoever begins one decides. `tracestate` and B3
+/// headers, which others may have set, pass as they are.
+pub(super) fn set_traceparent(request: &mut RequestHeader, made: &mut Option<HeaderValue>) -> Result<()> {
+    if request.headers.contains_key(TRACEPARENT)
+        || request.headers.contains_key("b3")
+        || request.headers.contains_key("x-b3-traceid")
+    {
+        return Ok(());
+    }
+    let make = || {
+        let (trace, span) = (RequestId::new(), RequestId::new());
+        let text = format!("00-{}-{}-01", trace.as_str(), span.as_str().get(16..).unwrap_or_default());
+        HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static(""))
+    };
+    request.insert_header(TRACEPARENT, made.get_or_insert_with(make).clone())
+}
+
+/// The id of a request: the client's, if it is one, or one that is made for it.
+pub(super) fn request_id<'a>(request: &'a RequestHeader, made: &'a mut Option<RequestId>) -> &'a str {
+    match kept_id(request) {
+        Some(id) => id,
+        None => made.get_or_insert_with(RequestId::new).as_str(),
+    }
+}
+
+fn kept_id(request: &RequestHeader) -> Option<&str> {
+    let id = request.headers.get(&REQUEST_ID)?.as_bytes();
+    let fine = (1..=REQUEST_ID_LONGEST).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic);
+    std::str::from_utf8(id).ok().filter(|_| fine)
 }
 
 /// A client that is not trusted could otherwise be anybody, over any protocol, from anywhere. `Forwarded` goes as well:
@@ -118,6 +146,11 @@ fn real_client(forwarded_for: &str, trusted_proxies: &[IpNet]) -> Option<IpAddr>
 }
 
 impl RequestId {
+    /// As it is sent.
+    pub(super) fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+
     /// A random start for the process, and a count that is mixed so that ids do not look alike.
     fn new() -> Self {
         static START: LazyLock<(RandomState, [u8; 16])> = LazyLock::new(|| {

@@ -1,8 +1,8 @@
 //! Whether the head of an HTTP/1 request means one thing to everybody who reads it.
 //!
 //! Called by [`super::wire`] with bytes that nobody else has seen; Pingora, and after it a peer, only get what passes. It refuses
-//! rather than repairs (RFC 9112, sections 2.2, 3, 5 and 6), but for two things that honest clients send and that can be said in
-//! one way: a target in absolute form, and fields that a peer must not get. Pure.
+//! rather than repairs (RFC 9112, sections 2.2, 3, 5 and 6), but for what honest clients send and can be said in one way: a target
+//! in absolute form or with quotes and brackets in it, and fields that a peer must not get. Pure.
 
 use std::str;
 
@@ -248,7 +248,7 @@ fn origin_form(method: &str, target: &str, host: Option<&str>) -> Result<Option<
         return Err(Refusal::BadRequest("a target with bytes that are to be encoded"));
     }
     if target.starts_with('/') || (target == "*" && method == "OPTIONS") {
-        return Ok(None);
+        return Ok(encoded(target));
     }
     let scheme = |name: &str| target.get(..name.len()).filter(|start| start.eq_ignore_ascii_case(name)).map(str::len);
     let Some(after) = scheme("http://").or_else(|| scheme("https://")) else {
@@ -259,7 +259,17 @@ fn origin_form(method: &str, target: &str, host: Option<&str>) -> Result<Option<
     if !host.is_some_and(|host| host.eq_ignore_ascii_case(named)) {
         return Err(Refusal::BadRequest("a target and a Host that differ"));
     }
-    Ok(Some(if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }))
+    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+    Ok(Some(encoded(&path).unwrap_or(path)))
+}
+
+/// A target whose characters that no URI may have are encoded (RFC 3986, section 2.4); none, if it has none of them. Browsers and
+/// scripts send them, and applications differ in what they do then.
+fn encoded(target: &str) -> Option<String> {
+    let is_bad = |c: char| matches!(c, '"' | '<' | '>' | '`');
+    target
+        .contains(is_bad)
+        .then(|| target.chars().map(|c| if is_bad(c) { format!("%{:02X}", u32::from(c)) } else { c.to_string() }).collect())
 }
 
 fn rewrite(method: &str, target: &str, minor: u8, headers: &[httparse::Header<'_>], kept: impl Fn(&str) -> bool) -> Vec<u8> {

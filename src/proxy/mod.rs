@@ -21,12 +21,12 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant, SystemTime},
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderValue, Method, Version, header};
+use http::{HeaderName, HeaderValue, Method, Version, header};
 use pingora::{
     BError, Error, ErrorType, Result,
     http::{RequestHeader, ResponseHeader},
@@ -38,6 +38,7 @@ use pingora::{
 
 use self::{failure::Failure, forward::RequestId, refusal::Refusal};
 use crate::{
+    access_log::{AccessLog, Entry, shortened},
     metrics::{ErrorKind, Metrics},
     pool::{Lease, Peer, Refused},
     snapshot::{Service, Snapshot, SnapshotCell},
@@ -53,6 +54,7 @@ pub struct Proxy {
     snapshot: Arc<SnapshotCell>,
     metrics: Arc<Metrics>,
     stopping: Arc<AtomicBool>,
+    access_log: Option<AccessLog>,
 }
 
 /// One request, from its header to its end; dropping it gives its lease back on every way out.
@@ -72,14 +74,61 @@ pub struct RequestCtx {
     retried: bool,
     failure: Option<Failure>,
     request_id: Option<RequestId>,
+    traceparent: Option<HeaderValue>,
     /// Of the body, where nobody else counts it.
     received: u64,
+    connect_took: Option<Duration>,
+    header_took: Option<Duration>,
 }
 
 impl Proxy {
     /// Reads snapshots from `snapshot`; asks clients to leave once `stopping` is set.
-    pub fn new(snapshot: Arc<SnapshotCell>, metrics: Arc<Metrics>, stopping: Arc<AtomicBool>) -> Self {
-        Self { snapshot, metrics, stopping }
+    pub fn new(
+        snapshot: Arc<SnapshotCell>,
+        metrics: Arc<Metrics>,
+        stopping: Arc<AtomicBool>,
+        access_log: Option<AccessLog>,
+    ) -> Self {
+        Self { snapshot, metrics, stopping, access_log }
+    }
+
+    /// What the access log says of a request that has ended.
+    fn entry(session: &mut Session, ctx: &RequestCtx, code: u16, now: Instant) -> Box<Entry> {
+        let ends = connection::ends();
+        let request = session.req_header();
+        let header = |name: &HeaderName| request.headers.get(name).map(|value| shortened(value.as_bytes())).unwrap_or_default();
+        let host = request.uri.authority().map(|host| shortened(host.as_str().as_bytes()));
+        let kept = header(&forward::REQUEST_ID);
+        let failure = connection::refused().map(Failure::Refused).or(ctx.failure.filter(|_| !ctx.answered || code == 499));
+        let peer = ctx.lease.as_ref().map(Lease::peer).or(ctx.tried.last());
+        Box::new(Entry {
+            at: Some(SystemTime::now()),
+            client: ends.as_ref().map(|ends| ends.client.to_string()).unwrap_or_default(),
+            listener: ends.as_ref().map(|ends| ends.listener.to_string()).unwrap_or_default(),
+            method: request.method.to_string(),
+            host: host.unwrap_or_else(|| header(&header::HOST)),
+            target: shortened(request.raw_path()),
+            version: match request.version {
+                Version::HTTP_10 => "HTTP/1.0",
+                Version::HTTP_2 => "HTTP/2.0",
+                _ => "HTTP/1.1",
+            },
+            tls: ends.as_ref().and_then(|ends| ends.tls),
+            status: code,
+            bytes_sent: session.body_bytes_sent() as u64,
+            bytes_received: session.body_bytes_read() as u64,
+            duration: Some(now - ctx.began),
+            connect: ctx.connect_took,
+            header: ctx.header_took,
+            service: ctx.service.as_ref().map(|service| service.name.clone()).unwrap_or_default(),
+            pool: peer.map(|peer| peer.pool.clone()).unwrap_or_default(),
+            peer: peer.map(|peer| peer.address.to_string()).unwrap_or_default(),
+            retries: ctx.tried.len(),
+            request_id: ctx.request_id.as_ref().map_or(kept, |id| id.as_str().to_owned()),
+            ended: failure.map_or("ok", Failure::word),
+            referer: header(&header::REFERER),
+            user_agent: header(&header::USER_AGENT),
+        })
     }
 
     /// Takes the snapshot that serves now and finds the request's service in it.
@@ -148,7 +197,10 @@ impl ProxyHttp for Proxy {
             retried: false,
             failure: None,
             request_id: None,
+            traceparent: None,
             received: 0,
+            connect_took: None,
+            header_took: None,
         }
     }
 
@@ -173,7 +225,7 @@ impl ProxyHttp for Proxy {
         {
             connection::refuse(refusal);
             ctx.failure = Some(Failure::Refused(refusal));
-            answer(session, Failure::Refused(refusal)).await?;
+            answer(session, ctx, Failure::Refused(refusal)).await?;
             return Ok(true);
         }
         if ends.redirect_to_https && !session.req_header().uri.path().starts_with(ACME) {
@@ -184,7 +236,7 @@ impl ProxyHttp for Proxy {
             return Ok(false);
         }
         ctx.failure = Some(Failure::NoRoute);
-        answer(session, Failure::NoRoute).await?;
+        answer(session, ctx, Failure::NoRoute).await?;
         Ok(true)
     }
 
@@ -227,6 +279,7 @@ impl ProxyHttp for Proxy {
         // Taking a kept connection takes no time; the clock is looked at for a new one only.
         let connected = if reused { ctx.connect_began } else { Instant::now() };
         ctx.connected = Some(connected);
+        ctx.connect_took = Some(connected - ctx.connect_began);
         if let Some(service) = &ctx.service {
             if !reused {
                 service.active.metrics.connect.observe((connected - ctx.connect_began).as_secs_f64());
@@ -291,6 +344,9 @@ impl ProxyHttp for Proxy {
             return Err(Error::new_in(ErrorType::InternalError));
         };
         forward::set(request, &ends, trusted)?;
+        if ctx.snapshot.as_ref().is_some_and(|snapshot| snapshot.tracing) {
+            forward::set_traceparent(request, &mut ctx.traceparent)?;
+        }
         forward::set_request_id(request, &mut ctx.request_id)
     }
 
@@ -335,7 +391,9 @@ impl ProxyHttp for Proxy {
         }
         ctx.answered = true;
         if let (Some(connected), Some(service)) = (ctx.connected, &ctx.service) {
-            service.active.metrics.response_header.observe(connected.elapsed().as_secs_f64());
+            let took = connected.elapsed();
+            ctx.header_took = Some(took);
+            service.active.metrics.response_header.observe(took.as_secs_f64());
         }
         if response.status == http::StatusCode::SWITCHING_PROTOCOLS
             && let Some(lease) = &mut ctx.lease
@@ -363,7 +421,7 @@ impl ProxyHttp for Proxy {
         let failure = *ctx.failure.get_or_insert_with(|| refused.unwrap_or_else(|| Failure::of(e, false)));
         if failure != Failure::ClientGone && session.response_written().is_none() {
             // Whoever has gone in the meantime cannot be told.
-            drop(answer(session, failure).await);
+            drop(answer(session, ctx, failure).await);
         }
         FailToProxy { error_code: failure.status(), can_reuse_downstream: false }
     }
@@ -380,6 +438,9 @@ impl ProxyHttp for Proxy {
             (None, None) => &self.metrics.unrouted,
         };
         counter.inc(code, method);
+        if let Some(log) = &self.access_log {
+            log.write(Self::entry(session, ctx, code, now));
+        }
         if let Some(service) = &ctx.service {
             service.active.metrics.duration.observe((now - ctx.began).as_secs_f64());
             if !ctx.tried.is_empty() || ctx.retried {
@@ -404,7 +465,7 @@ impl ProxyHttp for Proxy {
 }
 
 /// Answers in place of a peer.
-async fn answer(session: &mut Session, failure: Failure) -> Result<()> {
+async fn answer(session: &mut Session, ctx: &mut RequestCtx, failure: Failure) -> Result<()> {
     if is_grpc(session) {
         // A status of HTTP means nothing to it; this is a whole answer.
         let mut response = ResponseHeader::build(200, Some(3))?;
@@ -413,9 +474,23 @@ async fn answer(session: &mut Session, failure: Failure) -> Result<()> {
         response.insert_header("grpc-message", failure.body().trim_end())?;
         return end_with(session, response).await;
     }
-    let mut response = ResponseHeader::build(failure.status(), Some(5))?;
-    let body = failure.body();
-    response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))?;
+    let status = failure.status();
+    let id = forward::request_id(session.req_header(), &mut ctx.request_id);
+    let page = ctx.service.as_ref().and_then(|service| service.error_pages.get(&status));
+    let accept = session.req_header().headers.get(header::ACCEPT).map(HeaderValue::as_bytes).unwrap_or_default();
+    let (content_type, body) = if memchr::memmem::find(accept, b"application/json").is_some() {
+        let message = failure.body().trim_end().trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ');
+        ("application/json", serde_json::json!({"status": status, "error": message, "request_id": id}).to_string())
+    } else if let Some(page) = page {
+        // An id has graphic characters only, of which these mean something in HTML.
+        let id = id.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;");
+        ("text/html; charset=utf-8", page.text.replace("{request_id}", &id))
+    } else {
+        ("text/plain; charset=utf-8", failure.body().to_owned())
+    };
+    let mut response = ResponseHeader::build(status, Some(6))?;
+    response.insert_header(forward::X_REQUEST_ID, id)?;
+    response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static(content_type))?;
     response.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
     response.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
     if failure == Failure::NobodyReady {
@@ -426,7 +501,7 @@ async fn answer(session: &mut Session, failure: Failure) -> Result<()> {
         session.set_keepalive(None);
     }
     session.write_response_header(Box::new(response), false).await?;
-    session.write_response_body(Some(Bytes::from_static(body.as_bytes())), true).await
+    session.write_response_body(Some(Bytes::from(body)), true).await
 }
 
 /// Sends the client to the same place over HTTPS, on its usual port.

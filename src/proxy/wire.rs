@@ -120,6 +120,17 @@ impl Wire {
         }
     }
 
+    /// The version of TLS, as everybody writes it.
+    pub(super) fn tls_version(&self) -> Option<&'static str> {
+        match self.socket.as_ref().map(BufWriter::get_ref)? {
+            Socket::Plain(_) => None,
+            Socket::Tls(stream) => match stream.get_ref().1.protocol_version() {
+                Some(rustls::ProtocolVersion::TLSv1_2) => Some("TLSv1.2"),
+                _ => Some("TLSv1.3"),
+            },
+        }
+    }
+
     /// Whether all of the last request was taken, so that another one may follow.
     pub(super) fn is_between_requests(&self) -> bool {
         self.mode == Mode::Requests && self.exactly == 0 && self.passed == 0 && self.chunks.is_none_or(|chunks| chunks.done())

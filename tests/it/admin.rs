@@ -194,3 +194,75 @@ fn a_promotion_that_needs_no_proof_is_written_as_well() {
     }
     slow.read_response().unwrap();
 }
+
+#[test]
+fn with_a_token_file_only_those_who_know_the_token_may_ask_for_more_than_health_and_metrics() {
+    let blue = Origin::start("blue");
+    let config = ConfigFile::new(&[("blue", &[blue.address()]), ("green", &[blue.address()])]);
+    let text = config.text().replace("admin:\n", "admin:\n  token_file: token\n").replace("      green:\n", "      red:\n");
+    let text = text.split("      red:").next().unwrap().to_owned();
+    let token = "0123456789abcdef0123456789abcdef";
+    for (content, said) in
+        [(None, "No such file"), (Some("short"), "16 characters or more"), (Some("two words in one token"), "one token")]
+    {
+        if let Some(content) = content {
+            std::fs::write(config.folder().join("token"), content).unwrap();
+        }
+        config.write_in_place(&text);
+        let output = crate::support::switchover::run(&["run", "--config", config.path.to_str().unwrap()]);
+        assert!(output.code == 1 && output.stderr.contains(said) && output.stderr.contains("admin.token_file"), "{output:?}");
+    }
+    std::fs::write(config.folder().join("token"), format!("{token}\n")).unwrap();
+    let switchover = Switchover::start(&config);
+    for path in ["/livez", "/readyz", "/metrics"] {
+        crate::support::eventually(path, || match switchover.admin_get(path).0 {
+            200 => Ok(()),
+            other => Err(other),
+        });
+    }
+    let ask = |authorization: &str| {
+        let request = format!("GET /v1/status HTTP/1.1\r\nHost: x\r\n{authorization}Connection: close\r\n\r\n");
+        switchover.admin_request(&request).0
+    };
+    for (authorization, status) in [
+        ("", 401),
+        ("Authorization: Bearer wrong\r\n", 401),
+        ("Authorization: Bearer 0123456789abcdef0123456789abcdeX\r\n", 401),
+        ("Authorization: Basic 0123456789abcdef0123456789abcdef\r\n", 401),
+        ("Authorization: Bearer 0123456789abcdef0123456789abcdef\r\n", 200),
+    ] {
+        assert_eq!(ask(authorization), status, "{authorization}");
+    }
+    assert_eq!(switchover.admin_post("/v1/reload", "{}").0, 401);
+    // Commands find the token where the configuration says that it is, and a new one is taken without a restart.
+    assert_eq!(switchover.cli(&["status"]).code, 0);
+    std::fs::write(config.folder().join("token"), "another-token-of-some-length").unwrap();
+    assert_eq!(ask("Authorization: Bearer 0123456789abcdef0123456789abcdef\r\n"), 401);
+    assert_eq!(switchover.cli(&["reload"]).code, 0);
+}
+
+#[test]
+fn without_a_token_nobody_from_elsewhere_and_no_page_may_ask_for_more_than_health_and_metrics() {
+    let blue = Origin::start("blue");
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    config.write_in_place(&config.text().replace("admin:\n  address: 127.0.0.1:0", "admin:\n  address: 0.0.0.0:0"));
+    let switchover = Switchover::start(&config);
+    // An address of this machine that is not loopback: whoever connects to it comes from it.
+    let probe = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    let elsewhere = probe.connect("192.0.2.1:9").and_then(|()| probe.local_addr()).map(|address| address.ip());
+    if let Ok(ip) = elsewhere
+        && !ip.is_loopback()
+    {
+        let mut client = crate::support::Client::connect((ip, switchover.admin.port()).into()).unwrap();
+        assert_eq!(client.get("/livez").unwrap().status, 200);
+        assert_eq!(client.get("/metrics").unwrap().status, 200);
+        let answer = client.get("/v1/status").unwrap();
+        assert!(answer.status == 403 && answer.text().contains("admin.token_file"), "{answer:?}");
+    } else {
+        println!("this machine has loopback alone: not tried from elsewhere");
+    }
+    let status = |head: &str| switchover.admin_request(&format!("GET /v1/status HTTP/1.1\r\n{head}Connection: close\r\n\r\n")).0;
+    assert_eq!(status("Host: localhost\r\n"), 200);
+    assert_eq!(status("Host: evil.example.com\r\n"), 403, "DNS rebinding");
+    assert_eq!(status("Host: localhost\r\nOrigin: http://evil.example.com\r\n"), 403);
+}

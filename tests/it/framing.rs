@@ -180,6 +180,11 @@ const REQUESTS: &[(&str, &str, Becomes)] = &[
     ("a null in the target", "GET /\x00 HTTP/1.1\r\n{H}\r\n", BAD),
     ("other letters in the target", "GET /\u{e9} HTTP/1.1\r\n{H}\r\n", BAD),
     ("a fragment", "GET /#a HTTP/1.1\r\n{H}\r\n", BAD),
+    (
+        "characters that a target must not have",
+        "GET /\"a\"?x=<b>`{c}|[d]\\^ HTTP/1.1\r\n{H}\r\n",
+        Sent(&["GET /%22a%22?x=%3Cb%3E%60{c}|[d]\\^ HTTP/1.1"], &[], ""),
+    ),
     ("no target", "GET HTTP/1.1\r\n{H}\r\n", BAD),
     ("no version", "GET /\r\n{H}\r\n", BAD),
     ("HTTP/0.9", "GET / HTTP/0.9\r\n{H}\r\n", BAD),

@@ -22,6 +22,7 @@ mod lifecycle;
 mod limits;
 mod metrics;
 mod names;
+mod observe;
 mod proxy_protocol;
 mod refused;
 mod reload;

@@ -30,6 +30,7 @@ const LISTED: &[(&str, &[&str])] = &[
     ("build_info", &["version"]),
     ("downstream_connections", &[]),
     ("rejected_requests_total", &["listener", "reason"]),
+    ("access_log_dropped_total", &[]),
 ];
 
 /// Name and label names of every sample.

@@ -1,0 +1,230 @@
+//! The access log: one line per request, and per connection that was refused before it had one.
+//!
+//! [`crate::proxy`] hands over what happened; a thread of its own makes lines of it and writes them. It never keeps a request
+//! waiting: when the thread falls behind by more than [`QUEUE`] lines, further ones are dropped and counted.
+
+use std::{
+    fmt::Write as _,
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread,
+    time::{Duration, SystemTime},
+};
+
+use chrono::{DateTime, Utc};
+use prometheus::IntCounter;
+use serde::{Serialize, Serializer};
+
+use crate::config::LogFormat;
+
+/// Lines that wait to be written.
+const QUEUE: usize = 8192;
+/// Of a target or a header, in a line.
+const LONGEST: usize = 2048;
+
+/// Where requests are written down. Clones are the same log.
+#[derive(Clone)]
+pub struct AccessLog {
+    lines: SyncSender<Box<Entry>>,
+    dropped: IntCounter,
+    reopen: Arc<AtomicBool>,
+}
+
+/// What happened to a request. Durations are in seconds.
+#[derive(Debug, Default, Serialize)]
+pub struct Entry {
+    /// When it ended.
+    #[serde(serialize_with = "rfc3339")]
+    pub at: Option<SystemTime>,
+    /// Whose it was.
+    pub client: String,
+    /// As configured: `0.0.0.0:443`.
+    pub listener: String,
+    /// Empty where there was no header.
+    pub method: String,
+    /// As sent.
+    pub host: String,
+    /// Path and query.
+    pub target: String,
+    /// `HTTP/1.1`.
+    pub version: &'static str,
+    /// `TLSv1.3`; none without TLS.
+    pub tls: Option<&'static str>,
+    /// 499 if the client did not wait; 0 if there was nobody to answer.
+    pub status: u16,
+    /// Of the answer's body.
+    pub bytes_sent: u64,
+    /// Of the request's body.
+    pub bytes_received: u64,
+    /// From the header of the request to the end of the answer.
+    #[serde(serialize_with = "seconds")]
+    pub duration: Option<Duration>,
+    /// To connect to the peer; 0 for a kept connection.
+    #[serde(serialize_with = "seconds")]
+    pub connect: Option<Duration>,
+    /// From the connection to the peer's header.
+    #[serde(serialize_with = "seconds")]
+    pub header: Option<Duration>,
+    /// Empty before routing.
+    pub service: String,
+    /// Empty before a peer was picked.
+    pub pool: String,
+    /// As in the file.
+    pub peer: String,
+    /// Peers that failed it before.
+    pub retries: usize,
+    /// The client's, or the one made for it.
+    pub request_id: String,
+    /// How it ended, in one word: `ok`, or why not.
+    pub ended: &'static str,
+    /// As sent.
+    pub referer: String,
+    /// As sent.
+    pub user_agent: String,
+}
+
+impl AccessLog {
+    /// Opens `file` (standard output without one) and starts to write.
+    ///
+    /// # Errors
+    /// When the file cannot be opened.
+    pub fn start(format: LogFormat, file: Option<PathBuf>, dropped: IntCounter) -> io::Result<Self> {
+        let out = open(file.as_deref())?;
+        let (lines, entries) = sync_channel(QUEUE);
+        let log = Self { lines, dropped, reopen: Arc::default() };
+        let reopen = Arc::clone(&log.reopen);
+        thread::Builder::new()
+            .name("access log".to_owned())
+            .spawn(move || write(&entries, out, file.as_deref(), format, &reopen))?;
+        Ok(log)
+    }
+
+    /// Writes it down, unless too many wait.
+    pub fn write(&self, entry: Box<Entry>) {
+        if self.lines.try_send(entry).is_err() {
+            self.dropped.inc();
+        }
+    }
+
+    /// Opens the file anew before the next line: it was moved away.
+    pub fn reopen(&self) {
+        self.reopen.store(true, Relaxed);
+    }
+}
+
+enum Out {
+    Stdout(io::Stdout),
+    File(File),
+}
+
+impl Write for Out {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Stdout(out) => out.write(bytes),
+            Self::File(out) => out.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Stdout(out) => out.flush(),
+            Self::File(out) => out.flush(),
+        }
+    }
+}
+
+fn open(file: Option<&Path>) -> io::Result<Out> {
+    Ok(match file {
+        None => Out::Stdout(io::stdout()),
+        Some(path) => Out::File(OpenOptions::new().create(true).append(true).open(path)?),
+    })
+}
+
+/// Writes what is there at once, until nobody is left who could send more.
+fn write(entries: &Receiver<Box<Entry>>, mut out: Out, file: Option<&Path>, format: LogFormat, reopen: &AtomicBool) {
+    let mut text = String::new();
+    let mut failed = false;
+    while let Ok(first) = entries.recv() {
+        text.clear();
+        for entry in std::iter::once(first).chain(entries.try_iter().take(QUEUE)) {
+            line(&mut text, &entry, format);
+        }
+        if reopen.swap(false, Relaxed) {
+            match open(file) {
+                Ok(new) => out = new,
+                Err(e) => log::error!("cannot reopen the access log, the old file goes on error={e}"),
+            }
+        }
+        let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        // Once, and not for every line: a full disk is told of by the log that is not on it.
+        if let (Err(e), false) = (&written, failed) {
+            log::error!("cannot write the access log error={e}");
+        }
+        failed = written.is_err();
+    }
+}
+
+fn line(text: &mut String, entry: &Entry, format: LogFormat) {
+    match format {
+        LogFormat::Json => text.push_str(&serde_json::to_string(entry).unwrap_or_default()),
+        LogFormat::Text => {
+            let at = DateTime::<Utc>::from(entry.at.unwrap_or(SystemTime::UNIX_EPOCH)).format("%d/%b/%Y:%H:%M:%S +0000");
+            let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { escaped(text) };
+            let request = match entry.method.as_str() {
+                "" => "-".to_owned(),
+                method => format!("{} {} {}", escaped(method), escaped(&entry.target), entry.version),
+            };
+            let place = format!("{}/{}/{}", or_dash(&entry.service), or_dash(&entry.pool), or_dash(&entry.peer));
+            let duration = entry.duration.unwrap_or_default().as_secs_f64();
+            let written = write!(
+                text,
+                "{} - - [{at}] \"{request}\" {} {} \"{}\" \"{}\" {place} {duration:.3} {} {}",
+                entry.client,
+                entry.status,
+                entry.bytes_sent,
+                or_dash(&entry.referer),
+                or_dash(&entry.user_agent),
+                or_dash(&entry.request_id),
+                entry.ended,
+            );
+            debug_assert!(written.is_ok(), "a String takes everything");
+        }
+    }
+    text.push('\n');
+}
+
+/// As nginx does it: nothing that a client sends can end a line or a quotation.
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte == b'"' || byte == b'\\' || !(b' '..=b'~').contains(&byte) {
+            out.push_str(&format!("\\x{byte:02X}"));
+        } else {
+            out.push(char::from(byte));
+        }
+    }
+    out
+}
+
+/// As much of what a client sent as belongs into a line.
+pub fn shortened(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes.get(..LONGEST).unwrap_or(bytes)).into_owned()
+}
+
+fn rfc3339<S: Serializer>(at: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&humantime::format_rfc3339_millis(at.unwrap_or(SystemTime::UNIX_EPOCH)).to_string())
+}
+
+fn seconds<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    match duration {
+        // Microseconds are enough.
+        Some(duration) => serializer.serialize_f64((duration.as_secs_f64() * 1e6).round() / 1e6),
+        None => serializer.serialize_none(),
+    }
+}
