@@ -44,8 +44,9 @@ use super::{
     connection::{self, Ends},
     proxy_protocol,
     refusal::Refusal,
+    socket::Socket,
     tls::Tls,
-    wire::{End, Next, Socket, Wire},
+    wire::{self, End, Next, Wire},
 };
 use crate::{
     access_log::{AccessLog, Entry},
@@ -222,16 +223,15 @@ impl Edge {
                 }
             }
         };
-        let wire = Wire::new(socket);
         let ends = Arc::new(Ends {
-            tls: wire.tls_version(),
+            tls: socket.tls_version(),
             listener: Arc::clone(&listening.label),
             redirect_to_https: listening.config.redirect_to_https,
             ..Ends::new(client, listening.local_port, Arc::clone(limits))
         });
         let requests = async {
             connection::await_header(Some(began + limits.header_timeout));
-            self.requests(wire, &listening, &ends, &stopping).await;
+            self.requests(Wire::new(socket), &listening, &ends, &stopping).await;
             if let Some(refusal) = connection::refused() {
                 self.count(refusal, &listening);
             }
@@ -243,19 +243,21 @@ impl Edge {
     async fn requests(&self, wire: Wire, listening: &Arc<Listening>, ends: &Arc<Ends>, stopping: &ShutdownWatch) {
         let limits = &listening.limits;
         let mut wire = Box::new(wire);
-        let by_alpn = wire.is_h2_by_alpn();
         // Over TLS it is the handshake that decides.
-        let mut may_be_h2 = by_alpn || ends.tls.is_none();
+        let mut may_be_h2 = match ends.tls {
+            None => wire::H2::Maybe,
+            Some(_) if wire.socket().is_some_and(Socket::has_agreed_on_h2) => wire::H2::Agreed,
+            Some(_) => wire::H2::No,
+        };
         let mut left = limits.requests_per_connection;
         loop {
             match wire.next(limits, may_be_h2, &self.0.closing).await {
                 Ok(Next::H2) => return self.h2(wire, listening, ends, stopping).await,
-                Ok(Next::Request) if by_alpn => return self.reject(Refusal::BadRequest("no HTTP/2"), ends.client, listening),
                 Ok(Next::Request) => {}
                 Err(End::Closed) => return,
                 Err(End::Refused(refusal)) => return self.refuse(*wire, refusal, ends.client, listening).await,
             }
-            may_be_h2 = false;
+            may_be_h2 = wire::H2::No;
             let mut session = ServerSession::new_http1(wire);
             left -= 1;
             if left == 0 {

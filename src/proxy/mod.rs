@@ -3,15 +3,20 @@
 //! The accept loop in [`edge`] calls it for every request. It reads one snapshot per request and never waits for a lock; it
 //! knows nothing of the controller that stores snapshots.
 
+mod answer;
 mod chunks;
 mod connection;
 pub mod edge;
+mod entry;
 mod failure;
 mod forward;
 mod head;
+#[cfg(test)]
+mod mutated;
 mod proxy_protocol;
 mod refusal;
 mod response;
+mod socket;
 pub mod tls;
 mod wire;
 
@@ -21,24 +26,24 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Version, header};
+use http::{HeaderValue, Version, header};
 use pingora::{
     BError, Error, ErrorType, Result,
     http::{RequestHeader, ResponseHeader},
     modules::http::HttpModules,
-    protocols::{Digest, http::ServerSession},
+    protocols::Digest,
     proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session},
     upstreams::peer::HttpPeer,
 };
 
 use self::{failure::Failure, forward::RequestId, refusal::Refusal};
 use crate::{
-    access_log::{AccessLog, Entry, shortened},
+    access_log::AccessLog,
     metrics::{ErrorKind, Metrics},
     pool::{Lease, Peer, Refused},
     snapshot::{Service, Snapshot, SnapshotCell},
@@ -90,45 +95,6 @@ impl Proxy {
         access_log: Option<AccessLog>,
     ) -> Self {
         Self { snapshot, metrics, stopping, access_log }
-    }
-
-    /// What the access log says of a request that has ended.
-    fn entry(session: &mut Session, ctx: &RequestCtx, code: u16, now: Instant) -> Box<Entry> {
-        let ends = connection::ends();
-        let request = session.req_header();
-        let header = |name: &HeaderName| request.headers.get(name).map(|value| shortened(value.as_bytes())).unwrap_or_default();
-        let host = request.uri.authority().map(|host| shortened(host.as_str().as_bytes()));
-        let kept = header(&forward::REQUEST_ID);
-        let failure = connection::refused().map(Failure::Refused).or(ctx.failure.filter(|_| !ctx.answered || code == 499));
-        let peer = ctx.lease.as_ref().map(Lease::peer).or(ctx.tried.last());
-        Box::new(Entry {
-            at: Some(SystemTime::now()),
-            client: ends.as_ref().map(|ends| ends.client.to_string()).unwrap_or_default(),
-            listener: ends.as_ref().map(|ends| ends.listener.to_string()).unwrap_or_default(),
-            method: request.method.to_string(),
-            host: host.unwrap_or_else(|| header(&header::HOST)),
-            target: shortened(request.raw_path()),
-            version: match request.version {
-                Version::HTTP_10 => "HTTP/1.0",
-                Version::HTTP_2 => "HTTP/2.0",
-                _ => "HTTP/1.1",
-            },
-            tls: ends.as_ref().and_then(|ends| ends.tls),
-            status: code,
-            bytes_sent: session.body_bytes_sent() as u64,
-            bytes_received: session.body_bytes_read() as u64,
-            duration: Some(now - ctx.began),
-            connect: ctx.connect_took,
-            header: ctx.header_took,
-            service: ctx.service.as_ref().map(|service| service.name.clone()).unwrap_or_default(),
-            pool: peer.map(|peer| peer.pool.clone()).unwrap_or_default(),
-            peer: peer.map(|peer| peer.address.to_string()).unwrap_or_default(),
-            retries: ctx.tried.len(),
-            request_id: ctx.request_id.as_ref().map_or(kept, |id| id.as_str().to_owned()),
-            ended: failure.map_or("ok", Failure::word),
-            referer: header(&header::REFERER),
-            user_agent: header(&header::USER_AGENT),
-        })
     }
 
     /// Takes the snapshot that serves now and finds the request's service in it.
@@ -225,18 +191,18 @@ impl ProxyHttp for Proxy {
         {
             connection::refuse(refusal);
             ctx.failure = Some(Failure::Refused(refusal));
-            answer(session, ctx, Failure::Refused(refusal)).await?;
+            answer::failure(session, ctx, Failure::Refused(refusal)).await?;
             return Ok(true);
         }
         if ends.redirect_to_https && !session.req_header().uri.path().starts_with(ACME) {
-            redirect(session).await?;
+            answer::redirect(session).await?;
             return Ok(true);
         }
         if self.route(session, ctx) {
             return Ok(false);
         }
         ctx.failure = Some(Failure::NoRoute);
-        answer(session, ctx, Failure::NoRoute).await?;
+        answer::failure(session, ctx, Failure::NoRoute).await?;
         Ok(true)
     }
 
@@ -421,7 +387,7 @@ impl ProxyHttp for Proxy {
         let failure = *ctx.failure.get_or_insert_with(|| refused.unwrap_or_else(|| Failure::of(e, false)));
         if failure != Failure::ClientGone && session.response_written().is_none() {
             // Whoever has gone in the meantime cannot be told.
-            drop(answer(session, ctx, failure).await);
+            drop(answer::failure(session, ctx, failure).await);
         }
         FailToProxy { error_code: failure.status(), can_reuse_downstream: false }
     }
@@ -439,7 +405,7 @@ impl ProxyHttp for Proxy {
         };
         counter.inc(code, method);
         if let Some(log) = &self.access_log {
-            log.write(Self::entry(session, ctx, code, now));
+            log.write(entry::of(session, ctx, code, now));
         }
         if let Some(service) = &ctx.service {
             service.active.metrics.duration.observe((now - ctx.began).as_secs_f64());
@@ -462,75 +428,4 @@ impl ProxyHttp for Proxy {
     ) -> bool {
         true
     }
-}
-
-/// Answers in place of a peer.
-async fn answer(session: &mut Session, ctx: &mut RequestCtx, failure: Failure) -> Result<()> {
-    if is_grpc(session) {
-        // A status of HTTP means nothing to it; this is a whole answer.
-        let mut response = ResponseHeader::build(200, Some(3))?;
-        response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"))?;
-        response.insert_header("grpc-status", failure.grpc_status())?;
-        response.insert_header("grpc-message", failure.body().trim_end())?;
-        return end_with(session, response).await;
-    }
-    let status = failure.status();
-    let id = forward::request_id(session.req_header(), &mut ctx.request_id);
-    let page = ctx.service.as_ref().and_then(|service| service.error_pages.get(&status));
-    let accept = session.req_header().headers.get(header::ACCEPT).map(HeaderValue::as_bytes).unwrap_or_default();
-    let (content_type, body) = if memchr::memmem::find(accept, b"application/json").is_some() {
-        let message = failure.body().trim_end().trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ');
-        ("application/json", serde_json::json!({"status": status, "error": message, "request_id": id}).to_string())
-    } else if let Some(page) = page {
-        // An id has graphic characters only, of which these mean something in HTML.
-        let id = id.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;");
-        ("text/html; charset=utf-8", page.text.replace("{request_id}", &id))
-    } else {
-        ("text/plain; charset=utf-8", failure.body().to_owned())
-    };
-    let mut response = ResponseHeader::build(status, Some(6))?;
-    response.insert_header(forward::X_REQUEST_ID, id)?;
-    response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static(content_type))?;
-    response.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
-    response.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
-    if failure == Failure::NobodyReady {
-        response.insert_header(header::RETRY_AFTER, HeaderValue::from_static("1"))?;
-    }
-    if failure != Failure::NoRoute {
-        // What is left of the request is of no use any more, so the connection is not either.
-        session.set_keepalive(None);
-    }
-    session.write_response_header(Box::new(response), false).await?;
-    session.write_response_body(Some(Bytes::from(body)), true).await
-}
-
-/// Sends the client to the same place over HTTPS, on its usual port.
-async fn redirect(session: &mut Session) -> Result<()> {
-    let request = session.req_header();
-    let host = request.headers.get(header::HOST).map(HeaderValue::as_bytes);
-    let host = host.or_else(|| request.uri.authority().map(|authority| authority.as_str().as_bytes())).unwrap_or_default();
-    let port = host.iter().rposition(|byte| *byte == b':').filter(|at| !host.iter().skip(*at).any(|byte| *byte == b']'));
-    let host = host.get(..port.unwrap_or(host.len())).unwrap_or_default();
-    let path = request.uri.path_and_query().map_or("/", |path| path.as_str());
-    let location = HeaderValue::from_bytes(&[b"https://", host, path.as_bytes()].concat());
-    // 301 is the one that every client knows; 308 keeps the method and the body.
-    let status = if matches!(request.method, Method::GET | Method::HEAD) { 301 } else { 308 };
-    let mut response = ResponseHeader::build(status, Some(2))?;
-    response.insert_header(header::LOCATION, location.unwrap_or(HeaderValue::from_static("/")))?;
-    response.insert_header(header::CONTENT_LENGTH, HeaderValue::from_static("0"))?;
-    end_with(session, response).await
-}
-
-/// Writes a header that is the whole answer.
-async fn end_with(session: &mut Session, response: ResponseHeader) -> Result<()> {
-    match &mut *session.downstream_session {
-        // Pingora's own way never says that it is the end, and the client would see its stream cut off.
-        ServerSession::H2(stream) => stream.write_response_header(Box::new(response), true),
-        _ => session.write_response_header(Box::new(response), true).await,
-    }
-}
-
-fn is_grpc(session: &Session) -> bool {
-    let content_type = session.req_header().headers.get(header::CONTENT_TYPE);
-    session.is_http2() && content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }

@@ -11,7 +11,7 @@ use std::{
     fmt,
     future::poll_fn,
     io,
-    os::fd::{AsRawFd, RawFd},
+    os::fd::RawFd,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
@@ -26,11 +26,9 @@ use pingora::protocols::{
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf},
-    net::TcpStream,
     sync::Notify,
     time::timeout,
 };
-use tokio_rustls::server::TlsStream;
 use tokio_util::io::poll_read_buf;
 
 use super::{
@@ -38,6 +36,7 @@ use super::{
     connection::{self, Direction},
     head::{self, Body, Scan},
     refusal::Refusal,
+    socket::Socket,
 };
 use crate::config::Limits;
 
@@ -50,12 +49,6 @@ const WRITE_BUFFER: usize = 4096;
 /// A client that was refused while it was still sending has to read the answer before the connection is reset.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: u64 = 1024 * 1024;
-
-/// A client's socket.
-pub(super) enum Socket {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
 
 /// A client's connection.
 pub(super) struct Wire {
@@ -89,6 +82,16 @@ pub(super) enum Next {
     H2,
 }
 
+/// Whether a client may begin with HTTP/2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum H2 {
+    No,
+    /// If it does so.
+    Maybe,
+    /// It has said so in the TLS handshake; whatever comes then is for h2 to judge.
+    Agreed,
+}
+
 /// Why there is no next request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum End {
@@ -112,23 +115,9 @@ impl Wire {
         }
     }
 
-    /// Whether the client has agreed to speak HTTP/2 in the TLS handshake.
-    pub(super) fn is_h2_by_alpn(&self) -> bool {
-        match self.socket.as_ref().map(BufWriter::get_ref) {
-            Some(Socket::Tls(stream)) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
-            _ => false,
-        }
-    }
-
-    /// The version of TLS, as everybody writes it.
-    pub(super) fn tls_version(&self) -> Option<&'static str> {
-        match self.socket.as_ref().map(BufWriter::get_ref)? {
-            Socket::Plain(_) => None,
-            Socket::Tls(stream) => match stream.get_ref().1.protocol_version() {
-                Some(rustls::ProtocolVersion::TLSv1_2) => Some("TLSv1.2"),
-                _ => Some("TLSv1.3"),
-            },
-        }
+    /// What it is spoken over.
+    pub(super) fn socket(&self) -> Option<&Socket> {
+        self.socket.as_ref().map(BufWriter::get_ref)
     }
 
     /// Whether all of the last request was taken, so that another one may follow.
@@ -137,22 +126,24 @@ impl Wire {
     }
 
     /// Waits for the next header, judges it, and lets it through to Pingora. `closing` asks to go who has nothing to ask;
-    /// `may_be_h2` is for the first one of a connection.
+    /// `h2` is for the first one of a connection.
     ///
     /// # Errors
     /// When there is none that may pass.
-    pub(super) async fn next(&mut self, limits: &Limits, may_be_h2: bool, closing: &Notify) -> Result<Next, End> {
+    pub(super) async fn next(&mut self, limits: &Limits, h2: H2, closing: &Notify) -> Result<Next, End> {
         let mut scan = Scan::default();
         let mut begun = false;
         let mut closing = pin!(closing.notified());
         loop {
-            if self.pending.starts_with(b"\r\n") {
+            if h2 != H2::Agreed && self.pending.starts_with(b"\r\n") {
                 // Some clients send one too many after a body (RFC 9112, section 2.2).
                 self.pending.advance(2);
                 scan = Scan::default();
             }
-            let maybe_h2 = may_be_h2 && !self.pending.is_empty() && H2_PREFACE.starts_with(head_of(&self.pending));
-            if maybe_h2 && self.pending.len() >= H2_PREFACE.len() {
+            let begins = !self.pending.is_empty() && H2_PREFACE.starts_with(head_of(&self.pending));
+            let maybe_h2 = h2 == H2::Agreed || h2 == H2::Maybe && begins;
+            let decided = if begins { self.pending.len() >= H2_PREFACE.len() } else { !self.pending.is_empty() };
+            if maybe_h2 && decided {
                 self.mode = Mode::H2;
                 connection::await_header(None);
                 return Ok(Next::H2);
@@ -380,61 +371,6 @@ impl AsyncWrite for Wire {
 
     fn is_write_vectored(&self) -> bool {
         self.socket.as_ref().is_some_and(AsyncWrite::is_write_vectored)
-    }
-}
-
-impl Socket {
-    fn fd(&self) -> RawFd {
-        match self {
-            Self::Plain(stream) => stream.as_raw_fd(),
-            Self::Tls(stream) => stream.get_ref().0.as_raw_fd(),
-        }
-    }
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
-
-    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, all: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, all),
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, all),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
-        }
     }
 }
 

@@ -1,0 +1,51 @@
+//! What the access log says of a request. Called when it has ended, and only if there is a log.
+
+use std::time::{Instant, SystemTime};
+
+use http::{HeaderName, Version, header};
+use pingora::proxy::Session;
+
+use super::{RequestCtx, connection, failure::Failure, forward};
+use crate::{
+    access_log::{Entry, shortened},
+    pool::Lease,
+};
+
+/// What the access log says of a request that has ended.
+pub(super) fn of(session: &mut Session, ctx: &RequestCtx, code: u16, now: Instant) -> Box<Entry> {
+    let ends = connection::ends();
+    let request = session.req_header();
+    let header = |name: &HeaderName| request.headers.get(name).map(|value| shortened(value.as_bytes())).unwrap_or_default();
+    let host = request.uri.authority().map(|host| shortened(host.as_str().as_bytes()));
+    let kept = header(&forward::REQUEST_ID);
+    let failure = connection::refused().map(Failure::Refused).or(ctx.failure.filter(|_| !ctx.answered || code == 499));
+    let peer = ctx.lease.as_ref().map(Lease::peer).or(ctx.tried.last());
+    Box::new(Entry {
+        at: Some(SystemTime::now()),
+        client: ends.as_ref().map(|ends| ends.client.to_string()).unwrap_or_default(),
+        listener: ends.as_ref().map(|ends| ends.listener.to_string()).unwrap_or_default(),
+        method: request.method.to_string(),
+        host: host.unwrap_or_else(|| header(&header::HOST)),
+        target: shortened(request.raw_path()),
+        version: match request.version {
+            Version::HTTP_10 => "HTTP/1.0",
+            Version::HTTP_2 => "HTTP/2.0",
+            _ => "HTTP/1.1",
+        },
+        tls: ends.as_ref().and_then(|ends| ends.tls),
+        status: code,
+        bytes_sent: session.body_bytes_sent() as u64,
+        bytes_received: session.body_bytes_read() as u64,
+        duration: Some(now - ctx.began),
+        connect: ctx.connect_took,
+        header: ctx.header_took,
+        service: ctx.service.as_ref().map(|service| service.name.clone()).unwrap_or_default(),
+        pool: peer.map(|peer| peer.pool.clone()).unwrap_or_default(),
+        peer: peer.map(|peer| peer.address.to_string()).unwrap_or_default(),
+        retries: ctx.tried.len(),
+        request_id: ctx.request_id.as_ref().map_or(kept, |id| id.as_str().to_owned()),
+        ended: failure.map_or("ok", Failure::word),
+        referer: header(&header::REFERER),
+        user_agent: header(&header::USER_AGENT),
+    })
+}
