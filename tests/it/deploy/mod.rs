@@ -3,6 +3,7 @@
 
 mod compose;
 mod grpc;
+mod h2spec;
 mod image;
 mod jars;
 mod prometheus;
