@@ -1,13 +1,19 @@
-//! The two ends: an origin that answers at once, and clients that ask over kept connections. Both are as small as can be, so
-//! that the proxy gets the machine.
+//! The two ends: an origin that answers at once, and clients that ask it. Both are as small as can be, so that the proxy gets
+//! the machine.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
+use rustls::{
+    ClientConfig, RootCertStore,
+    client::Resumption,
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
+};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     task::JoinSet,
 };
+use tokio_rustls::TlsConnector;
 
 use super::Outcome;
 
@@ -42,15 +48,22 @@ pub(super) async fn until_it_answers(address: SocketAddr) -> Outcome<()> {
     Err(format!("nobody answers on {address}").into())
 }
 
-/// Asks so many times, over all connections together.
-pub(super) async fn ask(address: SocketAddr, requests: usize) -> Outcome<()> {
+/// Asks so many times over all connections together, by TLS if there is a connector; one request on each connection, or many.
+pub(super) async fn ask(address: SocketAddr, tls: Option<TlsConnector>, requests: usize, per_connection: usize) -> Outcome<()> {
     let mut clients = JoinSet::new();
     for _ in 0..CONNECTIONS {
+        let tls = tls.clone();
         clients.spawn(async move {
-            let mut stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
-            for _ in 0..requests / CONNECTIONS {
-                ask_once(&mut stream).await?;
+            let mut left = requests / CONNECTIONS;
+            while left > 0 {
+                let now = left.min(per_connection);
+                left -= now;
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                match &tls {
+                    Some(tls) => ask_times(tls.connect(ServerName::from(address.ip()), stream).await?, now).await?,
+                    None => ask_times(stream, now).await?,
+                }
             }
             std::io::Result::Ok(())
         });
@@ -61,8 +74,26 @@ pub(super) async fn ask(address: SocketAddr, requests: usize) -> Outcome<()> {
     Ok(())
 }
 
+/// Whole handshakes only, with the newest version and curve that the proxy has.
+pub(super) fn connector(certificate: &Path) -> Outcome<TlsConnector> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(certificate)?)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config).into())
+}
+
+async fn ask_times(mut stream: impl AsyncRead + AsyncWrite + Unpin, times: usize) -> std::io::Result<()> {
+    for _ in 0..times {
+        ask_once(&mut stream).await?;
+    }
+    Ok(())
+}
+
 /// Reads until the body has come, whose bytes occur nowhere else.
-async fn ask_once(stream: &mut TcpStream) -> std::io::Result<()> {
+async fn ask_once(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> std::io::Result<()> {
     stream.write_all(REQUEST).await?;
     let mut answer = Vec::with_capacity(1024);
     while !answer.ends_with(b"Hello, world!") {

@@ -1,10 +1,10 @@
 //! `make bench`: CPU per proxied request, switchover beside a bare Pingora proxy with the same allocator, and beside nginx and
-//! HAProxy where they are installed; then how long a swap takes.
+//! HAProxy where they are installed; the same over TLS, on kept connections and with a handshake for each; then how long a swap
+//! takes.
 //!
-//! Each proxy has one worker thread and runs through the whole bench; 64 keep-alive connections ask each in turn. What counts is
-//! the CPU time of the proxy's process, because on a shared machine requests per second say more about the neighbours. They
-//! slow CPU time down as well, for seconds on end: so the rounds are short, and a proxy is compared with bare Pingora's sample
-//! of the same round.
+//! Each proxy has one worker thread and runs through the whole bench; 64 connections ask each in turn. What counts is the CPU time
+//! of the proxy's process, because on a shared machine requests per second say more about the neighbours. They slow CPU time down
+//! as well, for seconds on end: so the rounds are short, and a proxy is compared with the first one's sample of the same round.
 
 mod bare;
 mod load;
@@ -14,12 +14,25 @@ mod swap;
 use std::{error::Error, net::SocketAddr};
 
 use proxies::Proxy;
+use tokio_rustls::TlsConnector;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const REQUESTS: usize = 6_400;
-const ROUNDS: usize = 60;
+/// What is measured, and how.
+struct Measure {
+    title: &'static str,
+    tls: bool,
+    requests: usize,
+    per_connection: usize,
+    rounds: usize,
+}
+
+const MEASURES: [Measure; 3] = [
+    Measure { title: "requests on kept connections", tls: false, requests: 6_400, per_connection: usize::MAX, rounds: 60 },
+    Measure { title: "requests on kept TLS connections", tls: true, requests: 6_400, per_connection: usize::MAX, rounds: 30 },
+    Measure { title: "TLS handshakes, each with a request", tls: true, requests: 640, per_connection: 1, rounds: 30 },
+];
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -51,39 +64,59 @@ fn compare(folder: &std::path::Path) -> Outcome<()> {
         Ok::<SocketAddr, std::io::Error>(origin)
     })?;
     let mut proxies = proxies::start(origin, folder)?;
+    let tls = load::connector(&folder.join(proxies::CERTIFICATE))?;
     for proxy in &mut proxies {
         runtime.block_on(load::until_it_answers(proxy.address))?;
         proxy.idle = proxy.memory()?;
-        // Connections, caches and the allocator's pages are paid for once.
-        runtime.block_on(load::ask(proxy.address, REQUESTS))?;
     }
-    for round in 1..=ROUNDS {
-        for proxy in &mut proxies {
-            let before = proxy.cpu()?;
-            runtime.block_on(load::ask(proxy.address, REQUESTS))?;
-            proxy.samples.push((proxy.cpu()? - before) / REQUESTS as f64);
-        }
-        if round % 10 == 0 {
-            println!("round {round} of {ROUNDS}");
-        }
+    for measure in &MEASURES {
+        run(measure, &mut proxies, &runtime, &tls)?;
     }
-    report(&proxies)
+    Ok(())
 }
 
-fn report(proxies: &[Proxy]) -> Outcome<()> {
-    let bare = &proxies.iter().find(|proxy| proxy.name == "bare Pingora").ok_or("nothing to compare with")?.samples;
-    println!("\n{:<14} {:>14} {:>10} {:>12} {:>12}", "proxy", "us CPU/request", "to bare", "MiB idle", "MiB loaded");
-    let mut switchover = Vec::new();
+fn run(measure: &Measure, proxies: &mut [Proxy], runtime: &tokio::runtime::Runtime, tls: &TlsConnector) -> Outcome<()> {
+    println!("\n{}", measure.title);
+    let ask = |address, requests| {
+        runtime.block_on(load::ask(address, measure.tls.then(|| tls.clone()), requests, measure.per_connection))
+    };
+    let mut asked: Vec<(SocketAddr, &mut Proxy)> = Vec::new();
     for proxy in proxies {
-        let mut ratios: Vec<f64> = proxy.samples.iter().zip(bare).map(|(sample, bare)| sample / bare).collect();
-        let (cpu, ratio) = (quartile(&mut proxy.samples.clone(), 2), quartile(&mut ratios, 2));
-        println!("{:<14} {cpu:>14.1} {ratio:>10.2} {:>12.1} {:>12.1}", proxy.name, proxy.idle, proxy.memory()?);
-        if proxy.name == "switchover" {
-            switchover = ratios;
+        if let Some(address) = if measure.tls { proxy.tls_address } else { Some(proxy.address) } {
+            proxy.samples.clear();
+            // Connections, caches and the allocator's pages are paid for once.
+            ask(address, measure.requests)?;
+            asked.push((address, proxy));
         }
     }
-    let [low, middle, high] = [1, 2, 3].map(|quarters| quartile(&mut switchover, quarters));
-    println!("\nswitchover / bare Pingora: {middle:.2} (half of the rounds between {low:.2} and {high:.2})");
+    for _ in 0..measure.rounds {
+        for (address, proxy) in &mut asked {
+            let before = proxy.cpu()?;
+            ask(*address, measure.requests)?;
+            proxy.samples.push((proxy.cpu()? - before) / measure.requests as f64);
+        }
+    }
+    report(&asked.into_iter().map(|(_, proxy)| &*proxy).collect::<Vec<_>>())
+}
+
+fn report(proxies: &[&Proxy]) -> Outcome<()> {
+    let first = proxies.first().ok_or("nothing to compare")?;
+    println!(
+        "{:<14} {:>8} {:>14} {:>16} {:>12} {:>12}",
+        "proxy",
+        "us CPU",
+        "a second/core",
+        format!("to {}", first.name),
+        "MiB idle",
+        "MiB loaded"
+    );
+    for proxy in proxies {
+        let mut ratios: Vec<f64> = proxy.samples.iter().zip(&first.samples).map(|(sample, first)| sample / first).collect();
+        let cpu = quartile(&mut proxy.samples.clone(), 2);
+        let [low, middle, high] = [1, 2, 3].map(|quarters| quartile(&mut ratios, quarters));
+        let ratio = format!("{middle:.2} ({low:.2}-{high:.2})");
+        println!("{:<14} {cpu:>8.1} {:>14.0} {ratio:>16} {:>12.1} {:>12.1}", proxy.name, 1e6 / cpu, proxy.idle, proxy.memory()?);
+    }
     Ok(())
 }
 

@@ -9,11 +9,16 @@ use std::{
 
 use super::Outcome;
 
+/// What TLS is shown with, in files of the bench's folder.
+pub(super) const CERTIFICATE: &str = "bench.crt";
+const KEY: &str = "bench.key";
+
 /// A running proxy; killed with this value.
 pub(super) struct Proxy {
     pub name: &'static str,
     pub address: SocketAddr,
-    /// Microseconds of CPU per request, round by round.
+    pub tls_address: Option<SocketAddr>,
+    /// Microseconds of CPU per request, round by round, of what is measured now.
     pub samples: Vec<f64>,
     /// MiB before the first request.
     pub idle: f64,
@@ -22,6 +27,10 @@ pub(super) struct Proxy {
 
 /// Starts what there is.
 pub(super) fn start(origin: SocketAddr, folder: &Path) -> Outcome<Vec<Proxy>> {
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])?;
+    fs::write(folder.join(CERTIFICATE), made.cert.pem())?;
+    fs::write(folder.join(KEY), made.signing_key.serialize_pem())?;
+    fs::write(folder.join("haproxy.pem"), made.cert.pem() + &made.signing_key.serialize_pem())?;
     let mut proxies = vec![bare(origin)?, switchover(origin, folder)?];
     for (name, start) in [("nginx", nginx as fn(SocketAddr, &Path) -> Outcome<Proxy>), ("haproxy", haproxy)] {
         if is_installed(name) {
@@ -37,24 +46,25 @@ fn bare(origin: SocketAddr) -> Outcome<Proxy> {
     let address = free_address()?;
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["bare", &address.to_string(), &origin.to_string()]);
-    Proxy::start("bare Pingora", address, command)
+    Proxy::start("bare Pingora", address, None, command)
 }
 
 fn switchover(origin: SocketAddr, folder: &Path) -> Outcome<Proxy> {
-    let (address, admin) = (free_address()?, free_address()?);
+    let (address, tls, admin) = (free_address()?, free_address()?, free_address()?);
     let file = folder.join("switchover.yaml");
     let text = format!(
-        "listeners: [{{address: \"{address}\"}}]\nadmin: {{address: \"{admin}\"}}\nthreads: 1\nservices:\n  bench:\n    active: blue\n    \
+        "listeners:\n  - address: {address}\n  - address: {tls}\n    tls: {{certificates: [{{certificate: {CERTIFICATE}, key: {KEY}}}]}}\n\
+         admin: {{address: \"{admin}\"}}\nthreads: 1\nservices:\n  bench:\n    active: blue\n    \
          pools: {{blue: {{peers: [\"{origin}\"]}}}}\n"
     );
     fs::write(&file, text)?;
     let mut command = Command::new(env!("CARGO_BIN_EXE_switchover"));
     command.args(["run", "--config"]).arg(file);
-    Proxy::start("switchover", address, command)
+    Proxy::start("switchover", address, Some(tls), command)
 }
 
 fn nginx(origin: SocketAddr, folder: &Path) -> Outcome<Proxy> {
-    let address = free_address()?;
+    let (address, tls) = (free_address()?, free_address()?);
     let file = folder.join("nginx.conf");
     let at = folder.display();
     let text = format!(
@@ -62,32 +72,38 @@ fn nginx(origin: SocketAddr, folder: &Path) -> Outcome<Proxy> {
          http {{ access_log off; keepalive_requests 1000000; client_body_temp_path {at}/b; proxy_temp_path {at}/p; fastcgi_temp_path {at}/f;\n\
          uwsgi_temp_path {at}/u; scgi_temp_path {at}/s;\n\
          upstream o {{ server {origin}; keepalive 128; keepalive_requests 1000000; }}\n\
-         server {{ listen {address}; location / {{ proxy_pass http://o; proxy_http_version 1.1; proxy_set_header Connection \"\";\n\
+         server {{ listen {address}; listen {tls} ssl; ssl_certificate {at}/{CERTIFICATE}; ssl_certificate_key {at}/{KEY}; location / {{ proxy_pass http://o; proxy_http_version 1.1; proxy_set_header Connection \"\";\n\
          proxy_set_header Host $host; proxy_set_header X-Real-IP $remote_addr; proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; }} }} }}\n"
     );
     fs::write(&file, text)?;
     let mut command = Command::new("nginx");
     command.arg("-c").arg(file);
-    Proxy::start("nginx", address, command)
+    Proxy::start("nginx", address, Some(tls), command)
 }
 
 fn haproxy(origin: SocketAddr, folder: &Path) -> Outcome<Proxy> {
-    let address = free_address()?;
+    let (address, tls) = (free_address()?, free_address()?);
     let file = folder.join("haproxy.cfg");
     let text = format!(
         "global\n  nbthread 1\ndefaults\n  mode http\n  timeout connect 2s\n  timeout client 60s\n  timeout server 60s\n  http-reuse always\n  option forwardfor\n\
-         listen bench\n  bind {address}\n  server origin {origin}\n"
+         listen bench\n  bind {address}\n  bind {tls} ssl crt {}\n  server origin {origin}\n",
+        folder.join("haproxy.pem").display()
     );
     fs::write(&file, text)?;
     let mut command = Command::new("haproxy");
     command.arg("-f").arg(file);
-    Proxy::start("HAProxy", address, command)
+    Proxy::start("HAProxy", address, Some(tls), command)
 }
 
 impl Proxy {
-    pub(super) fn start(name: &'static str, address: SocketAddr, mut command: Command) -> Outcome<Self> {
+    pub(super) fn start(
+        name: &'static str,
+        address: SocketAddr,
+        tls_address: Option<SocketAddr>,
+        mut command: Command,
+    ) -> Outcome<Self> {
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        Ok(Self { name, address, samples: Vec::new(), idle: f64::NAN, child })
+        Ok(Self { name, address, tls_address, samples: Vec::new(), idle: f64::NAN, child })
     }
 
     /// CPU time so far, in microseconds. The scheduler counts it in nanoseconds, thread by thread, and these proxies start theirs

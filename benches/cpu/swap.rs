@@ -39,7 +39,7 @@ pub(super) fn run(folder: &Path) -> Outcome<()> {
     rename("blue")?;
     let mut command = Command::new(env!("CARGO_BIN_EXE_switchover"));
     command.args(["run", "--config"]).arg(&file);
-    let _switchover = Proxy::start("switchover", address, command)?;
+    let _switchover = Proxy::start("switchover", address, None, command)?;
     until(|| Ok(status(admin)?.matches("\"ready\":true").count() == 2))?;
 
     let mut client = TcpStream::connect(address)?;

@@ -8,4 +8,6 @@ mod image;
 mod jars;
 mod prometheus;
 mod release;
+mod scan;
 mod spring;
+mod websocket;
