@@ -16,6 +16,9 @@ test: tools ## Build, and run every test (ARGS=NAME runs those with NAME in thei
 test-deploy: tools ## The tests with real Spring Boot, containers and Prometheus; installs what they need (as root), and takes minutes
 	CARGO=$(CARGO) tests/deploy/run
 
+fuzz: tools ## Everything that parses bytes, by a coverage-guided fuzzer, 20 seconds each (ARGS=600 for ten minutes); needs a C++ compiler
+	CARGO=$(CARGO) fuzz/run $(ARGS)
+
 build: tools ## The release: target/release/switchover
 	$(CARGO) build --locked --release
 
@@ -42,4 +45,4 @@ tools:
 	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust from https://rustup.rs"; exit 1; }
 	@command -v cc >/dev/null || { echo "a C compiler is missing: apt-get install gcc libc6-dev"; exit 1; }
 
-.PHONY: demo test test-deploy build bench check advisories clean help tools
+.PHONY: demo test test-deploy fuzz build bench check advisories clean help tools

@@ -13,6 +13,9 @@ mod forward;
 mod head;
 #[cfg(test)]
 mod mutated;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "they are tests")]
+pub mod properties;
 mod proxy_protocol;
 mod refusal;
 mod response;

@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 
 use ppp::{HeaderResult, v1, v2};
-use tokio::{io::AsyncReadExt, net::TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::refusal::Refusal;
 
@@ -18,7 +18,7 @@ const FIXED: usize = 16;
 
 /// Reads a header and nothing behind it. Gives the client's address, or none where the balancer speaks for itself, as in its
 /// health checks. An error is a header that is none, or no error at all if nothing was said.
-pub(super) async fn read(stream: &mut TcpStream) -> Result<Option<SocketAddr>, Option<Refusal>> {
+pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<SocketAddr>, Option<Refusal>> {
     const BAD: Option<Refusal> = Some(Refusal::ProxyProtocol);
     let mut header = Vec::with_capacity(LONGEST_V1);
     while let Some(missing) = missing(&header) {

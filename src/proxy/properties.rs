@@ -1,0 +1,98 @@
+//! What the rest relies on, of everything here that parses bytes of strangers and of the configuration: checks of one input each,
+//! which panic where it does not hold. [`super::mutated`] asks them with every `cargo test`, and `make fuzz` with whatever finds new
+//! ways through the code. Never part of what is shipped.
+
+use std::{
+    pin::pin,
+    task::{Context, Poll, Waker},
+};
+
+use super::{
+    chunks::Chunks,
+    head::{self, Body, Scan},
+};
+use crate::config::{self, Limits};
+
+/// A head of an HTTP/1 request that passes means one thing to everybody, and passes again as it is sent on. Tells whether it passed.
+pub fn head(bytes: &[u8]) -> bool {
+    let limits = Limits::default();
+    let Ok(Some(length)) = Scan::default().end(bytes, &limits) else { return false };
+    let original = &bytes[..length];
+    let Ok(first) = head::judge(original, &limits) else { return false };
+    let sent = first.rewritten.as_deref().unwrap_or(original);
+    let text = String::from_utf8_lossy(sent).to_lowercase();
+    assert!(text.ends_with("\r\n\r\n") && !text.replace("\r\n", "").contains(['\r', '\n', '\0']), "{text:?}");
+    let count = |name: &str| text.lines().skip(1).filter(|line| line.split(':').next() == Some(name)).count();
+    let (lengths, encodings) = (count("content-length"), count("transfer-encoding"));
+    assert!(lengths + encodings <= 1 && count("host") <= 1, "{text:?}");
+    assert_eq!(encodings == 1, first.body == Body::Chunked, "{text:?}");
+    assert!(lengths == 1 || matches!(first.body, Body::Length(0) | Body::Chunked), "{text:?}");
+    assert!(text.split(' ').nth(1).is_some_and(|target| target.starts_with('/') || target == "*"), "{text:?}");
+    let again = head::judge(sent, &limits).unwrap_or_else(|e| panic!("{text:?}: {e}"));
+    assert!(again.body == first.body && again.rewritten.is_none(), "{text:?}");
+    true
+}
+
+/// A chunked body ends in the same place, or is refused for the same reason, however it is cut. Tells whether it was whole.
+pub fn chunks(bytes: &[u8], cut: usize) -> bool {
+    const MOST: Option<u64> = Some(1000);
+    let mut whole = Chunks::new(MOST);
+    let at_once = whole.pass(bytes);
+    let (mut pieces, mut passed, mut refused) = (Chunks::new(MOST), 0, None);
+    let mut rest = bytes;
+    while let [next, ..] = rest
+        && !pieces.done()
+        && refused.is_none()
+    {
+        let (piece, behind) = rest.split_at((1 + (cut + usize::from(*next)) % 9).min(rest.len()));
+        match pieces.pass(piece) {
+            Ok(n) => passed += n,
+            Err(e) => refused = Some(e),
+        }
+        rest = behind;
+    }
+    match (at_once, refused) {
+        (Ok(n), None) => assert_eq!((n, whole.done()), (passed, pieces.done()), "{bytes:?}"),
+        (Err(a), Some(b)) => assert_eq!(a, b, "{bytes:?}"),
+        other => panic!("{other:?}: {bytes:?}"),
+    }
+    whole.done()
+}
+
+/// A PROXY protocol header is read or refused, and nothing behind it is touched. Tells whether it was read.
+pub fn proxy_protocol(bytes: &[u8]) -> bool {
+    let mut rest = bytes;
+    let read = match pin!(super::proxy_protocol::read(&mut rest)).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(read) => read.is_ok(),
+        Poll::Pending => panic!("bytes that are there are waited for"),
+    };
+    if read {
+        let header = match bytes[0] {
+            b'P' => bytes.windows(2).position(|pair| pair == b"\r\n").unwrap() + 2,
+            _ => 16 + usize::from(u16::from_be_bytes([bytes[14], bytes[15]])),
+        };
+        assert_eq!(rest, &bytes[header..], "{bytes:?}");
+    }
+    read
+}
+
+/// A configuration is read or refused with its problems, and where it is read, `promote` changes one word or says that it cannot.
+/// Tells whether it was read.
+pub fn configuration(text: &str) -> bool {
+    match config::parse(text) {
+        Ok(config) => {
+            for (name, service) in &config.services {
+                for pool in service.pools.keys() {
+                    if let Ok(changed) = config::edit::set_active(text, name, pool) {
+                        assert_eq!(config::parse(&changed).unwrap().services[name].active, *pool, "{text}");
+                    }
+                }
+            }
+            true
+        }
+        Err(problems) => {
+            assert!(!problems.is_empty() && problems.iter().all(|problem| !problem.message.is_empty()), "{text}");
+            false
+        }
+    }
+}
