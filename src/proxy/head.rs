@@ -112,10 +112,14 @@ pub(super) fn judge(head: &[u8], limits: &Limits) -> Result<Head, Refusal> {
     if fields.websocket && body != Body::Length(0) {
         return Err(Refusal::BadRequest("an upgrade with a body"));
     }
-    let drops = fields.http2_settings || (fields.underscore && !limits.underscores_in_headers);
+    // Of HTTP/1.0 it means nothing (RFC 9110, section 10.1.1), and a peer is asked by HTTP/1.1.
+    let expects = fields.expect && minor == 0;
+    let drops = expects || fields.http2_settings || (fields.underscore && !limits.underscores_in_headers);
     let rewritten = (drops || target.is_some()).then(|| {
-        let kept =
-            |name: &str| !name.eq_ignore_ascii_case("http2-settings") && (limits.underscores_in_headers || !name.contains('_'));
+        let kept = |name: &str| {
+            let is = |other: &str| name.eq_ignore_ascii_case(other);
+            !(is("http2-settings") || expects && is("expect")) && (limits.underscores_in_headers || !name.contains('_'))
+        };
         rewrite(method, target.as_deref().or(request.path).unwrap_or("/"), minor, request.headers, kept)
     });
     Ok(Head { body, rewritten })
@@ -175,6 +179,7 @@ struct Fields<'a> {
     length: Option<&'a [u8]>,
     encoding: Option<&'a [u8]>,
     websocket: bool,
+    expect: bool,
     http2_settings: bool,
     underscore: bool,
 }
@@ -195,6 +200,7 @@ impl<'a> Fields<'a> {
                 17 if is("transfer-encoding") => once(&mut fields.encoding, header.value, "two transfer encodings")?,
                 7 if is("upgrade") => fields.websocket |= header.value.eq_ignore_ascii_case(b"websocket"),
                 6 if is("expect") && !header.value.eq_ignore_ascii_case(b"100-continue") => return Err(Refusal::Expectation),
+                6 if is("expect") => fields.expect = true,
                 14 if is("http2-settings") => fields.http2_settings = true,
                 _ => fields.underscore |= memchr::memchr(b'_', header.name.as_bytes()).is_some(),
             }

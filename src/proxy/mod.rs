@@ -182,6 +182,10 @@ impl ProxyHttp for Proxy {
         if session.is_upgrade_req() {
             session.set_read_timeout(None);
         }
+        // A client of HTTP/1.0 takes the first status for the last (RFC 9110, section 15.2).
+        if session.req_header().version == Version::HTTP_10 {
+            session.set_ignore_info_resp(true);
+        }
         Ok(())
     }
 
@@ -304,10 +308,18 @@ impl ProxyHttp for Proxy {
 
     async fn upstream_request_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         request: &mut RequestHeader,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
+        // A peer is asked by HTTP/1.1, which has to name a host, also for a client of HTTP/1.0 that named none: it meant whoever
+        // it has reached (RFC 9110, section 7.1).
+        if session.req_header().version == Version::HTTP_10
+            && !request.headers.contains_key(header::HOST)
+            && let Some(local) = session.server_addr().and_then(|address| address.as_inet())
+        {
+            request.insert_header(header::HOST, local.to_string())?;
+        }
         let trusted = ctx.snapshot.as_ref().map(|snapshot| snapshot.trusted_proxies.as_slice()).unwrap_or_default();
         let Some(ends) = connection::ends() else {
             return Err(Error::new_in(ErrorType::InternalError));
@@ -349,14 +361,18 @@ impl ProxyHttp for Proxy {
         response: &mut ResponseHeader,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
-        if response.status.is_informational() && response.status != http::StatusCode::SWITCHING_PROTOCOLS {
+        let upgrades = response.status == http::StatusCode::SWITCHING_PROTOCOLS;
+        let interim = response.status.is_informational() && !upgrades;
+        if interim {
             connection::extend();
-            return Ok(());
+        } else {
+            connection::arrived();
         }
-        connection::arrived();
-        let unasked = response.status == http::StatusCode::SWITCHING_PROTOCOLS && !session.is_upgrade_req();
-        if unasked || !response::is_unambiguous(response) {
+        if upgrades && !session.is_upgrade_req() || !response::is_unambiguous(response) {
             return Err(Error::new_up(ErrorType::InvalidHTTPHeader));
+        }
+        if interim {
+            return Ok(());
         }
         ctx.answered = true;
         if let (Some(connected), Some(service)) = (ctx.connected, &ctx.service) {
@@ -364,9 +380,7 @@ impl ProxyHttp for Proxy {
             ctx.header_took = Some(took);
             service.active.metrics.response_header.observe(took.as_secs_f64());
         }
-        if response.status == http::StatusCode::SWITCHING_PROTOCOLS
-            && let Some(lease) = &mut ctx.lease
-        {
+        if upgrades && let Some(lease) = &mut ctx.lease {
             lease.upgrade();
             connection::upgrade();
         }

@@ -228,7 +228,12 @@ const REQUESTS: &[(&str, &str, Becomes)] = &[
     ("absolute form of another scheme", "GET file:///etc/passwd HTTP/1.1\r\n{H}\r\n", BAD),
     ("absolute form without a Host", "GET http://shop.test/ HTTP/1.1\r\n\r\n", BAD),
     // HTTP/1.0.
-    ("HTTP/1.0 without a Host", "GET / HTTP/1.0\r\n\r\n", Sent(&["GET / HTTP/1.1"], &[], "")),
+    ("HTTP/1.0 without a Host", "GET / HTTP/1.0\r\n\r\n", Sent(&["GET / HTTP/1.1", "Host: 127.0.0.1:"], &[], "")),
+    (
+        "HTTP/1.0 with an expectation",
+        "POST / HTTP/1.0\r\n{H}Expect: 100-continue\r\nContent-Length: 2\r\n\r\nhi",
+        Sent(&["POST / HTTP/1.1"], &["Expect"], "hi"),
+    ),
     // Upgrades, expectations, what belongs to a connection.
     (
         "an upgrade with a body",
@@ -255,6 +260,16 @@ const REQUESTS: &[(&str, &str, Becomes)] = &[
         "a field that Connection names",
         "GET / HTTP/1.1\r\n{H}Connection: close, X-Secret\r\nX-Secret: y\r\n\r\n",
         Sent(&["GET /"], &["X-Secret"], ""),
+    ),
+    (
+        "a length that Connection names, which becomes chunks",
+        "POST / HTTP/1.1\r\n{H}Connection: Content-Length\r\nContent-Length: 5\r\n\r\nhello",
+        Sent(&["Transfer-Encoding: chunked"], &["Content-Length"], "5\r\nhello\r\n0\r\n\r\n"),
+    ),
+    (
+        "an encoding that Connection names",
+        "POST / HTTP/1.1\r\n{H}Connection: Transfer-Encoding\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        Sent(&["Transfer-Encoding: chunked"], &["Content-Length"], "5\r\nhello\r\n0\r\n\r\n"),
     ),
     (
         "a forwarding field that Connection names",
@@ -366,10 +381,13 @@ fn pipelined_requests_are_answered_in_order_however_they_are_cut() {
     }
 }
 
+const HINTS_AND_CHUNKS: &[u8] = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n\
+    HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n3\r\n of\r\n0\r\n\r\n";
+
 #[test]
 fn a_client_of_http_1_0_gets_what_it_can_read() {
     let blue = Origin::start("blue");
-    blue.on("/", Act::Say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n3\r\n of\r\n0\r\n\r\n".to_vec()));
+    blue.on("/", Act::Say(HINTS_AND_CHUNKS.to_vec()));
     let config = ConfigFile::new(&[("blue", &[blue.address()])]);
     let switchover = Switchover::start(&config);
     switchover.await_ready("blue");
@@ -393,6 +411,12 @@ fn no_answer_reaches_a_client_that_could_be_read_in_two_ways() {
         ("two lengths that are alike", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello", 502),
         ("a list of lengths", "HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\nhello", 502),
         ("a length that is none", "HTTP/1.1 200 OK\r\nContent-Length: five\r\n\r\nhello", 502),
+        ("chunks in HTTP/1.0", "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", 502),
+        (
+            "what is of its own connection",
+            "HTTP/1.1 200 OK\r\nKeep-Alive: timeout=5\r\nProxy-Connection: close\r\nUpgrade: h2c\r\nTE: x\r\nContent-Length: 5\r\n\r\nhello",
+            200,
+        ),
         (
             "a 101 that nobody asked for",
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
@@ -411,14 +435,24 @@ fn no_answer_reaches_a_client_that_could_be_read_in_two_ways() {
         blue.on("/", Act::Say(answer.as_bytes().to_vec()));
         let got = switchover.get("/");
         assert_eq!(got.status, status, "{name}: {got:?}");
-        assert_eq!(got.header("x-inner"), None, "{name}");
+        for hidden in ["x-inner", "keep-alive", "proxy-connection", "upgrade", "te"] {
+            assert_eq!(got.header(hidden), None, "{name}");
+        }
         if status == 200 {
             assert_eq!(got.text(), "hello");
         }
     }
-    let big = format!("HTTP/1.1 200 OK\r\nX: {}\r\nContent-Length: 5\r\n\r\nhello", "x".repeat(2_000_000));
-    blue.on("/", Act::Say(big.into_bytes()));
-    assert_eq!(switchover.get("/").status, 502, "an oversized header");
+    for size in [65_536, 2_000_000] {
+        let big = format!("HTTP/1.1 200 OK\r\nX: {}\r\nContent-Length: 5\r\n\r\nhello", "x".repeat(size));
+        blue.on("/", Act::Say(big.into_bytes()));
+        assert_eq!(switchover.get("/").status, 502, "a header of {size} bytes");
+    }
+    for body in ["Content-Length: 5\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"] {
+        blue.on("/", Act::Say(format!("HTTP/1.1 204 No Content\r\n{body}").into_bytes()));
+        let got = switchover.get("/");
+        let said = (got.status, got.header("content-length"), got.header("transfer-encoding"), got.text());
+        assert_eq!(said, (204, None, None, String::new()), "{body:?}");
+    }
     // A body where none may be is not the next answer.
     blue.on("/", Act::Say(b"HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nsmuggled".to_vec()));
     blue.on("/next", Act::Say(crate::support::origin::ok("next")));
