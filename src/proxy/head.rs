@@ -7,8 +7,8 @@
 use std::str;
 
 use http::{
-    HeaderValue,
-    header::{CONTENT_LENGTH, COOKIE, HOST},
+    HeaderValue, Method,
+    header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST},
 };
 use pingora::http::RequestHeader;
 
@@ -146,8 +146,15 @@ pub(super) fn judge_h2(request: &mut RequestHeader, limits: &Limits) -> Result<(
     if request.headers.len() > limits.header_count {
         return Err(Refusal::HeaderCount);
     }
-    if request.raw_path().len() > limits.request_line_bytes {
+    let target = request.raw_path();
+    if target.len() > limits.request_line_bytes {
         return Err(Refusal::RequestLine);
+    }
+    if !target.iter().all(u8::is_ascii_graphic) || target == b"*" && request.method != Method::OPTIONS {
+        return Err(Refusal::BadRequest("a target that is no path"));
+    }
+    if request.headers.get(EXPECT).is_some_and(|what| !what.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        return Err(Refusal::Expectation);
     }
     let mut lengths = request.headers.get_all(CONTENT_LENGTH).iter();
     if let Some(length) = lengths.next() {
