@@ -74,7 +74,8 @@ async fn end_with(session: &mut Session, response: ResponseHeader) -> Result<()>
     }
 }
 
-fn is_grpc(session: &Session) -> bool {
+/// Whether it is a call of gRPC.
+pub(super) fn is_grpc(session: &Session) -> bool {
     let content_type = session.req_header().headers.get(header::CONTENT_TYPE);
     session.is_http2() && content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }

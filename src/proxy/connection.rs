@@ -31,6 +31,7 @@ use std::{
 use bytes::Bytes;
 use http::HeaderValue;
 use nix::sys::socket::{Shutdown, shutdown};
+use pingora::protocols::SocketDigest;
 use tokio::time::{Sleep, sleep_until};
 
 use super::refusal::Refusal;
@@ -151,9 +152,28 @@ pub(super) fn late() -> bool {
     CONNECTION.try_with(|connection| connection.late.get()).unwrap_or(false)
 }
 
-/// Whether the request has to be given up because a peer whose connection others use is late.
+/// Whether the request has to be given up: a peer whose connection others use is late, or the client with its body to such a peer.
 pub(super) fn given_up() -> bool {
     CONNECTION.try_with(|connection| connection.late.get() && connection.peer.get().0.is_none()).unwrap_or(false)
+}
+
+/// The client of a stream has used up its time for the body, unless it is the peer that does not take it. The request ends: by its
+/// peer's socket, as with a late peer, so that the client can still be told.
+pub(super) fn give_up_body() {
+    with(|connection| {
+        let (socket, _) = connection.peer.get();
+        if socket.is_some_and(is_full) {
+            connection.reading.restart(connection.ends.limits.stall_timeout);
+            return waits(Direction::Up);
+        }
+        refuse(Refusal::SlowBody);
+        connection.give_up();
+    });
+}
+
+/// Whether bytes wait for the other end to take them.
+fn is_full(socket: RawFd) -> bool {
+    SocketDigest::from_raw_fd(socket).tcp_info().is_some_and(|info| info.tcpi_notsent_bytes > 0)
 }
 
 /// A header is waited for until then, and not any more once it is here.
@@ -261,6 +281,11 @@ impl Pace {
     fn new(left: Duration) -> Self {
         Self { since: Cell::default(), left: Cell::new(left) }
     }
+
+    fn restart(&self, left: Duration) {
+        self.since.set(None);
+        self.left.set(left);
+    }
 }
 
 /// Outside [`watched`] there is nothing to bound.
@@ -308,15 +333,20 @@ impl Connection {
                 return Poll::Ready(());
             }
             self.response.set(None);
-            self.late.set(true);
-            match self.peer.get().0 {
-                Some(socket) => {
-                    if let Err(e) = shutdown(socket, Shutdown::Both) {
-                        log::debug!("the socket of a late peer was gone already error={e}");
-                    }
-                }
-                None => return Poll::Ready(()),
+            self.give_up();
+            if self.peer.get().0.is_none() {
+                return Poll::Ready(());
             }
+        }
+    }
+
+    /// Ends the request by its peer's socket, if that is its own.
+    fn give_up(&self) {
+        self.late.set(true);
+        if let Some(socket) = self.peer.get().0
+            && let Err(e) = shutdown(socket, Shutdown::Both)
+        {
+            log::debug!("the socket of a peer that is given up was gone already error={e}");
         }
     }
 }

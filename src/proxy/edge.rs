@@ -341,8 +341,13 @@ impl HttpServerApp for H2 {
         session.set_write_timeout(limits.min_rate.map(|_| limits.stall_timeout));
         let request = self.edge.0.proxy.process_new_http(session, stopping);
         connection::watched(Arc::clone(&self.ends), async {
-            // There is no way to answer while Pingora waits for the peer: the stream is reset.
-            let given_up = poll_fn(|_| if connection::given_up() { Poll::Ready(()) } else { Poll::Pending });
+            let given_up = poll_fn(|_| {
+                if connection::expired() {
+                    connection::give_up_body();
+                }
+                // There is no way to answer while Pingora waits for a peer whose connection is shared: the stream is reset.
+                if connection::given_up() { Poll::Ready(()) } else { Poll::Pending }
+            });
             tokio::select! {
                 _ = request => {}
                 () = given_up => {}

@@ -44,7 +44,7 @@ use pingora::{
     upstreams::peer::HttpPeer,
 };
 
-use self::{failure::Failure, forward::RequestId, refusal::Refusal};
+use self::{connection::Direction, failure::Failure, forward::RequestId, refusal::Refusal};
 use crate::{
     access_log::AccessLog,
     metrics::{ErrorKind, Metrics},
@@ -85,6 +85,8 @@ pub struct RequestCtx {
     traceparent: Option<HeaderValue>,
     /// Of the body, where nobody else counts it.
     received: u64,
+    /// Whether the pace of its body is looked at here.
+    paced: bool,
     connect_took: Option<Duration>,
     header_took: Option<Duration>,
 }
@@ -168,6 +170,7 @@ impl ProxyHttp for Proxy {
             request_id: None,
             traceparent: None,
             received: 0,
+            paced: false,
             connect_took: None,
             header_took: None,
         }
@@ -242,7 +245,7 @@ impl ProxyHttp for Proxy {
 
     async fn connected_to_upstream(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         reused: bool,
         _peer: &HttpPeer,
         fd: RawFd,
@@ -260,6 +263,11 @@ impl ProxyHttp for Proxy {
             // A connection that requests share is not shut for the sake of one.
             let socket = (!service.upstream.is_h2()).then_some(fd);
             connection::await_response(socket, connected, service.timeouts.response);
+            // Under HTTP/1 the wire sees when a body is waited for. A call of gRPC may be quiet, and end when it likes.
+            ctx.paced = session.is_http2() && !(service.upstream.is_h2() && answer::is_grpc(session));
+            if ctx.paced && !session.as_mut().is_body_done() {
+                connection::waits(Direction::Up);
+            }
         }
         Ok(())
     }
@@ -338,6 +346,12 @@ impl ProxyHttp for Proxy {
         end: bool,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
+        if ctx.paced {
+            connection::moved(Direction::Up, body.as_ref().map_or(0, Bytes::len));
+            if !end {
+                connection::waits(Direction::Up);
+            }
+        }
         let Some(bytes) = body.as_ref().map(Bytes::len) else { return Ok(()) };
         connection::extend();
         if !session.is_http2() {

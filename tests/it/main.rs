@@ -16,7 +16,7 @@ mod deploy;
 mod drain;
 mod files;
 mod framing;
-mod framing_h2;
+mod h2;
 mod headers;
 mod http;
 mod lifecycle;

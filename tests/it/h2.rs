@@ -1,8 +1,16 @@
-//! As in [`super::framing`], for requests that come by HTTP/2: frames are written by hand, since no client would.
+//! HTTP/2 with frames written by hand, since no client would: as in [`super::framing`], requests that could be read in two ways,
+//! and then floods and drips.
 
-use std::io::{Read, Write};
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{Shutdown, TcpListener},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
 
-use crate::support::{Client, ConfigFile, Origin, Switchover};
+use crate::support::{Client, ConfigFile, Edit, Origin, Switchover, eventually};
 
 /// What becomes of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,10 +119,21 @@ const REQUESTS: &[Case] = &[
     Case("a length with a sign", &[("content-length", "+5")], No, Some("hello"), Refused),
 ];
 
-/// A frame of the first stream, or of none (RFC 9113, section 4.1).
-fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const GOAWAY: u8 = 7;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+/// What a status of 200 is, among the fields that everybody knows (RFC 7541, appendix A).
+const STATUS_200: u8 = 0x88;
+
+/// A frame of a stream, or of none (RFC 9113, section 4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    [&length[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
 /// Fields as literals that nobody keeps (RFC 7541, section 6.2.2), each string shorter than 127 bytes.
@@ -127,18 +146,26 @@ fn fields(list: &[(&str, &str)]) -> Vec<u8> {
     list.iter().flat_map(|(name, value)| [vec![0], string(name), string(value)].concat()).collect()
 }
 
-/// Whether the answer is 200; none, if there is none.
-fn answer(client: &mut Client) -> Option<bool> {
+/// What a client says first.
+fn hello() -> Vec<u8> {
+    [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, &[])].concat()
+}
+
+/// The next frame: its kind and its payload. None, when the connection is closed.
+fn read_frame(client: &mut Client) -> Option<(u8, Vec<u8>)> {
+    let mut head = [0; 9];
+    client.stream.read_exact(&mut head).ok()?;
+    let mut payload = vec![0; usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2])];
+    client.stream.read_exact(&mut payload).ok()?;
+    Some((head[3], payload))
+}
+
+/// The first byte of the answer's fields; none, if there is no answer.
+fn answer(client: &mut Client) -> Option<u8> {
     loop {
-        let mut head = [0; 9];
-        client.stream.read_exact(&mut head).ok()?;
-        let mut payload = vec![0; usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2])];
-        client.stream.read_exact(&mut payload).ok()?;
-        match head[3] {
-            // HEADERS; 200 is the eighth of the fields that everybody knows (RFC 7541, appendix A).
-            1 => return Some(payload.first() == Some(&0x88)),
-            // RST_STREAM, GOAWAY.
-            3 | 7 => return None,
+        match read_frame(client)? {
+            (HEADERS, payload) => return payload.first().copied(),
+            (RST_STREAM | GOAWAY, _) => return None,
             _ => {}
         }
     }
@@ -155,16 +182,15 @@ fn no_request_of_http_2_reaches_a_peer_that_could_be_read_in_two_ways() {
         let usual = if body.is_some() { POST } else { GET };
         let list = if *whole == Yes { more.to_vec() } else { [usual, more].concat() };
         let mut client = switchover.client();
-        let ends = if body.is_some() { 0 } else { 1 };
-        let mut bytes =
-            [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[]), frame(1, 4 | ends, 1, &fields(&list))].concat();
-        bytes.extend(body.iter().flat_map(|body| frame(0, 1, 1, body.as_bytes())));
+        let ends = if body.is_some() { 0 } else { END_STREAM };
+        let mut bytes = [hello(), frame(HEADERS, END_HEADERS | ends, 1, &fields(&list))].concat();
+        bytes.extend(body.iter().flat_map(|body| frame(DATA, END_STREAM, 1, body.as_bytes())));
         client.stream.write_all(&bytes).unwrap();
         let answer = answer(&mut client);
         let heads = blue.heads();
         match becomes {
             Refused => {
-                assert_ne!(answer, Some(true), "{name}");
+                assert_ne!(answer, Some(STATUS_200), "{name}");
                 assert_eq!(heads.len(), seen.0, "{name} has reached the peer: {:?}", heads.last());
             }
             Cut => {
@@ -172,10 +198,119 @@ fn no_request_of_http_2_reaches_a_peer_that_could_be_read_in_two_ways() {
                 assert_eq!(blue.bodies().len(), seen.1, "{name}");
             }
             Sent(with) => {
-                assert_eq!((answer, heads.len()), (Some(true), seen.0 + 1), "{name}");
+                assert_eq!((answer, heads.len()), (Some(STATUS_200), seen.0 + 1), "{name}");
                 assert!(heads.last().unwrap().contains(with), "{name}: no {with:?} in {:?}", heads.last());
             }
         }
     }
     assert_eq!(switchover.get("/").text(), "blue", "it serves on");
+}
+
+/// Requests that are taken back as soon as they are made cost a server more than the client (CVE-2023-44487).
+#[test]
+fn who_resets_stream_after_stream_is_asked_to_go() {
+    let blue = Origin::start("blue");
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let mut client = switchover.client();
+    let request = fields(GET);
+    let flood = (0..2000).map(|n| n * 2 + 1).flat_map(|stream| {
+        [frame(HEADERS, END_HEADERS | END_STREAM, stream, &request), frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])].concat()
+    });
+    let flood: Vec<u8> = hello().into_iter().chain(flood).collect();
+    // It may be closed before all is said.
+    client.stream.write_all(&flood).unwrap_or_default();
+    let mut last = None;
+    while let Some(frame) = read_frame(&mut client) {
+        last = Some(frame);
+    }
+    let (kind, payload) = last.unwrap();
+    assert_eq!((kind, payload[7]), (GOAWAY, 11), "ENHANCE_YOUR_CALM");
+    assert!(blue.heads().len() < 100, "{}", blue.heads().len());
+    assert_eq!(switchover.get("/").text(), "blue", "it serves on");
+}
+
+/// A header that never ends (CVE-2024-27316) is not kept.
+#[test]
+fn a_header_that_goes_on_and_on_ends_its_connection() {
+    let blue = Origin::start("blue");
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let mut client = switchover.client();
+    let more = fields(&[("x", "yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy")]).repeat(200);
+    let mut sent = client.stream.write_all(&[hello(), frame(HEADERS, END_STREAM, 1, &fields(GET))].concat());
+    let mut frames = 0;
+    while sent.is_ok() && frames < 10_000 {
+        sent = client.stream.write_all(&frame(CONTINUATION, 0, 1, &more));
+        frames += 1;
+    }
+    assert!(frames < 10_000, "160 MB of a header were taken");
+    assert_eq!(blue.heads(), Vec::<String>::new());
+    assert_eq!(switchover.get("/").text(), "blue", "it serves on");
+}
+
+#[test]
+fn a_body_that_drips_is_cut_and_one_that_its_peer_does_not_take_is_not() {
+    let (blue, slow) = (Origin::start("blue"), TcpListener::bind("127.0.0.1:0").unwrap());
+    let config = ConfigFile::new(&[("blue", &[blue.address()]), ("green", &[slow.local_addr().unwrap()])])
+        .service("    health_check: {tcp: true, interval: 100ms}\n")
+        .listener("    limits: {min_rate: 1000, stall_timeout: 400ms}\n");
+    let peer = thread::spawn(move || {
+        // Probes come and go without a word.
+        loop {
+            let (mut stream, _) = slow.accept().unwrap();
+            let mut begin = [0; 1];
+            if stream.read_exact(&mut begin).is_ok() {
+                thread::sleep(Duration::from_millis(1500)); // The application that is tested.
+                let (mut buffer, mut end) = ([0; 65_536], Vec::new());
+                while !end.ends_with(b"0\r\n\r\n") {
+                    let read = stream.read(&mut buffer).unwrap();
+                    end.extend_from_slice(&buffer[..read]);
+                    end.drain(..end.len().saturating_sub(5));
+                }
+                return stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
+            }
+        }
+    });
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let post = frame(HEADERS, END_HEADERS, 1, &fields(POST));
+
+    let mut client = switchover.client();
+    client.send([hello(), post.clone()].concat()).unwrap();
+    let began = Instant::now();
+    let mut stream = client.stream.try_clone().unwrap();
+    let drip = thread::spawn(move || {
+        while stream.write_all(&frame(DATA, 0, 1, b"b")).is_ok() {
+            thread::sleep(Duration::from_millis(40)); // The client that is tested.
+        }
+    });
+    assert!(answer(&mut client).is_some_and(|status| status != STATUS_200), "408");
+    assert!((400..2500).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
+    eventually("it is counted", || {
+        match switchover.metric("switchover_rejected_requests_total{listener=\"127.0.0.1:0\",reason=\"slow_body\"}") {
+            Some(1.0) => Ok(()),
+            other => Err(other),
+        }
+    });
+    switchover.await_shop("it is counted out", |shop| shop["pools"][0]["in_flight"] == 0);
+    assert_eq!(blue.heads(), Vec::<String>::new());
+    client.stream.shutdown(Shutdown::Both).unwrap();
+    drip.join().unwrap();
+
+    // More than every buffer on the way takes.
+    config.set_active("green", Edit::Rename);
+    switchover.await_active("green");
+    let file = config.folder().join("upload");
+    fs::write(&file, vec![b'x'; 30_000_000]).unwrap();
+    let output = Command::new("curl")
+        .args(["-sS", "--noproxy", "*", "--http2-prior-knowledge", "-H", "Content-Length:", "--max-time", "20"])
+        .args(["-o", "/dev/null", "-w", "%{http_code}", "--data-binary", &format!("@{}", file.display())])
+        .arg(format!("http://{}/", switchover.address))
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "200", "{output:?}");
+    peer.join().unwrap();
 }
