@@ -7,7 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{Client, ConfigFile, Load, Origin, Switchover, eventually, load::mixed, origin::Act, origin::ok};
+use crate::support::{
+    Authority, Client, ConfigFile, Load, Origin, Switchover, eventually, h2_load::H2Load, load::mixed, origin::Act, origin::ok,
+};
 
 fn limited(limits: &str) -> (Origin, ConfigFile, Switchover) {
     let blue = Origin::start("blue");
@@ -189,27 +191,67 @@ fn from_elsewhere(from: [u8; 4], to: SocketAddr) -> std::net::TcpStream {
     })
 }
 
+/// Connections that say nothing, or begin and do not go on, on each kind of port.
 #[test]
 fn a_thousand_silent_connections_are_not_noticed_by_those_who_are_served() {
-    let (_blue, _config, switchover) = limited("{header_timeout: 2s}");
-    let idle = switchover.memory();
+    let (_blue, _config, switchover) = limited("{header_timeout: 2s, idle_timeout: 2s}");
     let load = Load::start(switchover.address, 4, mixed);
-    let mut silent: Vec<Client> = (0..1000).map(|_| switchover.client()).collect();
-    for (i, client) in silent.iter_mut().enumerate() {
-        if i % 2 == 0 {
-            client.send("GET / HTTP/1.1\r\nHost: a\r\nX: ").unwrap();
+    silence(&switchover, || {
+        let mut silent: Vec<Client> = (0..1000).map(|_| switchover.client()).collect();
+        for (i, client) in silent.iter_mut().enumerate() {
+            client.send([&b""[..], b"GET / HTTP/1.1\r\nHost: a\r\nX: ", b"PRI * HTTP/2.0\r\n"][i % 3]).unwrap();
         }
-    }
-    eventually("all are there", || match switchover.metric("switchover_downstream_connections") {
-        Some(open) if open >= 1000.0 => Ok(()),
-        other => Err(other),
-    });
-    let loaded = switchover.memory();
-    println!("a thousand silent connections: {:.1} MiB more than {idle:.1}", loaded - idle);
-    assert!(loaded - idle < 40.0, "{idle} {loaded}");
-    eventually("all are closed", || match switchover.metric("switchover_downstream_connections") {
-        Some(open) if open < 20.0 => Ok(()),
-        other => Err(other),
+        silent
     });
     load.stop().assert_no_failures();
+}
+
+#[test]
+fn a_thousand_silent_connections_of_http_2_are_not_noticed_by_those_who_are_served() {
+    let (_blue, _config, switchover) = limited("{header_timeout: 2s, idle_timeout: 2s}");
+    let load = Load::start(switchover.address, 4, mixed);
+    silence(&switchover, || {
+        let mut silent: Vec<Client> = (0..1000).map(|_| switchover.client()).collect();
+        // Some begin a request's header as well, of which more is to come.
+        let hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x01\x01\0\0\0\0\x01\x82";
+        for (i, client) in silent.iter_mut().enumerate() {
+            client.send(if i % 2 == 0 { &hello[..33] } else { hello }).unwrap();
+        }
+        silent
+    });
+    load.stop().assert_no_failures();
+}
+
+#[test]
+fn a_thousand_silent_connections_of_tls_are_not_noticed_by_those_who_are_served() {
+    let (blue, authority) = (Origin::start("blue"), Authority::new());
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    let ca = authority.write(config.folder());
+    authority.sign(config.folder(), "shop", &["shop.test"], 2040);
+    let tls =
+        "    tls: {certificates: [{certificate: shop.crt, key: shop.key}]}\n    limits: {header_timeout: 4s, idle_timeout: 4s}\n";
+    let config = config.listener(tls);
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let load = H2Load::start(switchover.address, &ca, "http/1.1", 2);
+    silence(&switchover, || {
+        let mut silent: Vec<Client> = (0..500).map(|_| switchover.client()).collect();
+        silent.iter_mut().step_by(2).for_each(|client| client.send(b"\x16\x03\x01\x02").unwrap());
+        (silent, ["h2", "http/1.1"].map(|protocol| H2Load::silent(switchover.address, &ca, protocol, 250)))
+    });
+    let (done, failures) = load.stop();
+    assert!(failures.is_empty() && done > 100, "{done}: {failures:?}");
+}
+
+/// They are there, they cost little, and they are gone when their time is up.
+fn silence<T>(switchover: &Switchover, connect: impl FnOnce() -> T) {
+    let open = || switchover.metric("switchover_downstream_connections").unwrap();
+    let idle = switchover.memory();
+    let silent = connect();
+    eventually("all are there", || if open() >= 1000.0 { Ok(()) } else { Err(open()) });
+    let loaded = switchover.memory();
+    println!("a thousand silent connections: {:.1} MiB more than {idle:.1}", loaded - idle);
+    assert!(loaded - idle < 64.0, "{idle} {loaded}");
+    eventually("all are closed", || if open() < 20.0 { Ok(()) } else { Err(open()) });
+    drop(silent);
 }

@@ -1,4 +1,4 @@
-//! Steady load over TLS, by HTTP/2 or HTTP/1.1: real clients that keep their connections and try nothing twice by themselves.
+//! Steady load over TLS, by HTTP/2 or HTTP/1.1, or by HTTP/2 without TLS: real clients that keep their connections and try nothing twice by themselves.
 
 use std::{
     net::SocketAddr,
@@ -19,7 +19,12 @@ use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
-use tokio::{net::TcpStream, runtime::Runtime, task::JoinSet};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    runtime::Runtime,
+    task::JoinSet,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 /// Clients that ask until they are stopped.
@@ -36,10 +41,10 @@ struct State {
     failures: Mutex<Vec<String>>,
 }
 
-/// A connection that has shaken hands and says nothing.
+/// Connections that have shaken hands and say nothing.
 pub struct Silent {
     _runtime: Runtime,
-    _stream: TlsStream<TcpStream>,
+    _streams: Vec<TlsStream<TcpStream>>,
 }
 
 enum Sender {
@@ -64,22 +69,29 @@ async fn handshake(address: SocketAddr, config: Arc<ClientConfig>) -> std::io::R
 }
 
 impl H2Load {
-    pub fn start(address: SocketAddr, ca: &Path, protocol: &str, clients: usize) -> Self {
+    /// By `h2`, `http/1.1` or `h2c`.
+    pub fn start(address: SocketAddr, ca: &Path, protocol: &'static str, clients: usize) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let config = Arc::new(config(ca, protocol));
         let state = Arc::new(State::default());
         let mut tasks = JoinSet::new();
-        let h2 = protocol == "h2";
         for _ in 0..clients {
-            tasks.spawn_on(client(address, Arc::clone(&config), h2, Arc::clone(&state)), runtime.handle());
+            tasks.spawn_on(client(address, Arc::clone(&config), protocol, Arc::clone(&state)), runtime.handle());
         }
         Self { runtime, state, clients: tasks }
     }
 
-    pub fn silent(address: SocketAddr, ca: &Path, protocol: &str) -> Silent {
+    pub fn silent(address: SocketAddr, ca: &Path, protocol: &str, connections: usize) -> Silent {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let stream = runtime.block_on(handshake(address, Arc::new(config(ca, protocol)))).unwrap();
-        Silent { _runtime: runtime, _stream: stream }
+        let config = Arc::new(config(ca, protocol));
+        let streams = runtime.block_on(async {
+            let mut streams = Vec::new();
+            for _ in 0..connections {
+                streams.push(handshake(address, Arc::clone(&config)).await.unwrap());
+            }
+            streams
+        });
+        Silent { _runtime: runtime, _streams: streams }
     }
 
     /// How many were answered, and what went wrong.
@@ -91,7 +103,7 @@ impl H2Load {
 }
 
 /// One connection after the other; a new one where the last was closed between two requests, as clients may expect.
-async fn client(address: SocketAddr, config: Arc<ClientConfig>, h2: bool, state: Arc<State>) {
+async fn client(address: SocketAddr, config: Arc<ClientConfig>, protocol: &str, state: Arc<State>) {
     let mut sender = None;
     let mut turn = 0_u32;
     while !state.stop.load(Relaxed) {
@@ -101,7 +113,7 @@ async fn client(address: SocketAddr, config: Arc<ClientConfig>, h2: bool, state:
             None => false,
         };
         if !ready {
-            match connect(address, Arc::clone(&config), h2).await {
+            match connect(address, Arc::clone(&config), protocol).await {
                 Ok(new) => sender = Some(new),
                 Err(e) => {
                     state.failures.lock().unwrap().push(format!("connect: {e}"));
@@ -110,7 +122,7 @@ async fn client(address: SocketAddr, config: Arc<ClientConfig>, h2: bool, state:
             }
         }
         turn += 1;
-        if let Err(e) = ask(sender.as_mut().unwrap(), turn, h2).await {
+        if let Err(e) = ask(sender.as_mut().unwrap(), turn, protocol).await {
             state.failures.lock().unwrap().push(e);
             sender = None;
         }
@@ -118,33 +130,38 @@ async fn client(address: SocketAddr, config: Arc<ClientConfig>, h2: bool, state:
     }
 }
 
-async fn connect(address: SocketAddr, config: Arc<ClientConfig>, h2: bool) -> Result<Sender, String> {
-    let stream = handshake(address, config).await.map_err(|e| e.to_string())?;
-    if h2 {
-        let (sender, connection) =
-            http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
-        tokio::spawn(connection);
-        Ok(Sender::H2(sender))
-    } else {
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
-        tokio::spawn(connection);
-        Ok(Sender::H1(sender))
+async fn connect(address: SocketAddr, config: Arc<ClientConfig>, protocol: &str) -> Result<Sender, String> {
+    if protocol == "h2c" {
+        let stream = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
+        return h2(stream).await;
     }
+    let stream = handshake(address, config).await.map_err(|e| e.to_string())?;
+    if protocol == "h2" {
+        return h2(stream).await;
+    }
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
+    tokio::spawn(connection);
+    Ok(Sender::H1(sender))
 }
 
-async fn ask(sender: &mut Sender, turn: u32, h2: bool) -> Result<(), String> {
+async fn h2(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Sender, String> {
+    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
+    tokio::spawn(connection);
+    Ok(Sender::H2(sender))
+}
+
+async fn ask(sender: &mut Sender, turn: u32, protocol: &str) -> Result<(), String> {
     let (method, path, body) = match turn % 4 {
         0 => (Method::POST, "/", Bytes::from_static(&[b'x'; 2000])),
         1 => (Method::GET, "/slow?ms=150", Bytes::new()),
         _ => (Method::GET, "/", Bytes::new()),
     };
-    let uri = if h2 { format!("https://shop.test{path}") } else { path.to_owned() };
-    let mut request = Request::builder().method(method).uri(uri);
-    if h2 {
-        request = request.version(Version::HTTP_2);
-    } else {
-        request = request.header("Host", "shop.test");
-    }
+    let request = Request::builder().method(method);
+    let request = match protocol {
+        "http/1.1" => request.uri(path).header("Host", "shop.test"),
+        "h2" => request.uri(format!("https://shop.test{path}")).version(Version::HTTP_2),
+        _ => request.uri(format!("http://shop.test{path}")).version(Version::HTTP_2),
+    };
     let request = request.body(Full::new(body)).unwrap();
     let asked = async {
         let response = match sender {
