@@ -1,7 +1,7 @@
 //! The access log: one line per request, and per connection that was refused before it had one.
 //!
 //! [`crate::proxy`] hands over what happened; a thread of its own makes lines of it and writes them. It never keeps a request
-//! waiting: when the thread falls behind by more than [`QUEUE`] lines, further ones are dropped and counted.
+//! waiting: when the thread falls behind by more than `QUEUE` lines, further ones are dropped and counted.
 
 use std::{
     fmt::Write as _,

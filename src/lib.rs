@@ -15,6 +15,7 @@
 //! `docs/architecture.md` has the pictures.
 
 pub mod access_log;
+pub mod acme;
 pub mod admin;
 pub mod cli;
 pub mod config;

@@ -26,6 +26,7 @@ use tokio::{
 
 use crate::{
     access_log::AccessLog,
+    acme::{Acme, Proofs},
     admin::{self, Admin, Readiness},
     config::{self, Config},
     controller::{Controller, Handles},
@@ -75,6 +76,8 @@ pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
     let (text, config) = config::load(path).map_err(RunError::Config)?;
     let metrics = Arc::new(Metrics::new().map_err(|e| RunError::System(e.to_string()))?);
     let certificates = certificates(&config, path, &metrics)?;
+    let proofs = Proofs::default();
+    let obtained = obtained(&config, path, &proofs)?;
     let access_log = access_log(&config, path, &metrics)?;
     let token_file = config.admin.token_file.as_ref().map(|file| Arc::from(path.parent().unwrap_or(Path::new("")).join(file)));
     token_file.as_deref().map(admin::token).transpose().map_err(RunError::System)?;
@@ -106,7 +109,8 @@ pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
     serve_admin(&admin_runtime, bound.admin, admin)?;
     info!("admin on {}", bound.admin_address);
 
-    let proxy = Proxy::new(Arc::clone(&snapshot), Arc::clone(&metrics), Arc::clone(&readiness.stopping), access_log.clone());
+    let proxy =
+        Proxy::new(Arc::clone(&snapshot), Arc::clone(&metrics), Arc::clone(&readiness.stopping), access_log.clone(), proofs);
     let edge = Edge::new(proxy, workers, snapshot, Arc::clone(&metrics));
     let (stop, stopping) = watch::channel(false);
     let workers = runtime("proxy", workers)?;
@@ -125,6 +129,9 @@ pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
             cause,
         })?;
         info!("listening on {address}");
+    }
+    for acme in obtained {
+        control.spawn(acme.keep());
     }
     readiness.listening.store(true, Relaxed);
     supervisor::ready();
@@ -186,6 +193,17 @@ fn certificates(config: &Config, path: &Path, metrics: &Metrics) -> Result<Vec<O
         tls.map(|tls| Some(Arc::new(tls))).map_err(|why| RunError::System(format!("listeners[{i}].tls: {why}")))
     };
     config.listeners.iter().enumerate().map(read).collect()
+}
+
+/// The certificates that an authority gives; nobody is asked yet.
+fn obtained(config: &Config, path: &Path, proofs: &Proofs) -> Result<Vec<Acme>, RunError> {
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let asking = config.listeners.iter().enumerate().filter_map(|(i, listener)| Some((i, listener.tls.as_ref()?.acme.as_ref()?)));
+    let make = |(i, acme): (usize, &config::Acme)| {
+        let acme = Acme::new(acme.within(folder), proofs.clone());
+        acme.map_err(|why| RunError::System(format!("listeners[{i}].tls.acme.{why}")))
+    };
+    asking.map(make).collect()
 }
 
 /// Every socket of the process, bound before anything else happens.

@@ -5,13 +5,14 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    ADMIN_ADDRESS, AccessLog, Admin, Balance, Certificate, Config, ErrorPage, HealthCheck, Limits, Listener, LogFormat, Peer,
-    PeerAddress, Pool, ProbeKind, Protocol, Service, Timeouts, Tls, Upstream, UpstreamTls,
+    ADMIN_ADDRESS, AccessLog, Acme, Admin, Balance, Certificate, Config, ErrorPage, HealthCheck, Limits, Listener, LogFormat,
+    Peer, PeerAddress, Pool, ProbeKind, Protocol, Service, Timeouts, Tls, Upstream, UpstreamTls,
     reader::{Field, Map, Reader, nearest, shown},
     value,
     yaml::{Kind, Node},
 };
 
+const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 const SECOND: Duration = Duration::from_secs(1);
 const PROBE_SHORTEST: Duration = Duration::from_millis(10);
 const PROBE_LONGEST: Duration = Duration::from_secs(60 * 60);
@@ -96,7 +97,12 @@ fn listener_of(r: &mut Reader, field: &Field<'_>) -> Option<Listener> {
 
 fn tls_of(r: &mut Reader, field: &Field<'_>) -> Option<Tls> {
     let mut map = r.map(field)?;
-    let list = r.required(&mut map, "certificates", "write: certificates: [{certificate: tls/shop.crt, key: tls/shop.key}]");
+    let acme = map.get("acme");
+    let list = match acme {
+        Some(_) => map.get("certificates"),
+        None => r.required(&mut map, "certificates", "write: certificates: [{certificate: tls/shop.crt, key: tls/shop.key}]"),
+    };
+    let acme = acme.and_then(|field| acme_of(r, &field));
     let items = list.as_ref().map(|field| r.list(field)).unwrap_or_default();
     if let Some(field) = list.filter(is_empty) {
         r.problem(&field.at, field.node.place, "is empty; write: [{certificate: tls/shop.crt, key: tls/shop.key}]");
@@ -104,7 +110,24 @@ fn tls_of(r: &mut Reader, field: &Field<'_>) -> Option<Tls> {
     let certificates = items.iter().filter_map(|item| certificate_of(r, item)).collect();
     let client_ca = map.get("client_ca").and_then(|field| r.value(&field, value::file));
     r.finish(&map);
-    Some(Tls { certificates, client_ca })
+    Some(Tls { certificates, acme, client_ca })
+}
+
+fn acme_of(r: &mut Reader, field: &Field<'_>) -> Option<Acme> {
+    let mut map = r.map(field)?;
+    let names = r.required(&mut map, "names", "write: names: [shop.example.com]");
+    let items = names.as_ref().map(|field| r.list(field)).unwrap_or_default();
+    if let Some(field) = names.filter(is_empty) {
+        r.problem(&field.at, field.node.place, "is empty; write: [shop.example.com]");
+    }
+    let names = items.iter().filter_map(|item| r.value(item, value::dns_name)).collect();
+    let store = r.required(&mut map, "store", "write the path of a folder that is kept, such as /var/lib/switchover");
+    let store = store.and_then(|field| r.value(&field, value::file));
+    let directory = r.value_or(&mut map, "directory", LETS_ENCRYPT.to_owned(), value::https_url);
+    let contact = map.get("contact").and_then(|field| r.value(&field, value::mail_address));
+    let ca = map.get("ca").and_then(|field| r.value(&field, value::file));
+    r.finish(&map);
+    Some(Acme { names, store: store?, directory, contact, ca })
 }
 
 fn certificate_of(r: &mut Reader, field: &Field<'_>) -> Option<Certificate> {

@@ -82,10 +82,28 @@ pub struct Listener {
 /// TLS for clients: 1.2 and 1.3, HTTP/2 and HTTP/1.1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tls {
-    /// The first is for names that none of the others has. Never empty.
+    /// The first is for names that none of the others has. Never empty without `acme`.
     pub certificates: Vec<Certificate>,
+    /// A certificate that an authority gives by itself.
+    pub acme: Option<Acme>,
     /// Who signs the certificates that clients have to show; none are asked for without it.
     pub client_ca: Option<PathBuf>,
+}
+
+/// A certificate from an authority that speaks ACME, by the proof `http-01`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acme {
+    /// The DNS names that it is for, lower case, without wildcards. Never empty.
+    pub names: Vec<String>,
+    /// The folder that keeps the account and the certificate; relative to the configuration file's.
+    pub store: PathBuf,
+    /// The authority's directory, an `https://` URL. Default Let's Encrypt.
+    pub directory: String,
+    /// Whom it may write to.
+    pub contact: Option<String>,
+    /// Who has signed the certificate of the directory's server; relative to the configuration file's folder. Default: whom
+    /// browsers trust.
+    pub ca: Option<PathBuf>,
 }
 
 /// A certificate chain and its key, PEM files; relative to the configuration file's folder.

@@ -10,6 +10,7 @@ use super::{
 /// Every problem between values; `document` says where they stand.
 pub(super) fn problems(config: &Config, document: &Node) -> Vec<Problem> {
     let mut problems = addresses(config, document);
+    problems.extend(proofs(config, document));
     problems.extend(routes(config, document));
     for (name, service) in &config.services {
         problems.extend(shared_peers(name, service, document));
@@ -35,6 +36,20 @@ fn addresses(config: &Config, document: &Node) -> Vec<Problem> {
         taken.push((at, address));
     }
     problems
+}
+
+/// An authority asks for its proof over plain HTTP.
+fn proofs(config: &Config, document: &Node) -> Vec<Problem> {
+    if config.listeners.iter().any(|listener| listener.tls.is_none()) {
+        return Vec::new();
+    }
+    let asks = |(_, listener): &(usize, &super::Listener)| listener.tls.as_ref().is_some_and(|tls| tls.acme.is_some());
+    let asking = config.listeners.iter().enumerate().filter(asks);
+    let nowhere = |(i, _)| {
+        let message = "needs a listener without tls, which the authority reaches as port 80; add: - address: 0.0.0.0:80";
+        located(document, &format!("listeners[{i}].tls.acme"), message.to_owned())
+    };
+    asking.map(nowhere).collect()
 }
 
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {

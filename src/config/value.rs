@@ -158,6 +158,30 @@ pub(super) fn host_pattern(text: &str) -> Result<String, String> {
     Err(format!("{} is not a host{hint}; write shop.example.com or *.example.com", shown(text)))
 }
 
+/// A name that a certificate can be for by http-01, which proves no wildcards.
+pub(super) fn dns_name(text: &str) -> Result<String, String> {
+    let name = text.to_ascii_lowercase();
+    if is_host_name(&name) && name.parse::<IpAddr>().is_err() {
+        return Ok(name);
+    }
+    let hint = if name.starts_with("*.") { ", and a wildcard cannot be proven by http-01" } else { "" };
+    Err(format!("{} is not a host{hint}; write shop.example.com", shown(text)))
+}
+
+/// Where an authority has its directory.
+pub(super) fn https_url(text: &str) -> Result<String, String> {
+    let uri = text.parse::<http::Uri>().ok().filter(|uri| uri.scheme_str() == Some("https") && uri.host().is_some());
+    uri.map(|_| text.to_owned())
+        .ok_or_else(|| format!("{} is not an https:// URL; write https://acme.example.com/directory", shown(text)))
+}
+
+/// A mail address, as far as anybody can tell.
+pub(super) fn mail_address(text: &str) -> Result<String, String> {
+    let fine = text.split_once('@').is_some_and(|(who, host)| !who.is_empty() && is_host_name(host))
+        && text.bytes().all(|b| b.is_ascii_graphic());
+    if fine { Ok(text.to_owned()) } else { Err(format!("{} is not a mail address; write ops@example.com", shown(text))) }
+}
+
 /// The beginning of a path.
 pub(super) fn path_prefix(text: &str) -> Result<String, String> {
     path(text, false)

@@ -65,6 +65,15 @@ pub(super) async fn redirect(session: &mut Session) -> Result<()> {
     end_with(session, response).await
 }
 
+/// Shows an authority that a name is ours.
+pub(super) async fn proof(session: &mut Session, proof: String) -> Result<()> {
+    let mut response = ResponseHeader::build(200, Some(2))?;
+    response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))?;
+    response.insert_header(header::CONTENT_LENGTH, HeaderValue::from(proof.len()))?;
+    session.write_response_header(Box::new(response), false).await?;
+    session.write_response_body(Some(Bytes::from(proof)), true).await
+}
+
 /// Writes a header that is the whole answer.
 async fn end_with(session: &mut Session, response: ResponseHeader) -> Result<()> {
     match &mut *session.downstream_session {

@@ -47,6 +47,7 @@ use pingora::{
 use self::{connection::Direction, failure::Failure, forward::RequestId, refusal::Refusal};
 use crate::{
     access_log::AccessLog,
+    acme::Proofs,
     metrics::{ErrorKind, Metrics},
     pool::{Lease, Peer, Refused},
     snapshot::{Service, Snapshot, SnapshotCell},
@@ -63,6 +64,7 @@ pub struct Proxy {
     metrics: Arc<Metrics>,
     stopping: Arc<AtomicBool>,
     access_log: Option<AccessLog>,
+    proofs: Proofs,
 }
 
 /// One request, from its header to its end; dropping it gives its lease back on every way out.
@@ -98,8 +100,9 @@ impl Proxy {
         metrics: Arc<Metrics>,
         stopping: Arc<AtomicBool>,
         access_log: Option<AccessLog>,
+        proofs: Proofs,
     ) -> Self {
-        Self { snapshot, metrics, stopping, access_log }
+        Self { snapshot, metrics, stopping, access_log, proofs }
     }
 
     /// Takes the snapshot that serves now and finds the request's service in it.
@@ -204,7 +207,12 @@ impl ProxyHttp for Proxy {
             answer::failure(session, ctx, Failure::Refused(refusal)).await?;
             return Ok(true);
         }
-        if ends.redirect_to_https && !session.req_header().uri.path().starts_with(ACME) {
+        if let Some(token) = session.req_header().uri.path().strip_prefix(ACME) {
+            if let Some(proof) = self.proofs.get(token) {
+                answer::proof(session, proof).await?;
+                return Ok(true);
+            }
+        } else if ends.redirect_to_https {
             answer::redirect(session).await?;
             return Ok(true);
         }

@@ -52,7 +52,7 @@ struct Pair {
 #[derive(Debug)]
 struct ByName {
     names: HashMap<String, Arc<CertifiedKey>>,
-    default: Arc<CertifiedKey>,
+    default: Option<Arc<CertifiedKey>>,
 }
 
 /// What the files were when they were last read: enough to see that they are others now.
@@ -70,10 +70,14 @@ impl Tls {
             certificates: certificates
                 .map(|pair| config::Certificate { certificate: absolute(&pair.certificate), key: absolute(&pair.key) })
                 .collect(),
+            acme: files.acme.as_ref().map(|acme| acme.within(folder)),
             client_ca: files.client_ca.as_ref().map(absolute),
         };
         let provider = Arc::new(ring::default_provider());
         let pairs = read(&files, &provider)?;
+        if pairs.is_empty() {
+            log::warn!("there is no certificate yet; nobody is served until the authority has given one listener={listener}");
+        }
         for pair in pairs.iter().filter(|pair| pair.not_after < now()) {
             log::warn!("a certificate has expired listener={listener} names={}", pair.names.join(","));
         }
@@ -118,9 +122,9 @@ impl Tls {
     }
 
     fn look(&self) -> Seen {
-        let pairs = self.files.certificates.iter().flat_map(|pair| [&pair.certificate, &pair.key]);
-        let look = |path: &PathBuf| fs::metadata(path).and_then(|of_file| Ok((of_file.modified()?, of_file.len()))).ok();
-        pairs.chain(&self.files.client_ca).map(look).collect()
+        let pairs = self.files.certificates.iter().flat_map(|pair| [pair.certificate.clone(), pair.key.clone()]);
+        let look = |path: PathBuf| fs::metadata(path).and_then(|of_file| Ok((of_file.modified()?, of_file.len()))).ok();
+        pairs.chain(self.files.acme.as_ref().map(config::Acme::file)).chain(self.files.client_ca.clone()).map(look).collect()
     }
 
     /// Puts these certificates into the metric, in the place of those that were there.
@@ -142,17 +146,33 @@ fn now() -> i64 {
 }
 
 fn read(files: &config::Tls, provider: &CryptoProvider) -> Result<Vec<Pair>, String> {
-    files.certificates.iter().map(|pair| read_pair(pair, provider)).collect()
+    let given = files.certificates.iter().map(|pair| read_pair(pair, provider));
+    // An authority may not have given it yet.
+    let obtained = files.acme.as_ref().map(config::Acme::file).filter(|file| file.exists());
+    let obtained = obtained.map(|file| read_pair(&config::Certificate { certificate: file.clone(), key: file }, provider));
+    given.chain(obtained).collect()
 }
 
-fn read_pair(files: &config::Certificate, provider: &CryptoProvider) -> Result<Pair, String> {
-    let chain = certificates(&files.certificate)?;
-    let key_file = files.key.display();
-    let key = PrivateKeyDer::from_pem_slice(&bytes(&files.key)?)
-        .map_err(|_| format!("{key_file} holds no private key in PEM; expected -----BEGIN PRIVATE KEY-----"))?;
-    let first = chain.first().cloned().unwrap_or_else(|| CertificateDer::from(Vec::new()));
-    let certificate = files.certificate.display();
-    let (_, parsed) = parse_x509_certificate(&first).map_err(|e| format!("{certificate} holds no X.509 certificate: {e}"))?;
+/// What a file's first certificate says.
+pub(crate) struct Facts {
+    /// The DNS names it is for, lower case.
+    pub names: Vec<String>,
+    /// Seconds since 1970.
+    pub not_before: i64,
+    pub not_after: i64,
+}
+
+/// Reads them.
+///
+/// # Errors
+/// A file that cannot be read, or has no certificate in it.
+pub(crate) fn facts(path: &Path) -> Result<Facts, String> {
+    facts_of(&certificates(path)?, path)
+}
+
+fn facts_of(chain: &[CertificateDer<'_>], path: &Path) -> Result<Facts, String> {
+    let first = chain.first().map(|first| first.as_ref()).unwrap_or_default();
+    let (_, parsed) = parse_x509_certificate(first).map_err(|e| format!("{} holds no X.509 certificate: {e}", path.display()))?;
     let alternative = parsed.subject_alternative_name().ok().flatten();
     let names = alternative.iter().flat_map(|extension| &extension.value.general_names);
     let names = names
@@ -161,7 +181,17 @@ fn read_pair(files: &config::Certificate, provider: &CryptoProvider) -> Result<P
             _ => None,
         })
         .collect();
-    let not_after = parsed.validity().not_after.timestamp();
+    let validity = parsed.validity();
+    Ok(Facts { names, not_before: validity.not_before.timestamp(), not_after: validity.not_after.timestamp() })
+}
+
+fn read_pair(files: &config::Certificate, provider: &CryptoProvider) -> Result<Pair, String> {
+    let chain = certificates(&files.certificate)?;
+    let key_file = files.key.display();
+    let key = PrivateKeyDer::from_pem_slice(&bytes(&files.key)?)
+        .map_err(|_| format!("{key_file} holds no private key in PEM; expected -----BEGIN PRIVATE KEY-----"))?;
+    let Facts { names, not_after, .. } = facts_of(&chain, &files.certificate)?;
+    let certificate = files.certificate.display();
     let key = CertifiedKey::from_der(chain, key, provider)
         .map_err(|e| format!("{key_file} is not the key of {certificate}, or neither can be used: {e}"))?;
     Ok(Pair { key: Arc::new(key), names, not_after })
@@ -185,9 +215,8 @@ fn bytes(path: &Path) -> Result<Vec<u8>, String> {
 }
 
 fn settings(files: &config::Tls, pairs: &[Pair], provider: &Arc<CryptoProvider>) -> Result<ServerConfig, String> {
-    let Some(first) = pairs.first() else { return Err("there is no certificate".to_owned()) };
     let names = pairs.iter().rev().flat_map(|pair| pair.names.iter().map(|name| (name.clone(), Arc::clone(&pair.key))));
-    let by_name = ByName { names: names.collect(), default: Arc::clone(&first.key) };
+    let by_name = ByName { names: names.collect(), default: pairs.first().map(|pair| Arc::clone(&pair.key)) };
     let builder = ServerConfig::builder_with_provider(Arc::clone(provider));
     let builder = builder.with_safe_default_protocol_versions().map_err(|e| e.to_string())?;
     let builder = match &files.client_ca {
@@ -214,6 +243,6 @@ impl ResolvesServerCert for ByName {
             let wildcard = || self.names.get(&format!("*.{}", name.split_once('.')?.1));
             self.names.get(name).or_else(wildcard)
         });
-        Some(Arc::clone(found.unwrap_or(&self.default)))
+        found.or(self.default.as_ref()).map(Arc::clone)
     }
 }
