@@ -6,13 +6,11 @@
 //! [`crate::proxy`] answers. Never on the way of a request, and never a reason for the process to end once it runs.
 
 use std::{
-    collections::HashMap,
     error::Error,
     fs,
     io::{self, Write},
-    path::{Path, PathBuf},
+    path::Path,
     pin::Pin,
-    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -24,14 +22,16 @@ use instant_acme::{
     OrderStatus, RetryPolicy,
 };
 use log::{error, info};
-use parking_lot::Mutex;
 use tempfile::NamedTempFile;
 use ureq::{
     Agent,
     tls::{Certificate, RootCerts, TlsConfig},
 };
 
-use crate::{config, proxy::tls};
+use crate::{
+    config,
+    proxy::{proofs::Proofs, tls},
+};
 
 /// A certificate is looked at this often.
 const LOOK: Duration = Duration::from_secs(60);
@@ -42,10 +42,6 @@ const LAST_RETRY: Duration = Duration::from_secs(6 * 60 * 60);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
-
-/// What is answered to an authority that asks for `/.well-known/acme-challenge/TOKEN`.
-#[derive(Clone, Default)]
-pub struct Proofs(Arc<Mutex<HashMap<String, String>>>);
 
 /// The certificate of one listener.
 pub struct Acme {
@@ -62,13 +58,6 @@ struct Http(Agent);
 struct Shown<'a> {
     proofs: &'a Proofs,
     tokens: Vec<String>,
-}
-
-impl Proofs {
-    /// What proves that a name is ours; none, if nobody asked for this.
-    pub fn get(&self, token: &str) -> Option<String> {
-        self.0.lock().get(token).cloned()
-    }
 }
 
 impl Acme {
@@ -189,16 +178,13 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 impl Shown<'_> {
     fn show(&mut self, token: &str, proof: String) {
         self.tokens.push(token.to_owned());
-        self.proofs.0.lock().insert(token.to_owned(), proof);
+        self.proofs.show(token, proof);
     }
 }
 
 impl Drop for Shown<'_> {
     fn drop(&mut self) {
-        let mut proofs = self.proofs.0.lock();
-        for token in &self.tokens {
-            proofs.remove(token);
-        }
+        self.tokens.iter().for_each(|token| self.proofs.hide(token));
     }
 }
 
@@ -220,24 +206,5 @@ impl HttpClient for Http {
             let response = asked.await.map_err(|e| other(e.into()))?.map_err(|e| other(e.into()))?;
             Ok(BytesResponse::from(response))
         })
-    }
-}
-
-impl config::Acme {
-    /// With absolute paths; relative ones are in `folder`.
-    pub fn within(&self, folder: &Path) -> Self {
-        Self { store: folder.join(&self.store), ca: self.ca.as_ref().map(|ca| folder.join(ca)), ..self.clone() }
-    }
-
-    /// Apart for each authority: a test's certificate is not one for users.
-    fn folder(&self) -> PathBuf {
-        let host = self.directory.split('/').nth(2).unwrap_or_default();
-        self.store.join(host.replace(':', "_"))
-    }
-
-    /// The certificate, its chain and its key.
-    pub fn file(&self) -> PathBuf {
-        let name = self.names.first().map(String::as_str).unwrap_or_default();
-        self.folder().join(format!("{name}.pem"))
     }
 }

@@ -26,7 +26,7 @@ use tokio::{
 
 use crate::{
     access_log::AccessLog,
-    acme::{Acme, Proofs},
+    acme::Acme,
     admin::{self, Admin, Readiness},
     config::{self, Config},
     controller::{Controller, Handles},
@@ -34,6 +34,7 @@ use crate::{
     proxy::{
         Proxy,
         edge::{Edge, Listening},
+        proofs::Proofs,
         tls::Tls,
     },
     signals::Caught,

@@ -106,6 +106,25 @@ pub struct Acme {
     pub ca: Option<PathBuf>,
 }
 
+impl Acme {
+    /// With absolute paths; relative ones are in `folder`.
+    pub fn within(&self, folder: &Path) -> Self {
+        Self { store: folder.join(&self.store), ca: self.ca.as_ref().map(|ca| folder.join(ca)), ..self.clone() }
+    }
+
+    /// Where in the store; apart for each authority, since a test's certificate is not one for users.
+    pub fn folder(&self) -> PathBuf {
+        let host = self.directory.split('/').nth(2).unwrap_or_default();
+        self.store.join(host.replace(':', "_"))
+    }
+
+    /// The certificate, its chain and its key.
+    pub fn file(&self) -> PathBuf {
+        let name = self.names.first().map(String::as_str).unwrap_or_default();
+        self.folder().join(format!("{name}.pem"))
+    }
+}
+
 /// A certificate chain and its key, PEM files; relative to the configuration file's folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {

@@ -13,6 +13,7 @@ mod forward;
 mod head;
 #[cfg(test)]
 mod mutated;
+pub mod proofs;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "they are tests")]
 pub mod properties;
@@ -44,10 +45,9 @@ use pingora::{
     upstreams::peer::HttpPeer,
 };
 
-use self::{connection::Direction, failure::Failure, forward::RequestId, refusal::Refusal};
+use self::{connection::Direction, failure::Failure, forward::RequestId, proofs::Proofs, refusal::Refusal};
 use crate::{
     access_log::AccessLog,
-    acme::Proofs,
     metrics::{ErrorKind, Metrics},
     pool::{Lease, Peer, Refused},
     snapshot::{Service, Snapshot, SnapshotCell},
