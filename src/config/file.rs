@@ -5,14 +5,13 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    ADMIN_ADDRESS, AccessLog, Acme, Admin, Balance, Certificate, Config, ErrorPage, HealthCheck, Limits, Listener, LogFormat,
-    Peer, PeerAddress, Pool, ProbeKind, Protocol, Service, Timeouts, Tls, Upstream, UpstreamTls,
+    ADMIN_ADDRESS, AccessLog, Admin, Balance, Config, ErrorPage, HealthCheck, LogFormat, Peer, PeerAddress, Pool, ProbeKind,
+    Protocol, Service, Timeouts, Upstream, UpstreamTls, listener,
     reader::{Field, Map, Reader, nearest, shown},
     value,
     yaml::{Kind, Node},
 };
 
-const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 const SECOND: Duration = Duration::from_secs(1);
 const PROBE_SHORTEST: Duration = Duration::from_millis(10);
 const PROBE_LONGEST: Duration = Duration::from_secs(60 * 60);
@@ -21,7 +20,7 @@ const PROBE_LONGEST: Duration = Duration::from_secs(60 * 60);
 pub(super) fn read(document: &Node, r: &mut Reader) -> Option<Config> {
     let mut map = r.map(&Field { at: String::new(), node: document })?;
     let listeners = r.required(&mut map, "listeners", "write: listeners: [{address: \"0.0.0.0:8080\"}]");
-    let listeners = listeners.map(|field| listeners_of(r, &field)).unwrap_or_default();
+    let listeners = listeners.map(|field| listener::list(r, &field)).unwrap_or_default();
     let admin = map.get("admin").and_then(|field| admin_of(r, &field));
     let threads = map.get("threads").and_then(|field| r.value(&field, value::number(1..=1024, "")));
     let shutdown_timeout = r.value_or(&mut map, "shutdown_timeout", 30 * SECOND, value::patience);
@@ -64,127 +63,6 @@ fn tracing(text: &str) -> Result<bool, String> {
         "off" => Ok(false),
         _ => Err(format!("{} is not allowed; use propagate or off", shown(text))),
     }
-}
-
-fn listeners_of(r: &mut Reader, field: &Field<'_>) -> Vec<Listener> {
-    let items = r.list(field);
-    if is_empty(field) {
-        r.problem(&field.at, field.node.place, "is empty; name at least one address: [{address: \"0.0.0.0:8080\"}]");
-    }
-    items.iter().filter_map(|item| listener_of(r, item)).collect()
-}
-
-/// Whether a list has nothing in it; anything but a list has been told of already.
-fn is_empty(field: &Field<'_>) -> bool {
-    field.node.is_null() || matches!(&field.node.kind, Kind::Sequence(items) if items.is_empty())
-}
-
-fn listener_of(r: &mut Reader, field: &Field<'_>) -> Option<Listener> {
-    let mut map = r.map(field)?;
-    let address = r.required(&mut map, "address", "write IP:port, such as 0.0.0.0:8080");
-    let address = address.and_then(|field| r.value(&field, value::listen_address));
-    let tls = map.get("tls").and_then(|field| tls_of(r, &field));
-    let redirect = map.get("redirect_to_https");
-    let redirect_to_https = redirect.as_ref().and_then(|field| r.value(field, value::boolean)).unwrap_or(false);
-    if let (true, Some(field), Some(_)) = (redirect_to_https, &redirect, &tls) {
-        r.problem(&field.at, field.node.place, "makes a circle with tls; set it on the plain listener");
-    }
-    let proxy_protocol = r.value_or(&mut map, "proxy_protocol", false, value::boolean);
-    let limits = map.get("limits").and_then(|field| limits_of(r, &field)).unwrap_or_default();
-    r.finish(&map);
-    Some(Listener { address: address?, tls, redirect_to_https, proxy_protocol, limits })
-}
-
-fn tls_of(r: &mut Reader, field: &Field<'_>) -> Option<Tls> {
-    let mut map = r.map(field)?;
-    let acme = map.get("acme");
-    let list = match acme {
-        Some(_) => map.get("certificates"),
-        None => r.required(&mut map, "certificates", "write: certificates: [{certificate: tls/shop.crt, key: tls/shop.key}]"),
-    };
-    let acme = acme.and_then(|field| acme_of(r, &field));
-    let items = list.as_ref().map(|field| r.list(field)).unwrap_or_default();
-    if let Some(field) = list.filter(is_empty) {
-        r.problem(&field.at, field.node.place, "is empty; write: [{certificate: tls/shop.crt, key: tls/shop.key}]");
-    }
-    let certificates = items.iter().filter_map(|item| certificate_of(r, item)).collect();
-    let client_ca = map.get("client_ca").and_then(|field| r.value(&field, value::file));
-    r.finish(&map);
-    Some(Tls { certificates, acme, client_ca })
-}
-
-fn acme_of(r: &mut Reader, field: &Field<'_>) -> Option<Acme> {
-    let mut map = r.map(field)?;
-    let names = r.required(&mut map, "names", "write: names: [shop.example.com]");
-    let items = names.as_ref().map(|field| r.list(field)).unwrap_or_default();
-    if let Some(field) = names.filter(is_empty) {
-        r.problem(&field.at, field.node.place, "is empty; write: [shop.example.com]");
-    }
-    let names = items.iter().filter_map(|item| r.value(item, value::dns_name)).collect();
-    let store = r.required(&mut map, "store", "write the path of a folder that is kept, such as /var/lib/switchover");
-    let store = store.and_then(|field| r.value(&field, value::file));
-    let directory = r.value_or(&mut map, "directory", LETS_ENCRYPT.to_owned(), value::https_url);
-    let contact = map.get("contact").and_then(|field| r.value(&field, value::mail_address));
-    let ca = map.get("ca").and_then(|field| r.value(&field, value::file));
-    r.finish(&map);
-    Some(Acme { names, store: store?, directory, contact, ca })
-}
-
-fn certificate_of(r: &mut Reader, field: &Field<'_>) -> Option<Certificate> {
-    let mut map = r.map(field)?;
-    let [certificate, key] = [("certificate", "shop.crt"), ("key", "shop.key")].map(|(name, example)| {
-        let field = r.required(&mut map, name, &format!("write the path of a PEM file, such as tls/{example}"));
-        field.and_then(|field| r.value(&field, value::file))
-    });
-    r.finish(&map);
-    Some(Certificate { certificate: certificate?, key: key? })
-}
-
-fn limits_of(r: &mut Reader, field: &Field<'_>) -> Option<Limits> {
-    let mut map = r.map(field)?;
-    let usual = Limits::default();
-    let limits = Limits {
-        header_timeout: r.value_or(&mut map, "header_timeout", usual.header_timeout, value::bound),
-        idle_timeout: r.value_or(&mut map, "idle_timeout", usual.idle_timeout, value::bound),
-        min_rate: r.value_or(&mut map, "min_rate", usual.min_rate, value::or_off(value::number(1..=1_000_000_000, ", or off"))),
-        stall_timeout: r.value_or(&mut map, "stall_timeout", usual.stall_timeout, value::bound),
-        header_bytes: r.value_or(&mut map, "header_bytes", usual.header_bytes, value::number(256..=1_048_576, "")),
-        header_count: r.value_or(&mut map, "header_count", usual.header_count, value::number(1..=200, "")),
-        request_line_bytes: r.value_or(
-            &mut map,
-            "request_line_bytes",
-            usual.request_line_bytes,
-            value::number(64..=1_048_576, ""),
-        ),
-        body_bytes: r.value_or(
-            &mut map,
-            "body_bytes",
-            usual.body_bytes,
-            value::or_off(value::number(0..=u64::MAX >> 1, ", or off")),
-        ),
-        requests_per_connection: r.value_or(
-            &mut map,
-            "requests_per_connection",
-            usual.requests_per_connection,
-            value::number(1..=u32::MAX, ""),
-        ),
-        connections: r.value_or(&mut map, "connections", usual.connections, value::number(1..=1_000_000, "")),
-        connections_per_client: r.value_or(
-            &mut map,
-            "connections_per_client",
-            usual.connections_per_client,
-            value::or_off(value::number(1..=1_000_000, ", or off")),
-        ),
-        streams_per_connection: r.value_or(
-            &mut map,
-            "streams_per_connection",
-            usual.streams_per_connection,
-            value::number(1..=10_000, ""),
-        ),
-        underscores_in_headers: r.value_or(&mut map, "underscores_in_headers", usual.underscores_in_headers, value::boolean),
-    };
-    r.finish(&map);
-    Some(limits)
 }
 
 fn admin_of(r: &mut Reader, field: &Field<'_>) -> Option<Admin> {
@@ -291,7 +169,7 @@ fn pool_of(r: &mut Reader, field: &Field<'_>) -> Option<Pool> {
 
 fn peers_of(r: &mut Reader, field: &Field<'_>) -> Vec<Peer> {
     let items = r.list(field);
-    if is_empty(field) {
+    if field.is_empty() {
         r.problem(&field.at, field.node.place, "is empty; name at least one peer: [\"app-blue:8081\"]");
     }
     let mut peers: Vec<Peer> = Vec::new();
@@ -378,7 +256,7 @@ fn statuses_of(r: &mut Reader, field: &Field<'_>) -> Option<Vec<std::ops::RangeI
         return r.value(field, value::statuses);
     }
     let ranges: Vec<_> = r.list(field).iter().filter_map(|item| r.value(item, value::statuses)).flatten().collect();
-    if is_empty(field) {
+    if field.is_empty() {
         r.problem(&field.at, field.node.place, "is empty; write 200-299");
     }
     Some(ranges)
@@ -477,26 +355,6 @@ impl Default for HealthCheck {
             timeout: SECOND,
             ready_after: 2,
             not_ready_after: 3,
-        }
-    }
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            header_timeout: 10 * SECOND,
-            idle_timeout: 60 * SECOND,
-            min_rate: Some(500),
-            stall_timeout: 30 * SECOND,
-            header_bytes: 16 * 1024,
-            header_count: 100,
-            request_line_bytes: 8 * 1024,
-            body_bytes: None,
-            requests_per_connection: 10_000,
-            connections: 10_000,
-            connections_per_client: None,
-            streams_per_connection: 128,
-            underscores_in_headers: false,
         }
     }
 }

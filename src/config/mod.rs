@@ -6,6 +6,7 @@
 pub mod diff;
 pub mod edit;
 mod file;
+mod listener;
 mod reader;
 mod validate;
 mod value;
@@ -21,6 +22,8 @@ use std::{
 };
 
 use ipnet::IpNet;
+
+pub use self::listener::{Acme, Certificate, Limits, Listener, Tls};
 
 /// Where the admin face is unless the file says otherwise: where nobody from outside can ask for anything.
 const ADMIN_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
@@ -62,107 +65,6 @@ pub enum LogFormat {
     Text,
     /// `json`: an object.
     Json,
-}
-
-/// One address clients connect to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listener {
-    /// IP and port as written; port 0 takes a free one.
-    pub address: SocketAddr,
-    /// Certificates, if clients speak TLS here.
-    pub tls: Option<Tls>,
-    /// Whether requests are sent to `https://`, except those for `/.well-known/acme-challenge/`. Default false.
-    pub redirect_to_https: bool,
-    /// Whether those that `trusted_proxies` lists begin their connections with a PROXY protocol header. Default false.
-    pub proxy_protocol: bool,
-    /// What a client may ask of it.
-    pub limits: Limits,
-}
-
-/// TLS for clients: 1.2 and 1.3, HTTP/2 and HTTP/1.1.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tls {
-    /// The first is for names that none of the others has. Never empty without `acme`.
-    pub certificates: Vec<Certificate>,
-    /// A certificate that an authority gives by itself.
-    pub acme: Option<Acme>,
-    /// Who signs the certificates that clients have to show; none are asked for without it.
-    pub client_ca: Option<PathBuf>,
-}
-
-/// A certificate from an authority that speaks ACME, by the proof `http-01`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Acme {
-    /// The DNS names that it is for, lower case, without wildcards. Never empty.
-    pub names: Vec<String>,
-    /// The folder that keeps the account and the certificate; relative to the configuration file's.
-    pub store: PathBuf,
-    /// The authority's directory, an `https://` URL. Default Let's Encrypt.
-    pub directory: String,
-    /// Whom it may write to.
-    pub contact: Option<String>,
-    /// Who has signed the certificate of the directory's server; relative to the configuration file's folder. Default: whom
-    /// browsers trust.
-    pub ca: Option<PathBuf>,
-}
-
-impl Acme {
-    /// With absolute paths; relative ones are in `folder`.
-    pub fn within(&self, folder: &Path) -> Self {
-        Self { store: folder.join(&self.store), ca: self.ca.as_ref().map(|ca| folder.join(ca)), ..self.clone() }
-    }
-
-    /// Where in the store; apart for each authority, since a test's certificate is not one for users.
-    pub fn folder(&self) -> PathBuf {
-        let host = self.directory.split('/').nth(2).unwrap_or_default();
-        self.store.join(host.replace(':', "_"))
-    }
-
-    /// The certificate, its chain and its key.
-    pub fn file(&self) -> PathBuf {
-        let name = self.names.first().map(String::as_str).unwrap_or_default();
-        self.folder().join(format!("{name}.pem"))
-    }
-}
-
-/// A certificate chain and its key, PEM files; relative to the configuration file's folder.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Certificate {
-    /// The chain, the server's own certificate first.
-    pub certificate: PathBuf,
-    /// Its private key.
-    pub key: PathBuf,
-}
-
-/// What a client may ask of a listener.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// From the first byte of a header, or of a connection, to the end of the header. Default 10 s.
-    pub header_timeout: Duration,
-    /// A connection without a request is closed after this. Default 60 s.
-    pub idle_timeout: Duration,
-    /// Bytes per second, in either direction, below which a client uses up its `stall_timeout`; none: any rate. Default 500.
-    pub min_rate: Option<u32>,
-    /// How long a client may be slower than `min_rate`, all in all. Default 30 s.
-    pub stall_timeout: Duration,
-    /// All of a header. Default 16384.
-    pub header_bytes: usize,
-    /// Fields of a header, at most 200. Default 100.
-    pub header_count: usize,
-    /// Method, target and version. Default 8192.
-    pub request_line_bytes: usize,
-    /// A request body; none: any length. Default none.
-    pub body_bytes: Option<u64>,
-    /// Requests after which a connection is closed. Default 10000.
-    pub requests_per_connection: u32,
-    /// Connections at a time. Default 10000.
-    pub connections: usize,
-    /// Connections at a time of one client address; none: as many as there may be at all. Default none.
-    pub connections_per_client: Option<usize>,
-    /// HTTP/2 requests at a time on one connection. Default 128.
-    pub streams_per_connection: u32,
-    /// Whether header fields with `_` in their names are sent on. Default false: they are dropped.
-    pub underscores_in_headers: bool,
 }
 
 /// The admin face.

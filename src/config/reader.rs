@@ -33,6 +33,13 @@ pub(super) struct Field<'a> {
     pub node: &'a Node,
 }
 
+impl Field<'_> {
+    /// Whether a list has nothing in it; anything but a list is told of elsewhere.
+    pub(super) fn is_empty(&self) -> bool {
+        self.node.is_null() || matches!(&self.node.kind, Kind::Sequence(items) if items.is_empty())
+    }
+}
+
 impl<'a> Map<'a> {
     /// Allows a key, and gives its value if it is there.
     pub(super) fn get(&mut self, key: &'static str) -> Option<Field<'a>> {
