@@ -37,10 +37,15 @@ fn a_line_of_json_for_every_request_also_those_that_were_refused() {
     let (blue, config, switchover) = logged("json");
     let file = config.folder().join("access.log");
     blue.on("/slow", Act::Hang);
-    let send = |request: &str| {
+    let mut sent = 0;
+    // A line is written after its answer, so the next request of another client waits for it.
+    let mut send = |request: &str| {
         let mut client = switchover.client();
         client.send(request).unwrap();
-        client.read_response().unwrap().status
+        let status = client.read_response().unwrap().status;
+        sent += 1;
+        await_lines(&file, sent);
+        status
     };
     let head = "Host: shop.test\r\nUser-Agent: a \"test\"\r\nReferer: http://shop.test/\r\nX-Request-Id: abc-1\r\n";
     assert_eq!(send(&format!("POST /a?b=c HTTP/1.1\r\n{head}Content-Length: 5\r\n\r\nhello")), 200);
