@@ -34,7 +34,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use pingora::protocols::SocketDigest;
 use tokio::time::{Sleep, sleep_until};
 
-use super::refusal::Refusal;
+use super::{hold::Hold, refusal::Refusal};
 use crate::config::Limits;
 
 tokio::task_local! {
@@ -54,6 +54,7 @@ struct Connection {
     expired: Cell<bool>,
     refused: Cell<Option<Refusal>>,
     upgraded: Cell<bool>,
+    hold: Cell<Option<Hold>>,
     /// Whether its last request is running.
     last: Cell<bool>,
     reading: Pace,
@@ -101,6 +102,7 @@ pub(super) async fn watched<F: Future>(ends: Arc<Ends>, connection: F) -> F::Out
         expired: Cell::default(),
         refused: Cell::default(),
         upgraded: Cell::default(),
+        hold: Cell::default(),
         last: Cell::default(),
         reading: Pace::new(patience),
         writing: Pace::new(patience),
@@ -227,6 +229,11 @@ pub(super) fn refused() -> Option<Refusal> {
     CONNECTION.try_with(|connection| connection.refused.get()).ok().flatten()
 }
 
+/// Ends the hold once this poll of the connection's future has done what it can.
+pub(super) fn until_idle(hold: Option<Hold>) {
+    with(|connection| connection.hold.set(hold));
+}
+
 /// From now on bytes go both ways, whatever they mean.
 pub(super) fn upgrade() {
     with(|connection| connection.upgraded.set(true));
@@ -303,6 +310,7 @@ impl Connection {
 
     /// Ready when a wait is over that the connection's future has to be told of.
     fn poll(&self, timer: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> Poll<()> {
+        drop(self.hold.take());
         loop {
             let (response, client) = (self.response.get(), self.client.get());
             let Some(until) = [response, client].into_iter().flatten().min() else {

@@ -11,6 +11,7 @@ mod entry;
 mod failure;
 mod forward;
 mod head;
+mod hold;
 #[cfg(test)]
 mod mutated;
 pub mod proofs;
@@ -37,7 +38,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderValue, Version, header};
 use pingora::{
-    BError, Error, ErrorType, Result,
+    BError, Error, ErrorType, OrErr, Result,
     http::{RequestHeader, ResponseHeader},
     modules::http::HttpModules,
     protocols::Digest,
@@ -45,7 +46,7 @@ use pingora::{
     upstreams::peer::HttpPeer,
 };
 
-use self::{connection::Direction, failure::Failure, forward::RequestId, proofs::Proofs, refusal::Refusal};
+use self::{connection::Direction, failure::Failure, forward::RequestId, hold::Holder, proofs::Proofs, refusal::Refusal};
 use crate::{
     access_log::AccessLog,
     metrics::{ErrorKind, Metrics},
@@ -89,6 +90,10 @@ pub struct RequestCtx {
     received: u64,
     /// Whether the pace of its body is looked at here.
     paced: bool,
+    /// Of an upgrade request that is not connected yet.
+    holder: Option<Holder>,
+    /// Whether it asks for another protocol, which is WebSocket.
+    upgrades: bool,
     connect_took: Option<Duration>,
     header_took: Option<Duration>,
 }
@@ -174,6 +179,8 @@ impl ProxyHttp for Proxy {
             traceparent: None,
             received: 0,
             paced: false,
+            holder: None,
+            upgrades: false,
             connect_took: None,
             header_took: None,
         }
@@ -182,10 +189,11 @@ impl ProxyHttp for Proxy {
     /// None of Pingora's: its compression would cost an allocation per request and is never on.
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
-    async fn early_request_filter(&self, session: &mut Session, _ctx: &mut RequestCtx) -> Result<()> {
+    async fn early_request_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {
         connection::arrived();
+        ctx.upgrades = session.is_upgrade_req();
         // Pingora's read timeout would cut a WebSocket whose client only listens.
-        if session.is_upgrade_req() {
+        if ctx.upgrades {
             session.set_read_timeout(None);
         }
         // A client of HTTP/1.0 takes the first status for the last (RFC 9110, section 15.2).
@@ -231,7 +239,7 @@ impl ProxyHttp for Proxy {
             ctx.tried.clear();
             lease = self.lease(session, ctx);
         }
-        let http_peer = lease.as_ref().and_then(|lease| lease.peer().http_peer(ctx.retried));
+        let http_peer = lease.as_ref().and_then(|lease| lease.peer().http_peer(ctx.retried || ctx.upgrades));
         let Some(service) = &ctx.service else {
             return Err(Error::new_in(ErrorType::InternalError));
         };
@@ -248,6 +256,7 @@ impl ProxyHttp for Proxy {
         http_peer.options.total_connection_timeout = Some(service.timeouts.connect);
         http_peer.options.idle_timeout = Some(service.timeouts.idle);
         ctx.lease = Some(lease);
+        ctx.holder = (ctx.upgrades && !service.upstream.is_h2()).then(|| Holder::of(&mut http_peer));
         Ok(http_peer)
     }
 
@@ -264,6 +273,9 @@ impl ProxyHttp for Proxy {
         let connected = if reused { ctx.connect_began } else { Instant::now() };
         ctx.connected = Some(connected);
         ctx.connect_took = Some(connected - ctx.connect_began);
+        if let Some(holder) = ctx.holder.take() {
+            connection::until_idle(holder.hold().or_err(ErrorType::ConnectError, "holding an upgrade")?);
+        }
         if let Some(service) = &ctx.service {
             if !reused {
                 service.active.metrics.connect.observe((connected - ctx.connect_began).as_secs_f64());
@@ -310,7 +322,7 @@ impl ProxyHttp for Proxy {
             && !ctx.retried
             && !ctx.answered
             && session.req_header().method.is_idempotent()
-            && !session.is_upgrade_req()
+            && !ctx.upgrades
             && !session.as_ref().retry_buffer_truncated()
             && session.response_written().is_none();
         match failure {
@@ -379,7 +391,7 @@ impl ProxyHttp for Proxy {
 
     async fn upstream_response_filter(
         &self,
-        session: &mut Session,
+        _session: &mut Session,
         response: &mut ResponseHeader,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
@@ -390,7 +402,7 @@ impl ProxyHttp for Proxy {
         } else {
             connection::arrived();
         }
-        if upgrades && !session.is_upgrade_req() || !response::is_unambiguous(response) {
+        if upgrades && !ctx.upgrades || !response::is_unambiguous(response) {
             return Err(Error::new_up(ErrorType::InvalidHTTPHeader));
         }
         if interim {

@@ -208,6 +208,25 @@ fn read_events(client: &mut Client) -> (usize, Duration) {
     }
 }
 
+/// Pingora would close some of them at once: those whose 101 it reads before it has noted that the request has no body.
+#[test]
+fn every_websocket_stays_open_however_quick_its_peer_and_slow_the_machine() {
+    let (blue, _green, config) = shop("60s");
+    blue.on("/ws", Act::Echo);
+    let switchover = Switchover::start(&config);
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                for _ in 0..60 {
+                    let mut socket = websocket(&switchover);
+                    socket.send("still here").unwrap();
+                    assert_eq!(socket.read_exactly(10).unwrap(), b"still here");
+                }
+            });
+        }
+    });
+}
+
 #[test]
 fn a_websocket_that_is_quiet_in_one_direction_or_both_is_not_cut() {
     let (blue, _green, config) = shop("60s");
