@@ -11,7 +11,9 @@ demo: tools ## Build, and watch swaps live on two small built-in applications (A
 	target/debug/switchover demo $(ARGS)
 
 test: tools ## Build, and run every test (ARGS=NAME runs those with NAME in theirs)
-	@command -v curl >/dev/null || { echo "curl is missing, a client of the tests: apt-get install curl"; exit 1; }
+	@command -v curl >/dev/null || { echo "curl, a client of the tests, is missing here: installing it"; \
+	sudo=$$(command -v sudo || true); $$sudo apt-get update -q && $$sudo apt-get install -qy --no-install-recommends curl; } \
+	|| { echo "curl is missing, and could not be installed: apt-get install curl"; exit 1; }
 	$(CARGO) test --locked $(ARGS)
 
 test-deploy: tools ## The tests with real Spring Boot, containers and Prometheus; installs what they need (as root), and takes minutes
