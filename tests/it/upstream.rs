@@ -109,7 +109,7 @@ fn peers_are_asked_in_what_they_speak() {
             client.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n").unwrap();
             assert_eq!(client.read_response().unwrap().text(), format!("{version} 5 []"));
         }
-        assert_eq!(switchover.pool("blue")["in_flight"], 0);
+        switchover.await_shop("nothing is in flight", |shop| shop["pools"][0]["in_flight"] == 0);
     }
 }
 

@@ -17,6 +17,8 @@ use std::{
 pub enum Act {
     /// Answers with these bytes.
     Say(Vec<u8>),
+    /// Answers with the first of these, then with the second, and so on, and round again.
+    SayInTurn(Vec<Vec<u8>>),
     /// Answers with these bytes after a while.
     SayAfter(Duration, Vec<u8>),
     /// Reads the request and never answers.
@@ -148,8 +150,15 @@ impl Origin {
                 self.0.heads.lock().unwrap().push(head);
                 self.0.bodies.lock().unwrap().push(body);
             }
-            let act = self.0.acts.lock().unwrap().get(&path).cloned();
+            let act = match self.0.acts.lock().unwrap().get_mut(&path) {
+                Some(Act::SayInTurn(answers)) => {
+                    answers.rotate_left(1);
+                    answers.last().cloned().map(Act::Say)
+                }
+                act => act.cloned(),
+            };
             match act.unwrap_or_else(|| Act::Say(self.named())) {
+                Act::SayInTurn(_) => unreachable!("one of its answers is said"),
                 Act::Say(bytes) => stream.write_all(&bytes).ok()?,
                 Act::SayAfter(pause, bytes) => {
                     thread::sleep(pause);
