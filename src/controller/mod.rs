@@ -4,14 +4,15 @@
 //! a [`View`] after each step and answers who waits. Requests never wait for it, and it knows neither the proxy, nor the admin
 //! face, nor the watcher.
 
+mod command;
 mod edit;
+mod peers;
 mod service;
 mod swap;
 mod view;
 
 use std::{
     collections::BTreeMap,
-    fmt,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Instant, SystemTime},
@@ -19,12 +20,16 @@ use std::{
 
 use log::{error, info, warn};
 use pingora::connectors::http::Connector;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
-pub use self::view::View;
+pub use self::{
+    command::{Accepted, Command, Commands, Refusal, Reply, Trigger},
+    view::View,
+};
 use self::{
     edit::{Edit, Refused},
-    service::{Means, Service, Taken, Why},
+    peers::Means,
+    service::{Service, Taken, Why},
     view::LastReload,
 };
 use crate::{
@@ -32,73 +37,11 @@ use crate::{
     metrics::Metrics,
     route::RouteTable,
     snapshot::{Snapshot, SnapshotCell},
-    status::{self, Outcome, ReloadResult},
+    status::{Outcome, ReloadResult},
 };
 
 /// Commands that may wait for the controller: more only if somebody floods it.
 const QUEUE: usize = 64;
-
-/// What the controller does for others.
-pub enum Command {
-    /// Read the file and do what it says.
-    Reload {
-        /// Why.
-        trigger: Trigger,
-        /// Who waits; nobody, if a signal or the watcher asks.
-        reply: Option<Reply>,
-    },
-    /// Make a pool the active one, and write that into the file.
-    Promote {
-        /// Name of the service.
-        service: String,
-        /// Name of the pool.
-        pool: String,
-        /// Who waits.
-        reply: Reply,
-    },
-}
-
-/// Where an answer goes.
-pub type Reply = oneshot::Sender<Result<Accepted, Refusal>>;
-
-/// Why the file is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trigger {
-    /// Somebody asked for it.
-    Asked,
-    /// SIGHUP.
-    Signal,
-    /// The file has changed.
-    FileChanged,
-}
-
-/// A command that was taken.
-pub struct Accepted {
-    /// `applied` or `unchanged`.
-    pub result: ReloadResult,
-    /// Number of the snapshot that serves.
-    pub generation: u64,
-    /// The swaps to wait for, by service.
-    pub swaps: Vec<(String, watch::Receiver<status::Swap>)>,
-}
-
-/// A command that was not taken; nothing has changed.
-#[derive(Clone, Debug)]
-pub enum Refusal {
-    /// The file cannot be read, or something in it is wrong.
-    Invalid(Vec<Problem>),
-    /// The file changes what only a restart can change.
-    StaticChanged(Vec<Problem>),
-    /// No such service; these there are.
-    UnknownService(String, Vec<String>),
-    /// No such pool; these there are.
-    UnknownPool(String, Vec<String>),
-    /// The file cannot be written.
-    NotWritable(String),
-}
-
-/// Where commands go.
-pub type Commands = mpsc::Sender<Command>;
 
 /// The only writer.
 pub struct Controller {
@@ -379,42 +322,5 @@ impl Controller {
 fn answer(reply: Reply, outcome: Result<Accepted, Refusal>) {
     if reply.send(outcome).is_err() {
         info!("nobody waits any more for the answer to a command");
-    }
-}
-
-impl Refusal {
-    /// Stable, kebab-case.
-    pub const fn code(&self) -> &'static str {
-        match self {
-            Self::Invalid(_) => "invalid-config",
-            Self::StaticChanged(_) => "static-changed",
-            Self::UnknownService(..) => "unknown-service",
-            Self::UnknownPool(..) => "unknown-pool",
-            Self::NotWritable(_) => "not-writable",
-        }
-    }
-
-    /// What is wrong with the file, if that is it.
-    pub fn problems(&self) -> &[Problem] {
-        match self {
-            Self::Invalid(problems) | Self::StaticChanged(problems) => problems,
-            _ => &[],
-        }
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Invalid(problems) | Self::StaticChanged(problems) => {
-                let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
-                f.write_str(&problems.join("; "))
-            }
-            Self::UnknownService(name, known) => write!(f, "no service \"{name}\"; services are {}", known.join(", ")),
-            Self::UnknownPool(name, known) => write!(f, "no pool \"{name}\"; pools are {}", known.join(", ")),
-            Self::NotWritable(why) => {
-                write!(f, "the configuration file cannot be written: {why}; edit it where it is kept, and the swap will follow")
-            }
-        }
     }
 }

@@ -1,59 +1,37 @@
-//! One service as the controller sees it: what runs, what is being proven, what drains, and every peer of these.
+//! One service as the controller sees it: what runs, what is being proven, what drains.
 //!
 //! Only the controller's task touches it. It opens and closes peers around the store of a snapshot but never stores one
-//! itself: `open` and `build` come before the store, `close_others` after it.
+//! itself: `open` comes before the store, `close_others` after it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use log::{info, warn};
-use pingora::connectors::http::Connector;
-use tokio::{
-    sync::{Notify, watch},
-    task::JoinHandle,
-};
+use tokio::sync::watch;
 
 use super::{
     edit::Edit,
+    peers::{Means, Peers},
     swap::{Proof, Swap},
-    view::{PeerView, PoolView, ServiceView},
+    view::{PoolView, ServiceView},
 };
 use crate::{
-    config::{self, PeerAddress},
-    metrics::{Metrics, PoolMetrics, ServiceMetrics},
-    pool::{Peer, Pool, Slot, Upstream, probe, probe::Pace, resolve},
+    config,
+    metrics::ServiceMetrics,
+    pool::{Peer, Slot},
     snapshot,
     status::{self, Outcome, PoolState},
 };
-
-/// What every service needs to make peers.
-pub(super) struct Means {
-    pub metrics: Arc<Metrics>,
-    pub connector: Arc<Connector>,
-    /// Where the configuration file is.
-    pub folder: PathBuf,
-    /// Wakes the controller.
-    pub changed: Arc<Notify>,
-}
 
 /// One service.
 pub(super) struct Service {
     name: String,
     means: Arc<Means>,
     metrics: Arc<ServiceMetrics>,
-    pool_metrics: BTreeMap<String, Arc<PoolMetrics>>,
     /// What requests see; none before the first publication and after the service left the file.
     running: Option<Running>,
     candidate: Option<Candidate>,
     drains: Vec<Drain>,
-    /// By pool and address, which is a peer's identity: it survives every reload that keeps it.
-    peers: BTreeMap<(String, PeerAddress), Tracked>,
-    /// Of what runs and of the candidate.
-    upstreams: Vec<Arc<Upstream>>,
+    peers: Peers,
     swap: Option<Swap>,
     last_swap: Option<status::Swap>,
     removed: bool,
@@ -81,19 +59,6 @@ struct Drain {
     deadline: Instant,
 }
 
-/// A peer and the task that looks after it, which ends with it.
-struct Tracked {
-    peer: Arc<Peer>,
-    pace: watch::Sender<Pace>,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Tracked {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
 /// Where a wish comes from.
 pub(super) enum Why {
     /// The file says so.
@@ -118,14 +83,12 @@ impl Service {
         let metrics = Arc::new(means.metrics.service(name));
         Self {
             name: name.to_owned(),
+            peers: Peers::new(name, Arc::clone(&means)),
             means,
             metrics,
-            pool_metrics: BTreeMap::new(),
             running: None,
             candidate: None,
             drains: Vec::new(),
-            peers: BTreeMap::new(),
-            upstreams: Vec::new(),
             swap: None,
             last_swap: None,
             removed: false,
@@ -155,8 +118,7 @@ impl Service {
         if self.running.as_ref().is_some_and(|running| running.config == wanted) {
             return if superseded { Taken::Applied } else { Taken::Unchanged };
         }
-        self.prepare_upstream(&wanted);
-        self.track(&wanted);
+        self.peers.prepare(&wanted, self.running.as_ref().map(|running| &running.config));
         let proof = self.to_prove(&wanted);
         let from = self.running.as_ref().map(|running| running.config.active.clone());
         if from.as_ref() != Some(&wanted.active) {
@@ -179,7 +141,7 @@ impl Service {
         };
         let active = running.config.active;
         let swap = Swap::new(Some(active.clone()), active, Proof::default(), now);
-        self.drain_others(swap, &BTreeSet::new(), running.config.drain_timeout, now);
+        self.drain_others(swap, &[], running.config.drain_timeout, now);
     }
 
     /// Whether it is gone for good.
@@ -194,12 +156,12 @@ impl Service {
         };
         let config = candidate.config.clone();
         candidate.published = true;
-        let active = self.active_pool(&config);
+        let active = self.peers.active_pool(&config);
         active.slots().iter().for_each(|slot| slot.peer.open());
         let snapshot = snapshot::Service {
             name: self.name.clone(),
             active,
-            upstream: self.upstream(&config),
+            upstream: self.peers.upstream(&config),
             error_pages: config.error_pages.clone(),
             timeouts: config.timeouts,
             retries: config.retries,
@@ -214,7 +176,7 @@ impl Service {
         let Some(candidate) = self.candidate.take_if(|candidate| candidate.published && candidate.swap.proven()) else {
             return;
         };
-        let serving = identities(&candidate.config.active, &candidate.config);
+        let serving = self.peers.of_active(&candidate.config);
         if candidate.swap.from.as_ref() != Some(&candidate.swap.to) {
             let took = candidate.swap.began.elapsed().as_millis();
             info!("promoted service={} pool={} generation={generation} took={took}ms", self.name, candidate.swap.to);
@@ -224,20 +186,13 @@ impl Service {
     }
 
     /// Closes every open peer but those in `serving`, and waits for their requests under `swap`.
-    fn drain_others(
-        &mut self,
-        mut swap: Swap,
-        serving: &BTreeSet<(String, PeerAddress)>,
-        timeout: std::time::Duration,
-        now: Instant,
-    ) {
+    fn drain_others(&mut self, mut swap: Swap, serving: &[Arc<Peer>], timeout: std::time::Duration, now: Instant) {
         // Whoever serves again is not draining any more, and whoever waited for that waits in vain.
-        let serves = |peer: &Arc<Peer>| serving.contains(&(peer.pool.clone(), peer.address.clone()));
+        let serves = |peer: &Arc<Peer>| serving.iter().any(|serving| Arc::ptr_eq(serving, peer));
         let (reopened, drains): (Vec<Drain>, Vec<Drain>) =
             std::mem::take(&mut self.drains).into_iter().partition(|drain| drain.peers.iter().any(serves));
         self.drains = drains;
-        let mut leaving: Vec<Arc<Peer>> =
-            self.peers.values().map(|tracked| &tracked.peer).filter(|peer| peer.is_open()).cloned().collect();
+        let mut leaving = self.peers.open();
         for Drain { swap: mut old, peers, .. } in reopened {
             old.end(now, Outcome::Superseded, Some("its old pool serves again".to_owned()));
             self.ended(&old);
@@ -345,17 +300,15 @@ impl Service {
 
     /// Which peers have to pass before `wanted` may serve.
     fn to_prove(&self, wanted: &config::Service) -> Proof {
-        let peers: Vec<Arc<Peer>> =
-            identities(&wanted.active, wanted).iter().filter_map(|id| self.peers.get(id)).map(|t| Arc::clone(&t.peer)).collect();
+        let peers = self.peers.of_active(wanted);
         let any_ready = || peers.iter().any(|peer| peer.health.is_ready());
         let ready_after = wanted.health_check.ready_after;
         let Some(running) = &self.running else {
             return Proof { peers, any: false, ready_after };
         };
         if running.config.active != wanted.active {
-            let draining = |peer: &Arc<Peer>| self.drains.iter().any(|drain| drain.peers.iter().any(|p| Arc::ptr_eq(p, peer)));
             // A pool that served a moment ago and still does for some need not be proven again.
-            let back = peers.iter().all(|peer| peer.health.is_ready() && draining(peer));
+            let back = peers.iter().all(|peer| peer.health.is_ready() && is_draining(&self.drains, peer));
             return Proof { peers: if back { Vec::new() } else { peers }, any: false, ready_after };
         }
         // Make before break: the last ready peer is not let go before another one is ready.
@@ -363,103 +316,23 @@ impl Service {
         Proof { peers: if leaves && !any_ready() { peers } else { Vec::new() }, any: true, ready_after }
     }
 
-    /// Makes the way to speak to peers of `wanted`, if it is a new one, and forgets those of nobody.
-    fn prepare_upstream(&mut self, wanted: &config::Service) {
-        let running = self.running.as_ref().map(|running| &running.config.upstream);
-        self.upstreams.retain(|upstream| Some(upstream.config()) == running || *upstream.config() == wanted.upstream);
-        if !self.upstreams.iter().any(|upstream| *upstream.config() == wanted.upstream) {
-            self.upstreams.push(Arc::new(Upstream::new(wanted.upstream.clone(), &self.means.folder)));
-        }
-    }
-
-    fn upstream(&self, config: &config::Service) -> Arc<Upstream> {
-        let known = self.upstreams.iter().find(|upstream| *upstream.config() == config.upstream);
-        known.map_or_else(|| Arc::new(Upstream::new(config.upstream.clone(), &self.means.folder)), Arc::clone)
-    }
-
-    /// Makes the peers that are not there yet, and begins to probe them.
-    fn track(&mut self, config: &config::Service) {
-        let check = Arc::new(config.health_check.clone());
-        let upstream = self.upstream(config);
-        for id in config.pools.keys().flat_map(|pool| identities(pool, config)) {
-            self.peers.entry(id).or_insert_with_key(|(pool, address)| {
-                let metrics = self.means.metrics.peer(&self.name, pool, &address.to_string());
-                let peer = Arc::new(Peer::new(&self.name, pool, address.clone(), metrics, Arc::clone(&self.means.changed)));
-                let (pace, paces) =
-                    watch::channel(Pace { check: Arc::clone(&check), upstream: Arc::clone(&upstream), proof: None });
-                let task = tokio::spawn(look_after(Arc::clone(&peer), paces, Arc::clone(&self.means.connector)));
-                Tracked { peer, pace, task }
-            });
-        }
-    }
-
-    /// Tells every peer's task how to probe: as the candidate says who has to pass its proof, as what runs says otherwise.
+    /// Tells every peer's task how to probe.
     fn pace(&self) {
-        let Some(config) = self.running.as_ref().map(|running| &running.config).or(self.candidate.as_ref().map(|c| &c.config))
-        else {
-            return;
-        };
-        let usual = (Arc::new(config.health_check.clone()), self.upstream(config));
-        let proving =
-            self.candidate.as_ref().map(|c| (Arc::new(c.config.health_check.clone()), self.upstream(&c.config), &c.swap));
-        for tracked in self.peers.values() {
-            let proof =
-                proving.as_ref().filter(|(_, _, swap)| swap.proof.peers.iter().any(|peer| Arc::ptr_eq(peer, &tracked.peer)));
-            let pace = match proof {
-                Some((check, upstream, swap)) => {
-                    Pace { check: Arc::clone(check), upstream: Arc::clone(upstream), proof: Some(swap.began) }
-                }
-                None => Pace { check: Arc::clone(&usual.0), upstream: Arc::clone(&usual.1), proof: None },
-            };
-            tracked.pace.send_if_modified(|current| {
-                let changed = *current != pace;
-                // A proof that ends is no reason to probe at once.
-                let wakes = current.check != pace.check || pace.proof.is_some();
-                *current = pace;
-                changed && wakes
-            });
+        let candidate = self.candidate.as_ref().map(|candidate| (&candidate.config, &candidate.swap));
+        let running = self.running.as_ref().map(|running| &running.config);
+        if let Some(usual) = running.or(candidate.map(|(config, _)| config)) {
+            self.peers.pace(usual, candidate);
         }
     }
 
     /// Lets go of peers that are in no configuration any more and have nothing in flight.
     fn forget(&mut self) {
-        let configs = self.running.iter().map(|r| &r.config).chain(self.candidate.iter().map(|c| &c.config));
-        let kept: BTreeSet<_> =
-            configs.clone().flat_map(|config| config.pools.keys().flat_map(|pool| identities(pool, config))).collect();
-        let pools: BTreeSet<String> = configs.flat_map(|config| config.pools.keys().cloned()).collect();
-        let draining = |peer: &Arc<Peer>| self.drains.iter().any(|drain| drain.peers.iter().any(|p| Arc::ptr_eq(p, peer)));
-        let metrics = &self.means.metrics;
-        self.peers.retain(|id, tracked| {
-            let keep = kept.contains(id) || tracked.peer.in_flight() > 0 || draining(&tracked.peer);
-            if !keep {
-                metrics.remove_peer(&self.name, &id.0, &id.1.to_string(), &tracked.peer.metrics.requests);
-            }
-            keep
-        });
-        self.pool_metrics.retain(|pool, _| {
-            let keep = pools.contains(pool) || self.peers.keys().any(|(of, _)| of == pool);
-            if !keep {
-                metrics.remove_pool(&self.name, pool);
-            }
-            keep
-        });
+        let running = self.running.iter().map(|running| &running.config);
+        let configs: Vec<&config::Service> = running.chain(self.candidate.iter().map(|candidate| &candidate.config)).collect();
+        self.peers.forget(&configs, |peer| is_draining(&self.drains, peer));
         if self.is_gone() {
-            metrics.remove_service(&self.name, &self.metrics.unserved);
+            self.means.metrics.remove_service(&self.name, &self.metrics.unserved);
         }
-    }
-
-    fn active_pool(&mut self, config: &config::Service) -> Pool {
-        let peers = config.pools.get(&config.active).map(|pool| pool.peers.as_slice()).unwrap_or_default();
-        let slot = |peer: &config::Peer| {
-            let tracked = self.peers.get(&(config.active.clone(), peer.address.clone()))?;
-            Some(Slot { peer: Arc::clone(&tracked.peer), weight: peer.weight })
-        };
-        let slots = peers.iter().filter_map(slot).collect();
-        let metrics = self
-            .pool_metrics
-            .entry(config.active.clone())
-            .or_insert_with(|| Arc::new(self.means.metrics.pool(&self.name, &config.active)));
-        Pool::new(&config.active, slots, config.balance, config.fail_open, Arc::clone(metrics))
     }
 
     /// What requests see of it.
@@ -477,25 +350,11 @@ impl Service {
     /// What the status shows.
     pub(super) fn view(&self) -> ServiceView {
         let config = self.running.as_ref().map(|running| &running.config);
-        let names = config.into_iter().flat_map(|config| config.pools.keys()).chain(self.peers.keys().map(|(pool, _)| pool));
-        let names: BTreeSet<&String> = names.collect();
-        let draining = |peer: &Arc<Peer>| self.drains.iter().any(|drain| drain.peers.iter().any(|p| Arc::ptr_eq(p, peer)));
+        let names: BTreeSet<&String> =
+            config.into_iter().flat_map(|config| config.pools.keys()).chain(self.peers.pools()).collect();
         let pool = |name: &String| {
             let pool = config.and_then(|config| config.pools.get(name));
-            let weight = |address: &PeerAddress| {
-                pool.and_then(|pool| pool.peers.iter().find(|peer| peer.address == *address)).map(|peer| peer.weight)
-            };
-            let of_pool = self.peers.iter().filter(|((of, _), _)| of == name);
-            let mut peers: Vec<PeerView> = of_pool
-                .map(|((_, address), tracked)| PeerView {
-                    peer: Arc::clone(&tracked.peer),
-                    weight: weight(address),
-                    draining: draining(&tracked.peer),
-                })
-                .collect();
-            let position =
-                |view: &PeerView| pool.and_then(|pool| pool.peers.iter().position(|peer| peer.address == view.peer.address));
-            peers.sort_by_key(|view| position(view).unwrap_or(usize::MAX));
+            let peers = self.peers.views(name, pool, |peer| is_draining(&self.drains, peer));
             let state = match () {
                 () if config.is_some_and(|config| config.active == *name) => PoolState::Active,
                 () if peers.iter().any(|peer| peer.draining) => PoolState::Draining,
@@ -513,14 +372,6 @@ impl Service {
     }
 }
 
-/// Finds a peer, then keeps finding and probing it.
-async fn look_after(peer: Arc<Peer>, paces: watch::Receiver<Pace>, connector: Arc<Connector>) {
-    resolve::first(&peer).await;
-    tokio::join!(resolve::run(Arc::clone(&peer)), probe::run(peer, paces, connector));
-}
-
-/// The identities of a pool's peers.
-fn identities(pool: &str, config: &config::Service) -> BTreeSet<(String, PeerAddress)> {
-    let peers = config.pools.get(pool).into_iter().flat_map(|pool| &pool.peers);
-    peers.map(|peer| (pool.to_owned(), peer.address.clone())).collect()
+fn is_draining(drains: &[Drain], peer: &Arc<Peer>) -> bool {
+    drains.iter().any(|drain| drain.peers.iter().any(|draining| Arc::ptr_eq(draining, peer)))
 }
