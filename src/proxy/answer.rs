@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, header};
 use pingora::{Result, http::ResponseHeader, protocols::http::ServerSession, proxy::Session};
 
-use super::{RequestCtx, failure::Failure, forward};
+use super::{failure::Failure, forward, request::RequestCtx};
 
 /// Answers in place of a peer.
 pub(super) async fn failure(session: &mut Session, ctx: &mut RequestCtx, failure: Failure) -> Result<()> {

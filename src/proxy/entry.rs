@@ -5,7 +5,7 @@ use std::time::{Instant, SystemTime};
 use http::{HeaderName, Version, header};
 use pingora::proxy::Session;
 
-use super::{RequestCtx, connection, failure::Failure, forward};
+use super::{connection, failure::Failure, forward, request::RequestCtx};
 use crate::{
     access_log::{Entry, shortened},
     pool::Lease,

@@ -20,6 +20,7 @@ pub mod proofs;
 pub mod properties;
 mod proxy_protocol;
 mod refusal;
+mod request;
 mod response;
 mod socket;
 pub mod tls;
@@ -31,12 +32,12 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderValue, Version, header};
+use http::{Version, header};
 use pingora::{
     BError, Error, ErrorType, OrErr, Result,
     http::{RequestHeader, ResponseHeader},
@@ -46,18 +47,15 @@ use pingora::{
     upstreams::peer::HttpPeer,
 };
 
-use self::{connection::Direction, failure::Failure, forward::RequestId, hold::Holder, proofs::Proofs, refusal::Refusal};
+use self::{connection::Direction, failure::Failure, hold::Holder, proofs::Proofs, refusal::Refusal, request::RequestCtx};
 use crate::{
     access_log::AccessLog,
     metrics::{ErrorKind, Metrics},
-    pool::{Lease, Peer, Refused},
-    snapshot::{Service, Snapshot, SnapshotCell},
+    snapshot::SnapshotCell,
 };
 
 /// Where certificate authorities look for the proof that a name is ours, over plain HTTP (RFC 8555, section 8.3).
 const ACME: &str = "/.well-known/acme-challenge/";
-/// How often a request may meet a pool that has just begun to drain before that is called a fault.
-const SNAPSHOTS_TRIED: usize = 8;
 
 /// The proxy's logic, without its listeners.
 pub struct Proxy {
@@ -66,36 +64,6 @@ pub struct Proxy {
     stopping: Arc<AtomicBool>,
     access_log: Option<AccessLog>,
     proofs: Proofs,
-}
-
-/// One request, from its header to its end; dropping it gives its lease back on every way out.
-pub struct RequestCtx {
-    began: Instant,
-    snapshot: Option<Arc<Snapshot>>,
-    service: Option<Arc<Service>>,
-    lease: Option<Lease>,
-    /// Peers that could not be connected to, or lost this request.
-    tried: Vec<Arc<Peer>>,
-    /// The end of the try before, or the beginning of all: what lies between is not worth another look at the clock.
-    connect_began: Instant,
-    /// None until connected to a peer.
-    connected: Option<Instant>,
-    answered: bool,
-    /// The second try after a lost connection, which there is but one of.
-    retried: bool,
-    failure: Option<Failure>,
-    request_id: Option<RequestId>,
-    traceparent: Option<HeaderValue>,
-    /// Of the body, where nobody else counts it.
-    received: u64,
-    /// Whether the pace of its body is looked at here.
-    paced: bool,
-    /// Of an upgrade request that is not connected yet.
-    holder: Option<Holder>,
-    /// Whether it asks for another protocol, which is WebSocket.
-    upgrades: bool,
-    connect_took: Option<Duration>,
-    header_took: Option<Duration>,
 }
 
 impl Proxy {
@@ -109,53 +77,6 @@ impl Proxy {
     ) -> Self {
         Self { snapshot, metrics, stopping, access_log, proofs }
     }
-
-    /// Takes the snapshot that serves now and finds the request's service in it.
-    fn route(&self, session: &Session, ctx: &mut RequestCtx) -> bool {
-        let snapshot = self.snapshot.load_full();
-        let request = session.req_header();
-        let host = request
-            .headers
-            .get(header::HOST)
-            .map(HeaderValue::as_bytes)
-            .or_else(|| request.uri.authority().map(|a| a.as_str().as_bytes()));
-        let host = host.and_then(|host| std::str::from_utf8(host).ok()).unwrap_or_default();
-        // OPTIONS * is about the whole host.
-        let path = Some(request.uri.path()).filter(|path| *path != "*").unwrap_or("/");
-        ctx.service = snapshot.routes.find(host, path).map(Arc::clone);
-        ctx.snapshot = Some(snapshot);
-        ctx.service.is_some()
-    }
-
-    /// Picks a peer and counts the request in. A pool that drains was replaced after this request took its snapshot, and the
-    /// newer snapshot is already there, because it is stored before the pool is closed.
-    fn lease(&self, session: &Session, ctx: &mut RequestCtx) -> Option<Lease> {
-        for _ in 0..SNAPSHOTS_TRIED {
-            match ctx.service.as_ref()?.active.pick(&ctx.tried) {
-                Ok(lease) => return Some(lease),
-                Err(Refused::NobodyReady) => return None,
-                Err(Refused::Draining) => {
-                    let seen = ctx.snapshot.as_ref().map(|snapshot| snapshot.generation);
-                    if self.snapshot.load().generation == seen? || !self.route(session, ctx) {
-                        return None;
-                    }
-                }
-            }
-        }
-        None
-    }
-
-    /// Notes that the peer failed this try, and lets go of it.
-    fn lost(ctx: &mut RequestCtx, kind: ErrorKind) {
-        connection::arrived();
-        ctx.connected = None;
-        ctx.connect_began = Instant::now();
-        ctx.failure = Some(Failure::Peer(kind));
-        if let Some(lease) = ctx.lease.take() {
-            lease.peer().metrics.error(kind);
-            ctx.tried.push(Arc::clone(lease.peer()));
-        }
-    }
 }
 
 #[async_trait]
@@ -163,27 +84,7 @@ impl ProxyHttp for Proxy {
     type CTX = RequestCtx;
 
     fn new_ctx(&self) -> RequestCtx {
-        let now = Instant::now();
-        RequestCtx {
-            began: now,
-            snapshot: None,
-            service: None,
-            lease: None,
-            tried: Vec::new(),
-            connect_began: now,
-            connected: None,
-            answered: false,
-            retried: false,
-            failure: None,
-            request_id: None,
-            traceparent: None,
-            received: 0,
-            paced: false,
-            holder: None,
-            upgrades: false,
-            connect_took: None,
-            header_took: None,
-        }
+        RequestCtx::new()
     }
 
     /// None of Pingora's: its compression would cost an allocation per request and is never on.
@@ -224,7 +125,7 @@ impl ProxyHttp for Proxy {
             answer::redirect(session).await?;
             return Ok(true);
         }
-        if self.route(session, ctx) {
+        if ctx.route(&self.snapshot, session.req_header()) {
             return Ok(false);
         }
         ctx.failure = Some(Failure::NoRoute);
@@ -233,11 +134,11 @@ impl ProxyHttp for Proxy {
     }
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
-        let mut lease = self.lease(session, ctx);
+        let mut lease = ctx.pick(&self.snapshot, session.req_header());
         if lease.is_none() && ctx.retried {
             // Nobody else is ready: the same peer, over a connection made for this.
             ctx.tried.clear();
-            lease = self.lease(session, ctx);
+            lease = ctx.pick(&self.snapshot, session.req_header());
         }
         let http_peer = lease.as_ref().and_then(|lease| lease.peer().http_peer(ctx.retried || ctx.upgrades));
         let Some(service) = &ctx.service else {
@@ -301,7 +202,7 @@ impl ProxyHttp for Proxy {
             Failure::Peer(ErrorKind::ConnectTimeout) => ErrorKind::ConnectTimeout,
             _ => ErrorKind::Connect,
         };
-        Self::lost(ctx, kind);
+        ctx.lost(kind);
         let retries = ctx.service.as_ref().map_or(0, |service| service.retries);
         e.set_retry(ctx.tried.len() <= retries);
         e
@@ -326,7 +227,7 @@ impl ProxyHttp for Proxy {
             && !session.as_ref().retry_buffer_truncated()
             && session.response_written().is_none();
         match failure {
-            Failure::Peer(kind) => Self::lost(ctx, kind),
+            Failure::Peer(kind) => ctx.lost(kind),
             _ => ctx.failure = Some(failure),
         }
         ctx.retried |= again;
