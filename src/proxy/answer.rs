@@ -3,7 +3,7 @@
 //! Called by the request's phases in [`super`], never once a peer's answer has begun.
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, header};
+use http::{HeaderValue, Method, Version, header};
 use pingora::{Result, http::ResponseHeader, protocols::http::ServerSession, proxy::Session};
 
 use super::{failure::Failure, forward, request::RequestCtx};
@@ -78,7 +78,7 @@ pub(super) async fn proof(session: &mut Session, proof: String) -> Result<()> {
 async fn end_with(session: &mut Session, response: ResponseHeader) -> Result<()> {
     match &mut *session.downstream_session {
         // Pingora's own way never says that it is the end, and the client would see its stream cut off.
-        ServerSession::H2(stream) => stream.write_response_header(Box::new(response), true),
+        ServerSession::Custom(stream) => stream.write_response_header(Box::new(response), true).await,
         _ => session.write_response_header(Box::new(response), true).await,
     }
 }
@@ -86,5 +86,10 @@ async fn end_with(session: &mut Session, response: ResponseHeader) -> Result<()>
 /// Whether it is a call of gRPC.
 pub(super) fn is_grpc(session: &Session) -> bool {
     let content_type = session.req_header().headers.get(header::CONTENT_TYPE);
-    session.is_http2() && content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+    is_h2(session) && content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// Whether it came over HTTP/2.
+pub(super) fn is_h2(session: &Session) -> bool {
+    session.req_header().version == Version::HTTP_2
 }

@@ -6,14 +6,14 @@
 
 use std::{
     collections::HashMap,
-    future::poll_fn,
+    future::{Future, poll_fn},
     io,
     net::{IpAddr, SocketAddr},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
     },
-    task::Poll,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -45,6 +45,7 @@ use super::{
     proxy_protocol,
     refusal::Refusal,
     socket::Socket,
+    stream::H2Stream,
     tls::Tls,
     wire::{self, End, Next, Wire},
 };
@@ -339,19 +340,20 @@ impl HttpServerApp for H2 {
         }
         // A client that opens no window reads nothing.
         session.set_write_timeout(limits.min_rate.map(|_| limits.stall_timeout));
-        let request = self.edge.0.proxy.process_new_http(session, stopping);
+        let session = match session {
+            ServerSession::H2(stream) => ServerSession::new_custom(Box::new(H2Stream(stream))),
+            session => session,
+        };
         connection::watched(Arc::clone(&self.ends), async {
-            let given_up = poll_fn(|_| {
+            let mut request = pin!(self.edge.0.proxy.process_new_http(session, stopping));
+            poll_fn(|cx| {
+                // Looked at when it happens, whatever the request waits for: it may be the peer that does not take the body.
                 if connection::expired() {
                     connection::give_up_body();
                 }
-                // There is no way to answer while Pingora waits for a peer whose connection is shared: the stream is reset.
-                if connection::given_up() { Poll::Ready(()) } else { Poll::Pending }
-            });
-            tokio::select! {
-                _ = request => {}
-                () = given_up => {}
-            }
+                request.as_mut().poll(cx)
+            })
+            .await;
             if let Some(refusal) = connection::refused() {
                 self.edge.count(refusal, &self.listening);
             }

@@ -42,7 +42,7 @@ pub(super) fn of(session: &mut Session, ctx: &RequestCtx, code: u16, now: Instan
         service: ctx.service.as_ref().map(|service| service.name.clone()).unwrap_or_default(),
         pool: peer.map(|peer| peer.pool.clone()).unwrap_or_default(),
         peer: peer.map(|peer| peer.address.to_string()).unwrap_or_default(),
-        retries: ctx.tried.len(),
+        retries: ctx.tries.saturating_sub(1),
         request_id: ctx.request_id.as_ref().map_or(kept, |id| id.as_str().to_owned()),
         ended: failure.map_or("ok", Failure::word),
         referer: header(&header::REFERER),

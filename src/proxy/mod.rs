@@ -23,6 +23,7 @@ mod refusal;
 mod request;
 mod response;
 mod socket;
+mod stream;
 pub mod tls;
 mod wire;
 
@@ -108,7 +109,7 @@ impl ProxyHttp for Proxy {
         let Some(ends) = connection::ends() else {
             return Err(Error::new_in(ErrorType::InternalError));
         };
-        if session.is_http2()
+        if answer::is_h2(session)
             && let Err(refusal) = head::judge_h2(session.req_header_mut(), &ends.limits)
         {
             connection::refuse(refusal);
@@ -157,6 +158,7 @@ impl ProxyHttp for Proxy {
         http_peer.options.total_connection_timeout = Some(service.timeouts.connect);
         http_peer.options.idle_timeout = Some(service.timeouts.idle);
         ctx.lease = Some(lease);
+        ctx.tries += 1;
         ctx.holder = (ctx.upgrades && !service.upstream.is_h2()).then(|| Holder::of(&mut http_peer));
         Ok(http_peer)
     }
@@ -185,7 +187,7 @@ impl ProxyHttp for Proxy {
             let socket = (!service.upstream.is_h2()).then_some(fd);
             connection::await_response(socket, connected, service.timeouts.response);
             // Under HTTP/1 the wire sees when a body is waited for. A call of gRPC may be quiet, and end when it likes.
-            ctx.paced = session.is_http2() && !(service.upstream.is_h2() && answer::is_grpc(session));
+            ctx.paced = answer::is_h2(session) && !(service.upstream.is_h2() && answer::is_grpc(session));
             if ctx.paced && !session.as_mut().is_body_done() {
                 connection::waits(Direction::Up);
             }
@@ -249,6 +251,10 @@ impl ProxyHttp for Proxy {
         {
             request.insert_header(header::HOST, local.to_string())?;
         }
+        // Pingora drops it with the fields of a connection, but a call of gRPC asks so for its status (RFC 9110, section 10.1.4).
+        if ctx.service.as_ref().is_some_and(|service| service.upstream.is_h2()) && answer::is_grpc(session) {
+            request.insert_header(header::TE, "trailers")?;
+        }
         let trusted = ctx.snapshot.as_ref().map(|snapshot| snapshot.trusted_proxies.as_slice()).unwrap_or_default();
         let Some(ends) = connection::ends() else {
             return Err(Error::new_in(ErrorType::InternalError));
@@ -275,7 +281,7 @@ impl ProxyHttp for Proxy {
         }
         let Some(bytes) = body.as_ref().map(Bytes::len) else { return Ok(()) };
         connection::extend();
-        if !session.is_http2() {
+        if !answer::is_h2(session) {
             return Ok(());
         }
         ctx.received += bytes as u64;
@@ -361,7 +367,7 @@ impl ProxyHttp for Proxy {
         }
         if let Some(service) = &ctx.service {
             service.active.metrics.duration.observe((now - ctx.began).as_secs_f64());
-            if !ctx.tried.is_empty() || ctx.retried {
+            if ctx.tries > 1 {
                 if ctx.answered { service.metrics.retries_succeeded.inc() } else { service.metrics.retries_failed.inc() }
             }
         }

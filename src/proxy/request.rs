@@ -28,6 +28,7 @@ pub struct RequestCtx {
     pub(super) lease: Option<Lease>,
     /// Peers that could not be connected to, or lost this request.
     pub(super) tried: Vec<Arc<Peer>>,
+    pub(super) tries: usize,
     /// The end of the try before, or the beginning of all: what lies between is not worth another look at the clock.
     pub(super) connect_began: Instant,
     /// None until connected to a peer.
@@ -59,6 +60,7 @@ impl RequestCtx {
             service: None,
             lease: None,
             tried: Vec::new(),
+            tries: 0,
             connect_began: now,
             connected: None,
             answered: false,

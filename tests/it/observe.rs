@@ -65,6 +65,7 @@ fn a_line_of_json_for_every_request_also_those_that_were_refused() {
     for (line, (status, ended, service, target)) in lines.iter().zip(expected) {
         let seen = (line["status"].as_u64(), line["ended"].as_str(), line["service"].as_str(), line["target"].as_str());
         assert_eq!(seen, (Some(status), Some(ended), Some(service), Some(target)), "{line}");
+        assert!(line["retries"] == 0 || status == 502, "{line}");
         assert_eq!((&line["client"], &line["listener"]), (&"127.0.0.1".into(), &"127.0.0.1:0".into()), "{line}");
     }
     let first = &lines[0];

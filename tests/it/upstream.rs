@@ -1,6 +1,6 @@
 //! Peers that are spoken to otherwise than in plain HTTP/1.1: HTTP/2, TLS, both.
 
-use std::{convert::Infallible, fs, net::SocketAddr, path::Path, sync::Arc};
+use std::{convert::Infallible, fs, net::SocketAddr, path::Path, process::Command, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response, Version};
@@ -28,11 +28,15 @@ struct Peer {
 
 async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
+    if head.uri.path() == "/late" {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
     let cookies: Vec<_> = head.headers.get_all("cookie").iter().map(|value| value.to_str().unwrap().to_owned()).collect();
     let length = body.collect().await.map(|body| body.to_bytes().len()).unwrap_or_default();
     let name = if head.headers.contains_key("x-forwarded-for") { format!(" {length} {cookies:?}") } else { String::new() };
+    let te = head.headers.get("te").map(|te| format!(" te {}", te.to_str().unwrap())).unwrap_or_default();
     let version = if head.version == Version::HTTP_2 { "h2" } else { "http1" };
-    Ok(Response::new(Full::new(Bytes::from(format!("{version}{name}")))))
+    Ok(Response::new(Full::new(Bytes::from(format!("{version}{name}{te}")))))
 }
 
 impl Peer {
@@ -145,21 +149,24 @@ fn a_peer_whose_certificate_is_not_the_right_one_is_not_ready_until_it_can_be_ve
     });
 }
 
+/// What curl prints when it asks by HTTP/2.
+fn curl(switchover: &Switchover, path: &str, args: &[&str]) -> String {
+    let output = Command::new("curl")
+        .args(["-sS", "--noproxy", "*", "--http2-prior-knowledge", "--max-time", "10"])
+        .args(args)
+        .arg(format!("http://{}{path}", switchover.address))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
 #[test]
 fn from_h2_to_http1_cookies_are_one_line_and_bodies_end_once() {
     let peer = Peer::start(false, None);
     let (_config, switchover) = proxied(&peer, "{}");
     switchover.await_ready("blue");
-    let curl = |args: &[&str]| {
-        let output = std::process::Command::new("curl")
-            .args(["-sS", "--noproxy", "*", "--http2-prior-knowledge", "--max-time", "10"])
-            .args(args)
-            .arg(format!("http://{}/", switchover.address))
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    };
+    let curl = |args: &[&str]| curl(&switchover, "/", args);
     assert_eq!(curl(&["-H", "Cookie: a=1", "-H", "Cookie: b=2"]), "http1 0 [\"a=1; b=2\"]");
     assert_eq!(curl(&["-d", "hello"]), "http1 5 []");
     // Without a length the end is an empty frame, which must not become a second end.
@@ -167,4 +174,31 @@ fn from_h2_to_http1_cookies_are_one_line_and_bodies_end_once() {
         assert_eq!(curl(&["-H", "Content-Length:", "-d", "hello"]), "http1 5 []");
         assert_eq!(curl(&[]), "http1 0 []");
     }
+}
+
+#[test]
+fn a_late_peer_of_http_2_is_told_of_and_counted_whatever_the_client_speaks() {
+    let peer = Peer::start(true, None);
+    let service =
+        "    upstream: {protocol: h2c}\n    health_check: {interval: 100ms, path: /}\n    timeouts: {response: 300ms}\n";
+    let config =
+        ConfigFile::new(&[("blue", &[peer.address])]).service(service).top("access_log: {format: json, file: access.log}\n");
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let mut client = switchover.client();
+    assert_eq!(client.get("/late").unwrap().status, 504);
+    let answer = curl(&switchover, "/late", &["-i"]);
+    assert!(answer.starts_with("HTTP/2 504") && answer.ends_with("504 the application did not answer in time\n"), "{answer}");
+    let grpc = ["-i", "-d", "x", "-H", "Content-Type: application/grpc", "-H", "TE: trailers"];
+    let answer = curl(&switchover, "/late", &grpc);
+    assert!(answer.starts_with("HTTP/2 200") && answer.contains("grpc-status: 14"), "{answer}");
+    // The connection to the peer is shared, and goes on.
+    assert!(curl(&switchover, "/", &grpc).ends_with("h2 1 [] te trailers"));
+    let series = format!(
+        "switchover_upstream_errors_total{{kind=\"response_timeout\",peer=\"{}\",pool=\"blue\",service=\"shop\"}}",
+        peer.address
+    );
+    assert_eq!(switchover.metric(&series), Some(3.0));
+    let log = fs::read_to_string(config.folder().join("access.log")).unwrap();
+    assert_eq!(log.matches("\"ended\":\"response_timeout\"").count(), 3, "{log}");
 }
