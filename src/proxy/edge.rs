@@ -42,6 +42,7 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     Proxy,
     connection::{self, Ends},
+    frames::Frames,
     proxy_protocol,
     refusal::Refusal,
     socket::Socket,
@@ -58,6 +59,8 @@ use crate::{
 
 /// Unused connections to peers that are kept, over all peers.
 const KEPT_CONNECTIONS: usize = 1024;
+/// The library keeps so many times `header_bytes` of a header, so that the usual one that is too long is judged, and counted, by us.
+const H2_HEADERS: u32 = 4;
 /// More tries than a request can use up: the bounds are `retries` and the rule for lost connections.
 const TRIES: usize = 16;
 /// When the system has no descriptor left, trying again at once would only burn the processor.
@@ -276,7 +279,7 @@ impl Edge {
         }
     }
 
-    async fn h2(&self, wire: Box<Wire>, listening: &Arc<Listening>, ends: &Arc<Ends>, stopping: &ShutdownWatch) {
+    async fn h2(&self, mut wire: Box<Wire>, listening: &Arc<Listening>, ends: &Arc<Ends>, stopping: &ShutdownWatch) {
         let mut options = HttpServerOptions::default();
         options.h2_idle_timeout = Some(listening.limits.idle_timeout);
         let (last, mut told) = watch::channel(*stopping.borrow());
@@ -288,6 +291,8 @@ impl Edge {
             requests: AtomicU32::new(0),
             last,
         });
+        let (edge, of, client) = (self.clone(), Arc::clone(listening), ends.client);
+        wire.watch(Frames::new(move |refusal| edge.reject(refusal, client, &of)));
         let mut stopping = stopping.clone();
         told.mark_unchanged();
         let served = h2.process_new(wire as Stream, &told);
@@ -366,7 +371,7 @@ impl HttpServerApp for H2 {
         let limits = &self.listening.limits;
         let mut options = default_h2_options();
         options.max_concurrent_streams(limits.streams_per_connection);
-        options.max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX));
+        options.max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX).saturating_mul(H2_HEADERS));
         options.initial_window_size(H2_STREAM_WINDOW);
         options.initial_connection_window_size(H2_CONNECTION_WINDOW);
         Some(options)

@@ -150,6 +150,11 @@ pub(super) fn judge_h2(request: &mut RequestHeader, limits: &Limits) -> Result<(
     if target.len() > limits.request_line_bytes {
         return Err(Refusal::RequestLine);
     }
+    // Each with the 32 bytes that HTTP/2 counts for it (RFC 9113, section 6.5.2).
+    let fields = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32);
+    if target.len() + fields.sum::<usize>() > limits.header_bytes {
+        return Err(Refusal::HeaderBytes);
+    }
     if !target.iter().all(u8::is_ascii_graphic) || target == b"*" && request.method != Method::OPTIONS {
         return Err(Refusal::BadRequest("a target that is no path"));
     }

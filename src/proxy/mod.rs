@@ -10,6 +10,7 @@ pub mod edge;
 mod entry;
 mod failure;
 mod forward;
+mod frames;
 mod head;
 mod hold;
 #[cfg(test)]

@@ -25,6 +25,10 @@ pub(super) enum Refusal {
     SlowBody,
     /// The answer is read more slowly than `min_rate`.
     SlowReader,
+    /// All streams of HTTP/2 that a connection may have at once are there.
+    Streams,
+    /// Frames of HTTP/2 that cost a server more than the client: streams made and reset, headers without an end.
+    Flood,
     /// CONNECT, which is for forward proxies.
     Method,
     /// `Expect` with something else than `100-continue`.
@@ -41,7 +45,7 @@ pub(super) enum Refusal {
 
 impl Refusal {
     /// Every one, for the series that are counted from 0 on.
-    pub(super) const ALL: [Self; 15] = [
+    pub(super) const ALL: [Self; 17] = [
         Self::BadRequest(""),
         Self::RequestLine,
         Self::HeaderBytes,
@@ -51,6 +55,8 @@ impl Refusal {
         Self::BodyBytes,
         Self::SlowBody,
         Self::SlowReader,
+        Self::Streams,
+        Self::Flood,
         Self::Method,
         Self::Expectation,
         Self::Connections,
@@ -71,6 +77,8 @@ impl Refusal {
             Self::BodyBytes => "body_bytes",
             Self::SlowBody => "slow_body",
             Self::SlowReader => "slow_reader",
+            Self::Streams => "streams_per_connection",
+            Self::Flood => "h2_flood",
             Self::Method => "method",
             Self::Expectation => "expectation",
             Self::Connections => "connections",
@@ -92,7 +100,7 @@ impl Refusal {
             Self::Expectation => 417,
             Self::Connections => 503,
             Self::ConnectionsPerClient => 429,
-            Self::Idle | Self::SlowReader | Self::ProxyProtocol | Self::Handshake => 0,
+            Self::Idle | Self::SlowReader | Self::Streams | Self::Flood | Self::ProxyProtocol | Self::Handshake => 0,
         }
     }
 
@@ -110,7 +118,7 @@ impl Refusal {
             Self::Expectation => "417 this expectation cannot be met\n",
             Self::Connections => "503 too many connections, try again in a moment\n",
             Self::ConnectionsPerClient => "429 too many connections of one client\n",
-            Self::Idle | Self::SlowReader | Self::ProxyProtocol | Self::Handshake => "",
+            Self::Idle | Self::SlowReader | Self::Streams | Self::Flood | Self::ProxyProtocol | Self::Handshake => "",
         }
     }
 

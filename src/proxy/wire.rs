@@ -34,6 +34,7 @@ use tokio_util::io::poll_read_buf;
 use super::{
     chunks::Chunks,
     connection::{self, Direction},
+    frames::Frames,
     head::{self, Body, Scan},
     refusal::Refusal,
     socket::Socket,
@@ -65,6 +66,8 @@ pub(super) struct Wire {
     /// So many of the pending bytes have passed as parts of the chunked body.
     passed: usize,
     mode: Mode,
+    /// Of HTTP/2, as they go out.
+    frames: Option<Frames>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -112,12 +115,29 @@ impl Wire {
             chunks: None,
             passed: 0,
             mode: Mode::Requests,
+            frames: None,
         }
     }
 
     /// What it is spoken over.
     pub(super) fn socket(&self) -> Option<&Socket> {
         self.socket.as_ref().map(BufWriter::get_ref)
+    }
+
+    /// Looks at the frames of HTTP/2 that go out.
+    pub(super) fn watch(&mut self, frames: Frames) {
+        self.frames = Some(frames);
+    }
+
+    fn written<'a>(&mut self, polled: &Poll<io::Result<usize>>, all: impl IntoIterator<Item = &'a [u8]>) {
+        if let (Some(frames), Poll::Ready(Ok(written))) = (&mut self.frames, polled) {
+            let mut left = *written;
+            for bytes in all {
+                let bytes = bytes.get(..left.min(bytes.len())).unwrap_or_default();
+                frames.written(bytes);
+                left -= bytes.len();
+            }
+        }
     }
 
     /// Whether all of the last request was taken, so that another one may follow.
@@ -338,10 +358,10 @@ impl AsyncRead for Wire {
 
 impl AsyncWrite for Wire {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.socket {
-            Some(socket) => paced(Direction::Down, Pin::new(socket).poll_write(cx, bytes)),
-            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        }
+        let Some(socket) = &mut self.socket else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
+        let polled = paced(Direction::Down, Pin::new(socket).poll_write(cx, bytes));
+        self.written(&polled, [bytes]);
+        polled
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -363,10 +383,10 @@ impl AsyncWrite for Wire {
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, all: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        match &mut self.socket {
-            Some(socket) => paced(Direction::Down, Pin::new(socket).poll_write_vectored(cx, all)),
-            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        }
+        let Some(socket) = &mut self.socket else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
+        let polled = paced(Direction::Down, Pin::new(socket).poll_write_vectored(cx, all));
+        self.written(&polled, all.iter().map(|bytes| &**bytes));
+        polled
     }
 
     fn is_write_vectored(&self) -> bool {

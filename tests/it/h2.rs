@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{Client, ConfigFile, Edit, Origin, Switchover, eventually};
+use crate::support::{Client, ConfigFile, Edit, Origin, Switchover, eventually, origin::Act};
 
 /// What becomes of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,6 +130,8 @@ const END_HEADERS: u8 = 4;
 /// What a status of 200 is, among the fields that everybody knows (RFC 7541, appendix A).
 const STATUS_200: u8 = 0x88;
 
+const LONG: &str = "yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy";
+
 /// A frame of a stream, or of none (RFC 9113, section 4.1).
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
@@ -228,7 +230,50 @@ fn who_resets_stream_after_stream_is_asked_to_go() {
     let (kind, payload) = last.unwrap();
     assert_eq!((kind, payload[7]), (GOAWAY, 11), "ENHANCE_YOUR_CALM");
     assert!(blue.heads().len() < 100, "{}", blue.heads().len());
+    await_rejected(&switchover, "h2_flood");
     assert_eq!(switchover.get("/").text(), "blue", "it serves on");
+}
+
+/// Waits until one was counted.
+fn await_rejected(switchover: &Switchover, reason: &str) {
+    let series = format!("switchover_rejected_requests_total{{listener=\"127.0.0.1:0\",reason=\"{reason}\"}}");
+    eventually(reason, || match switchover.metric(&series) {
+        Some(1.0) => Ok(()),
+        other => Err(other),
+    });
+}
+
+#[test]
+fn what_the_library_refuses_is_counted() {
+    let blue = Origin::start("blue");
+    blue.on("/hang", Act::Hang);
+    let config = ConfigFile::new(&[("blue", &[blue.address()])])
+        .listener("    limits: {streams_per_connection: 2, header_bytes: 4096}\n")
+        .top("access_log: {format: json, file: access.log}\n");
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+
+    let mut client = switchover.client();
+    let long = [GET, &[("x", LONG); 50]].concat();
+    client.send([hello(), frame(HEADERS, END_HEADERS | END_STREAM, 1, &fields(&long))].concat()).unwrap();
+    assert!(answer(&mut client).is_some_and(|status| status != STATUS_200), "431");
+    await_rejected(&switchover, "header_bytes");
+
+    let mut client = switchover.client();
+    let hang = [(":method", "GET"), (":scheme", "http"), (":authority", "shop.test"), (":path", "/hang")];
+    let streams = [1, 3, 5].map(|stream| frame(HEADERS, END_HEADERS | END_STREAM, stream, &fields(&hang))).concat();
+    client.send([hello(), streams].concat()).unwrap();
+    assert_eq!(answer(&mut client), None, "REFUSED_STREAM");
+    await_rejected(&switchover, "streams_per_connection");
+
+    let mut client = switchover.client();
+    client.send([hello(), frame(DATA, 0, 1, b"of no stream")].concat()).unwrap();
+    assert_eq!(answer(&mut client), None, "PROTOCOL_ERROR");
+    await_rejected(&switchover, "bad_request");
+    let log = fs::read_to_string(config.folder().join("access.log")).unwrap();
+    for ended in ["header_bytes", "streams_per_connection", "bad_request"] {
+        assert!(log.contains(&format!("\"ended\":\"{ended}\"")), "{ended}: {log}");
+    }
 }
 
 /// A header that never ends (CVE-2024-27316) is not kept.
@@ -239,7 +284,7 @@ fn a_header_that_goes_on_and_on_ends_its_connection() {
     let switchover = Switchover::start(&config);
     switchover.await_ready("blue");
     let mut client = switchover.client();
-    let more = fields(&[("x", "yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy")]).repeat(200);
+    let more = fields(&[("x", LONG)]).repeat(140);
     let mut sent = client.stream.write_all(&[hello(), frame(HEADERS, END_STREAM, 1, &fields(GET))].concat());
     let mut frames = 0;
     while sent.is_ok() && frames < 10_000 {
@@ -247,6 +292,7 @@ fn a_header_that_goes_on_and_on_ends_its_connection() {
         frames += 1;
     }
     assert!(frames < 10_000, "160 MB of a header were taken");
+    await_rejected(&switchover, "h2_flood");
     assert_eq!(blue.heads(), Vec::<String>::new());
     assert_eq!(switchover.get("/").text(), "blue", "it serves on");
 }

@@ -1,0 +1,132 @@
+//! What an HTTP/2 client is refused, read from the frames that go to it.
+//!
+//! The h2 library turns down floods, streams past the limit and whatever breaks its protocol by itself, and tells nobody but the
+//! client. [`super::wire`] shows every byte that it has taken from there; [`super::edge`] counts what is found.
+//! Nothing here changes or holds back a byte.
+
+use super::refusal::Refusal;
+
+/// Length, kind, flags and stream (RFC 9113, section 4.1).
+const HEAD: usize = 9;
+/// The last stream and the code of a GOAWAY, which is the most that is looked at.
+const MOST: usize = HEAD + 8;
+
+const RST_STREAM: u8 = 3;
+const GOAWAY: u8 = 7;
+
+/// Where the frames of one connection begin and end.
+pub(super) struct Frames {
+    tell: Box<dyn Fn(Refusal) + Send + Sync>,
+    /// The beginning of the frame that goes out now.
+    begin: [u8; MOST],
+    have: usize,
+    /// So many bytes of it are of no interest.
+    skip: usize,
+}
+
+impl Frames {
+    /// `tell` is told each refusal.
+    pub(super) fn new(tell: impl Fn(Refusal) + Send + Sync + 'static) -> Self {
+        Self { tell: Box::new(tell), begin: [0; MOST], have: 0, skip: 0 }
+    }
+
+    /// The next bytes that the client gets.
+    pub(super) fn written(&mut self, mut bytes: &[u8]) {
+        loop {
+            let skipped = self.skip.min(bytes.len());
+            self.skip -= skipped;
+            bytes = bytes.get(skipped..).unwrap_or_default();
+            let missing = self.needed() - self.have;
+            let Some(next) = bytes.get(..missing.min(bytes.len())).filter(|next| !next.is_empty()) else { return };
+            if let Some(place) = self.begin.get_mut(self.have..self.have + next.len()) {
+                place.copy_from_slice(next);
+            }
+            self.have += next.len();
+            bytes = bytes.get(next.len()..).unwrap_or_default();
+            if self.have == self.needed() {
+                if let Some(refusal) = self.refusal() {
+                    (self.tell)(refusal);
+                }
+                self.skip = self.length() - (self.have - HEAD);
+                self.have = 0;
+            }
+        }
+    }
+
+    /// Of the beginning, as far as it is known.
+    fn needed(&self) -> usize {
+        let [_, _, _, kind, ..] = self.begin;
+        match kind {
+            _ if self.have < HEAD => HEAD,
+            RST_STREAM => HEAD + self.length().min(4),
+            GOAWAY => HEAD + self.length().min(8),
+            _ => HEAD,
+        }
+    }
+
+    fn length(&self) -> usize {
+        let [high, middle, low, ..] = self.begin;
+        usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low)
+    }
+
+    fn refusal(&self) -> Option<Refusal> {
+        let [_, _, _, kind, _, _, _, _, _, a0, a1, a2, a3, b0, b1, b2, b3] = self.begin;
+        match kind {
+            RST_STREAM => told([a0, a1, a2, a3]),
+            GOAWAY => told([b0, b1, b2, b3]),
+            _ => None,
+        }
+    }
+}
+
+/// What a code means (RFC 9113, section 7).
+const fn told(code: [u8; 4]) -> Option<Refusal> {
+    match u32::from_be_bytes(code) {
+        // NO_ERROR, INTERNAL_ERROR, CANCEL: nothing that the client did.
+        0 | 2 | 8 => None,
+        // REFUSED_STREAM
+        7 => Some(Refusal::Streams),
+        // ENHANCE_YOUR_CALM
+        11 => Some(Refusal::Flood),
+        _ => Some(Refusal::BadRequest("an error of HTTP/2")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    }
+
+    fn found(bytes: &[u8], piece: usize) -> Vec<&'static str> {
+        let (tell, found) = std::sync::mpsc::channel();
+        let mut frames = Frames::new(move |refusal| tell.send(refusal.reason()).unwrap());
+        bytes.chunks(piece).for_each(|piece| frames.written(piece));
+        drop(frames);
+        found.iter().collect()
+    }
+
+    #[test]
+    fn refusals_are_found_however_the_bytes_are_cut() {
+        let bytes = [
+            frame(4, 0, 0, &[0; 12]),
+            frame(1, 4, 1, b"header"),
+            frame(0, 1, 1, &[RST_STREAM; 3000]),
+            frame(RST_STREAM, 0, 3, &[0, 0, 0, 7]),
+            frame(RST_STREAM, 0, 5, &[0, 0, 0, 8]),
+            frame(RST_STREAM, 0, 9, &[0, 0, 0, 1]),
+            frame(GOAWAY, 0, 0, &[0, 0, 0, 0, 0, 0, 0, 0]),
+            frame(GOAWAY, 0, 0, b"\0\0\0\x09\0\0\0\x0bsome words"),
+            frame(0, 0, 1, b""),
+        ]
+        .concat();
+        for piece in [1, 2, 8, 9, 10, 17, 4096] {
+            assert_eq!(found(&bytes, piece), ["streams_per_connection", "bad_request", "h2_flood"], "in pieces of {piece}");
+        }
+        // No frame that a library sends; only not a reason to fall over.
+        assert_eq!(found(&[frame(RST_STREAM, 0, 1, b""), frame(GOAWAY, 0, 0, b"\x01")].concat(), 1).len(), 0);
+    }
+}
