@@ -6,35 +6,26 @@
 
 use std::{
     collections::HashMap,
-    future::{Future, poll_fn},
     io,
     net::{IpAddr, SocketAddr},
-    pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     time::{Duration, Instant, SystemTime},
 };
 
-use async_trait::async_trait;
 use parking_lot::Mutex;
 use pingora::{
-    apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp},
-    protocols::{
-        Stream,
-        http::{
-            ServerSession,
-            v2::server::{H2Options, default_h2_options},
-        },
-    },
+    apps::HttpServerApp,
+    protocols::http::ServerSession,
     proxy::HttpProxy,
     server::{ShutdownWatch, configuration::ServerConf},
 };
 use prometheus::IntGauge;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Notify, watch},
+    sync::Notify,
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
@@ -42,11 +33,9 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     Proxy,
     connection::{self, Ends},
-    frames::Frames,
-    proxy_protocol,
+    h2, proxy_protocol,
     refusal::Refusal,
     socket::Socket,
-    stream::H2Stream,
     tls::Tls,
     wire::{self, End, Next, Wire},
 };
@@ -59,16 +48,10 @@ use crate::{
 
 /// Unused connections to peers that are kept, over all peers.
 const KEPT_CONNECTIONS: usize = 1024;
-/// The library keeps so many times `header_bytes` of a header, so that the usual one that is too long is judged, and counted, by us.
-const H2_HEADERS: u32 = 4;
 /// More tries than a request can use up: the bounds are `retries` and the rule for lost connections.
 const TRIES: usize = 16;
 /// When the system has no descriptor left, trying again at once would only burn the processor.
 const NO_DESCRIPTOR: Duration = Duration::from_millis(50);
-/// What an HTTP/2 client may send on a stream, and on all of a connection, before it is asked for more.
-const H2_STREAM_WINDOW: u32 = 256 * 1024;
-const H2_CONNECTION_WINDOW: u32 = 1024 * 1024;
-
 /// Connections from clients, and the requests on them. Clones are the same edge.
 #[derive(Clone)]
 pub struct Edge(Arc<Inner>);
@@ -89,7 +72,7 @@ pub struct Listening {
     label: Arc<str>,
     local_port: u16,
     config: config::Listener,
-    limits: Arc<Limits>,
+    pub(super) limits: Arc<Limits>,
     tls: Option<Arc<Tls>>,
     open: AtomicUsize,
     per_client: Mutex<HashMap<IpAddr, usize>>,
@@ -107,17 +90,6 @@ struct Open {
     listening: Arc<Listening>,
     /// Counted by this address as well, where that is limited.
     client: Option<IpAddr>,
-}
-
-/// An HTTP/2 connection, as Pingora asks for it.
-struct H2 {
-    edge: Edge,
-    listening: Arc<Listening>,
-    ends: Arc<Ends>,
-    options: HttpServerOptions,
-    requests: AtomicU32,
-    /// Tells the client to begin no more requests here.
-    last: watch::Sender<bool>,
 }
 
 impl Edge {
@@ -256,7 +228,7 @@ impl Edge {
         let mut left = limits.requests_per_connection;
         loop {
             match wire.next(limits, may_be_h2, &self.0.closing).await {
-                Ok(Next::H2) => return self.h2(wire, listening, ends, stopping).await,
+                Ok(Next::H2) => return h2::serve(self, wire, listening, ends, stopping).await,
                 Ok(Next::Request) => {}
                 Err(End::Closed) => return,
                 Err(End::Refused(refusal)) => return self.refuse(*wire, refusal, ends.client, listening).await,
@@ -279,29 +251,9 @@ impl Edge {
         }
     }
 
-    async fn h2(&self, mut wire: Box<Wire>, listening: &Arc<Listening>, ends: &Arc<Ends>, stopping: &ShutdownWatch) {
-        let mut options = HttpServerOptions::default();
-        options.h2_idle_timeout = Some(listening.limits.idle_timeout);
-        let (last, mut told) = watch::channel(*stopping.borrow());
-        let h2 = Arc::new(H2 {
-            edge: self.clone(),
-            listening: Arc::clone(listening),
-            ends: Arc::clone(ends),
-            options,
-            requests: AtomicU32::new(0),
-            last,
-        });
-        let (edge, of, client) = (self.clone(), Arc::clone(listening), ends.client);
-        wire.watch(Frames::new(move |refusal| edge.reject(refusal, client, &of)));
-        let mut stopping = stopping.clone();
-        told.mark_unchanged();
-        let served = h2.process_new(wire as Stream, &told);
-        tokio::pin!(served);
-        tokio::select! {
-            _ = &mut served => return,
-            _ = stopping.changed() => drop(h2.last.send_replace(true)),
-        }
-        served.await;
+    /// What requests are given to.
+    pub(super) fn proxy(&self) -> &Arc<HttpProxy<Proxy>> {
+        &self.0.proxy
     }
 
     /// Counts what was refused, and answers it.
@@ -310,7 +262,8 @@ impl Edge {
         wire.refuse(refusal).await;
     }
 
-    fn reject(&self, refusal: Refusal, client: IpAddr, listening: &Listening) {
+    /// Counts and logs what was refused.
+    pub(super) fn reject(&self, refusal: Refusal, client: IpAddr, listening: &Listening) {
         log::debug!("refused listener={} client={client} reason={refusal}", listening.label);
         // The end of a connection that nobody used is no event.
         if let (Some(log), true) = (&self.0.access_log, refusal != Refusal::Idle) {
@@ -327,58 +280,8 @@ impl Edge {
     }
 
     /// Counts a refusal that has its line already, as the end of a request.
-    fn count(&self, refusal: Refusal, listening: &Listening) {
+    pub(super) fn count(&self, refusal: Refusal, listening: &Listening) {
         self.0.metrics.rejected.with_label_values(&[&*listening.label, refusal.reason()]).inc();
-    }
-}
-
-#[async_trait]
-impl HttpServerApp for H2 {
-    async fn process_new_http(
-        self: &Arc<Self>,
-        mut session: ServerSession,
-        stopping: &ShutdownWatch,
-    ) -> Option<ReusedHttpStream> {
-        let limits = &self.listening.limits;
-        if self.requests.fetch_add(1, Relaxed) + 1 >= limits.requests_per_connection {
-            self.last.send_if_modified(|last| !std::mem::replace(last, true));
-        }
-        // A client that opens no window reads nothing.
-        session.set_write_timeout(limits.min_rate.map(|_| limits.stall_timeout));
-        let session = match session {
-            ServerSession::H2(stream) => ServerSession::new_custom(Box::new(H2Stream(stream))),
-            session => session,
-        };
-        connection::watched(Arc::clone(&self.ends), async {
-            let mut request = pin!(self.edge.0.proxy.process_new_http(session, stopping));
-            poll_fn(|cx| {
-                // Looked at when it happens, whatever the request waits for: it may be the peer that does not take the body.
-                if connection::expired() {
-                    connection::give_up_body();
-                }
-                request.as_mut().poll(cx)
-            })
-            .await;
-            if let Some(refusal) = connection::refused() {
-                self.edge.count(refusal, &self.listening);
-            }
-        })
-        .await;
-        None
-    }
-
-    fn h2_options(&self) -> Option<H2Options> {
-        let limits = &self.listening.limits;
-        let mut options = default_h2_options();
-        options.max_concurrent_streams(limits.streams_per_connection);
-        options.max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX).saturating_mul(H2_HEADERS));
-        options.initial_window_size(H2_STREAM_WINDOW);
-        options.initial_connection_window_size(H2_CONNECTION_WINDOW);
-        Some(options)
-    }
-
-    fn server_options(&self) -> Option<&HttpServerOptions> {
-        Some(&self.options)
     }
 }
 

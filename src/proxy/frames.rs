@@ -1,7 +1,7 @@
 //! What an HTTP/2 client is refused, read from the frames that go to it.
 //!
 //! The h2 library turns down floods, streams past the limit and whatever breaks its protocol by itself, and tells nobody but the
-//! client. [`super::wire`] shows every byte that it has taken from there; [`super::edge`] counts what is found.
+//! client. [`super::wire`] shows every byte that it has taken from there; [`super::h2`] counts what is found.
 //! Nothing here changes or holds back a byte.
 
 use super::refusal::Refusal;

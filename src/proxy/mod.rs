@@ -11,6 +11,7 @@ mod entry;
 mod failure;
 mod forward;
 mod frames;
+mod h2;
 mod head;
 mod hold;
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! connection is shared with other requests. So when such a peer is late, or the client is with its body, it is this session that says
 //! so, and the request ends as any other that fails: answered, counted and logged. All the rest is passed on.
 //!
-//! [`super::edge`] makes one per request; [`super::connection`] says when it is given up.
+//! [`super::h2`] makes one per request; [`super::connection`] says when it is given up.
 
 use std::{future::poll_fn, task::Poll, time::Duration};
 

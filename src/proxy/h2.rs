@@ -1,0 +1,132 @@
+//! A client's HTTP/2 connection: its bounds, and its requests, each of which is watched as a connection of HTTP/1 is.
+//!
+//! [`super::edge`] hands over a connection that begins with HTTP/2. Pingora accepts the requests; none is answered here.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+};
+
+use async_trait::async_trait;
+use pingora::{
+    apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp},
+    protocols::{
+        Stream,
+        http::{
+            ServerSession,
+            v2::server::{H2Options, default_h2_options},
+        },
+    },
+    server::ShutdownWatch,
+};
+use tokio::sync::watch;
+
+use super::{
+    connection::{self, Ends},
+    edge::{Edge, Listening},
+    frames::Frames,
+    stream::H2Stream,
+    wire::Wire,
+};
+
+/// The library keeps so many times `header_bytes` of a header, so that the usual one that is too long is judged, and counted, by us.
+const HEADERS: u32 = 4;
+/// What a client may send on a stream, and on all of a connection, before it is asked for more.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// A connection, as Pingora asks for it.
+struct H2 {
+    edge: Edge,
+    listening: Arc<Listening>,
+    ends: Arc<Ends>,
+    options: HttpServerOptions,
+    requests: AtomicU32,
+    /// Tells the client to begin no more requests here.
+    last: watch::Sender<bool>,
+}
+
+/// Serves a connection until it ends.
+pub(super) async fn serve(
+    edge: &Edge,
+    mut wire: Box<Wire>,
+    listening: &Arc<Listening>,
+    ends: &Arc<Ends>,
+    stopping: &ShutdownWatch,
+) {
+    let mut options = HttpServerOptions::default();
+    options.h2_idle_timeout = Some(listening.limits.idle_timeout);
+    let (last, mut told) = watch::channel(*stopping.borrow());
+    let h2 = Arc::new(H2 {
+        edge: edge.clone(),
+        listening: Arc::clone(listening),
+        ends: Arc::clone(ends),
+        options,
+        requests: AtomicU32::new(0),
+        last,
+    });
+    let (edge, of, client) = (edge.clone(), Arc::clone(listening), ends.client);
+    wire.watch(Frames::new(move |refusal| edge.reject(refusal, client, &of)));
+    let mut stopping = stopping.clone();
+    told.mark_unchanged();
+    let mut served = pin!(h2.process_new(wire as Stream, &told));
+    tokio::select! {
+        _ = &mut served => return,
+        _ = stopping.changed() => drop(h2.last.send_replace(true)),
+    }
+    served.await;
+}
+
+#[async_trait]
+impl HttpServerApp for H2 {
+    async fn process_new_http(
+        self: &Arc<Self>,
+        mut session: ServerSession,
+        stopping: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
+        let limits = &self.listening.limits;
+        if self.requests.fetch_add(1, Relaxed) + 1 >= limits.requests_per_connection {
+            self.last.send_if_modified(|last| !std::mem::replace(last, true));
+        }
+        // A client that opens no window reads nothing.
+        session.set_write_timeout(limits.min_rate.map(|_| limits.stall_timeout));
+        let session = match session {
+            ServerSession::H2(stream) => ServerSession::new_custom(Box::new(H2Stream(stream))),
+            session => session,
+        };
+        connection::watched(Arc::clone(&self.ends), async {
+            let mut request = pin!(self.edge.proxy().process_new_http(session, stopping));
+            poll_fn(|cx| {
+                // Looked at when it happens, whatever the request waits for: it may be the peer that does not take the body.
+                if connection::expired() {
+                    connection::give_up_body();
+                }
+                request.as_mut().poll(cx)
+            })
+            .await;
+            if let Some(refusal) = connection::refused() {
+                self.edge.count(refusal, &self.listening);
+            }
+        })
+        .await;
+        None
+    }
+
+    fn h2_options(&self) -> Option<H2Options> {
+        let limits = &self.listening.limits;
+        let mut options = default_h2_options();
+        options.max_concurrent_streams(limits.streams_per_connection);
+        options.max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX).saturating_mul(HEADERS));
+        options.initial_window_size(STREAM_WINDOW);
+        options.initial_connection_window_size(CONNECTION_WINDOW);
+        Some(options)
+    }
+
+    fn server_options(&self) -> Option<&HttpServerOptions> {
+        Some(&self.options)
+    }
+}
