@@ -17,6 +17,8 @@ use std::{
 
 use arc_swap::ArcSwap;
 use log::{info, warn};
+use pingora::protocols::TcpKeepalive;
+use socket2::SockRef;
 use tokio::{
     net::TcpSocket,
     runtime::{Builder, Runtime},
@@ -31,6 +33,7 @@ use crate::{
     config::{self, Config},
     controller::{Controller, Handles},
     metrics::Metrics,
+    pool::KEEPALIVE,
     proxy::{
         Proxy,
         edge::{Edge, Listening},
@@ -235,12 +238,17 @@ impl Bound {
     }
 }
 
-/// Binds with SO_REUSEADDR, so that a restart does not have to wait for the last life's connections to be forgotten.
+/// Binds with SO_REUSEADDR, so that a restart does not have to wait for the last life's connections to be forgotten. Accepted
+/// connections have the keep-alive of their listener (tcp(7)).
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let runtime = Builder::new_current_thread().enable_io().build()?;
     let _context = runtime.enter();
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
+    let TcpKeepalive { idle, interval, count, .. } = KEEPALIVE;
+    let retries = u32::try_from(count).unwrap_or(u32::MAX);
+    let keepalive = socket2::TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(retries);
+    SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)?.into_std()
 }

@@ -14,7 +14,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-pub use peer::{Lease, Peer};
+pub use peer::{KEEPALIVE, Lease, Peer};
 pub use upstream::Upstream;
 
 use crate::{config::Balance, metrics::PoolMetrics};

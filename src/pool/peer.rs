@@ -9,16 +9,27 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
+    time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
-use pingora::upstreams::peer::HttpPeer;
+use pingora::{protocols::TcpKeepalive, upstreams::peer::HttpPeer};
 use tokio::sync::Notify;
 
 use super::health::Health;
 use crate::{
     config::PeerAddress,
     metrics::{PeerFacts, PeerMetrics},
+};
+
+/// When the other end of a connection is asked whether it is still there: a host that lost its power says nothing, and a WebSocket or
+/// an event stream may be quiet for as long as it likes. One that is gone is noticed within a minute. Of clients' connections as well.
+pub const KEEPALIVE: TcpKeepalive = TcpKeepalive {
+    idle: Duration::from_secs(30),
+    interval: Duration::from_secs(10),
+    count: 3,
+    // The system's: a peer that is slow to take an upload is there.
+    user_timeout: Duration::ZERO,
 };
 
 /// One server of a pool, with everything that must survive a reload.
@@ -132,6 +143,7 @@ impl Peer {
         if let Some(first) = addresses.first() {
             let mut http_peer = HttpPeer::new(first, false, String::new());
             http_peer.group_key = next_incarnation();
+            http_peer.options.tcp_keepalive = Some(KEEPALIVE);
             self.target.store(Some(Arc::new(Target { addresses: addresses.to_vec(), http_peer })));
         }
     }

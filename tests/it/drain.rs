@@ -241,3 +241,28 @@ fn a_websocket_that_is_quiet_in_one_direction_or_both_is_not_cut() {
     assert_eq!(&bytes, b"still here");
     eventually("it is counted", || if switchover.pool("blue")["upgraded"] == 1 { Ok(()) } else { Err(switchover.pool("blue")) });
 }
+
+/// Their host may have lost its power: neither end of a quiet WebSocket is waited for without being asked.
+#[test]
+fn both_ends_of_a_quiet_websocket_are_asked_whether_they_are_still_there() {
+    let (blue, _green, config) = shop("60s");
+    blue.on("/ws", Act::Echo);
+    let switchover = Switchover::start(&config);
+    let socket = websocket(&switchover);
+    let listener = switchover.address.port();
+    let client = socket.stream.local_addr().unwrap().port();
+    // Local and remote address, state, queues, and the timer, of which 02 is that of keep-alive (proc(5)).
+    let asked = |local: Option<u16>, remote: u16| {
+        let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        sockets.lines().skip(1).any(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let port = |address: &str| u16::from_str_radix(address.rsplit(':').next().unwrap(), 16).unwrap();
+            local.is_none_or(|local| port(fields[1]) == local)
+                && port(fields[2]) == remote
+                && fields[3] == "01"
+                && fields[5].starts_with("02:")
+        })
+    };
+    eventually("the client is asked", || if asked(Some(listener), client) { Ok(()) } else { Err(()) });
+    eventually("the peer is asked", || if asked(None, blue.address().port()) { Ok(()) } else { Err(()) });
+}
