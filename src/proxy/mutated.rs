@@ -99,6 +99,13 @@ fn a_proxy_protocol_header_is_read_or_refused_and_nothing_behind_it_is_touched()
 }
 
 #[test]
+fn frames_tell_the_same_however_they_are_cut() {
+    let (seeds, mut random) = (seeds("tests/seeds/frames"), Random(5));
+    let refused = (0..TRIES).filter(|cut| properties::frames(&random.mutate(&seeds, WORDS), *cut)).count();
+    assert!(refused > TRIES / 20, "only {refused} refused anything");
+}
+
+#[test]
 fn no_configuration_makes_it_panic() {
     let words: &[&[u8]] = &[
         b"\n", b"  ", b": ", b"- ", b"{", b"}", b"[", b"]", b"&a ", b"*a", b"<<: ", b"\t", b"\"", b"'", b"|\n", b"!!x ",

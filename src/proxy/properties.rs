@@ -4,11 +4,13 @@
 
 use std::{
     pin::pin,
+    sync::mpsc,
     task::{Context, Poll, Waker},
 };
 
 use super::{
     chunks::Chunks,
+    frames::Frames,
     head::{self, Body, Scan},
 };
 use crate::config::{self, Limits};
@@ -57,6 +59,20 @@ pub fn chunks(bytes: &[u8], cut: usize) -> bool {
         other => panic!("{other:?}: {bytes:?}"),
     }
     whole.done()
+}
+
+/// What frames of HTTP/2 tell a client is the same however they are cut. Tells whether they refuse it anything.
+pub fn frames(bytes: &[u8], cut: usize) -> bool {
+    let told = |piece: usize| {
+        let (tell, told) = mpsc::channel();
+        let mut frames = Frames::new(move |refusal| tell.send(refusal).unwrap());
+        bytes.chunks(piece).for_each(|piece| frames.written(piece));
+        drop(frames);
+        told.iter().collect::<Vec<_>>()
+    };
+    let at_once = told(bytes.len().max(1));
+    assert_eq!(told(1 + cut % 20), at_once, "{bytes:?}");
+    !at_once.is_empty()
 }
 
 /// A PROXY protocol header is read or refused, and nothing behind it is touched. Tells whether it was read.
