@@ -1,6 +1,6 @@
 #![no_main]
 
-use switchover::proxy::properties;
+use switchover::clients::properties;
 
 libfuzzer_sys::fuzz_target!(|text: &str| {
     properties::configuration(text);

@@ -1,6 +1,6 @@
 #![no_main]
 
-use switchover::proxy::properties;
+use switchover::clients::properties;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     properties::proxy_protocol(bytes);

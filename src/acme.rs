@@ -1,7 +1,7 @@
 //! Certificates from an authority that gives them by itself (ACME, RFC 8555), to whom it reaches under their names.
 //!
 //! The composition root makes one [`Acme`] per listener that asks for it, and spawns [`Acme::keep`] once it listens. The certificate
-//! with its key is one file of the store, which [`crate::proxy::tls`] reads as it reads any file that is renewed; the account is
+//! with its key is one file of the store, which [`crate::clients::tls`] reads as it reads any file that is renewed; the account is
 //! beside it, so that a restart asks for nothing. What the authority wants to see meanwhile is in [`Proofs`], from which
 //! [`crate::proxy`] answers. Never on the way of a request, and never a reason for the process to end once it runs.
 
@@ -28,10 +28,7 @@ use ureq::{
     tls::{Certificate, RootCerts, TlsConfig},
 };
 
-use crate::{
-    config,
-    proxy::{proofs::Proofs, tls},
-};
+use crate::{clients::tls, config, proxy::proofs::Proofs};
 
 /// A certificate is looked at this often.
 const LOOK: Duration = Duration::from_secs(60);

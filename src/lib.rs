@@ -7,7 +7,7 @@
 //! ([`pool::Peer`]), has them proven ([`pool::probe`]), stores a new [`snapshot::Snapshot`], closes the peers that left and waits
 //! for their last [`pool::Lease`].
 //!
-//! **A request.** [`proxy::edge`] accepts it; [`proxy`] loads the snapshot once, finds the service ([`route`]), picks a peer and
+//! **A request.** [`clients`] accepts it; [`proxy`] loads the snapshot once, finds the service ([`route`]), picks a peer and
 //! leases it ([`pool::Pool::pick`]), forwards it, tries again where that is safe, counts it ([`metrics`]), and gives the lease
 //! back when it is dropped, on every way out.
 //!
@@ -18,6 +18,7 @@ pub mod access_log;
 pub mod acme;
 pub mod admin;
 pub mod cli;
+pub mod clients;
 pub mod config;
 pub mod controller;
 pub mod demo;

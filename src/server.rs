@@ -17,7 +17,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use log::{info, warn};
-use pingora::protocols::TcpKeepalive;
+use pingora::{protocols::TcpKeepalive, proxy::HttpProxy};
 use socket2::SockRef;
 use tokio::{
     net::TcpSocket,
@@ -30,20 +30,19 @@ use crate::{
     access_log::AccessLog,
     acme::Acme,
     admin::{self, Admin, Readiness},
+    clients::{self, ListenerState, tls::Tls},
     config::{self, Config},
     controller::{Controller, Handles},
     metrics::Metrics,
     pool::KEEPALIVE,
-    proxy::{
-        Proxy,
-        edge::{Edge, Listening},
-        proofs::Proofs,
-        tls::Tls,
-    },
+    proxy::{Proxy, proofs::Proofs},
     signals::Caught,
     snapshot::Snapshot,
     supervisor, watch as file_watch,
 };
+
+/// Client connections whose requests the proxy answers.
+type Edge = clients::Edge<HttpProxy<Proxy>>;
 
 /// Connections that wait to be accepted; the system's own limit (`net.core.somaxconn`) is lower almost everywhere.
 const BACKLOG: u32 = 65535;
@@ -115,7 +114,7 @@ pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
 
     let proxy =
         Proxy::new(Arc::clone(&snapshot), Arc::clone(&metrics), Arc::clone(&readiness.stopping), access_log.clone(), proofs);
-    let edge = Edge::new(proxy, workers, snapshot, Arc::clone(&metrics));
+    let edge = Edge::new(proxy.app(workers), snapshot, Arc::clone(&metrics), access_log.clone());
     let (stop, stopping) = watch::channel(false);
     let workers = runtime("proxy", workers)?;
     for (((listener, socket), address), tls) in listeners.into_iter().zip(bound.listeners).zip(&bound.addresses).zip(certificates)
@@ -123,7 +122,7 @@ pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
         if let Some(tls) = &tls {
             control.spawn(Arc::clone(tls).watch());
         }
-        let listening = Arc::new(Listening::new(listener, *address, tls, &metrics));
+        let listening = Arc::new(ListenerState::new(listener, *address, tls, &metrics));
         workers.spawn(edge.clone().serve(socket, listening, stopping.clone()));
     }
     for address in &bound.addresses {

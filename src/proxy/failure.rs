@@ -4,8 +4,7 @@
 
 use pingora::{Error, ErrorSource, ErrorType};
 
-use super::refusal::Refusal;
-use crate::metrics::ErrorKind;
+use crate::{clients::reject::Rejection, metrics::ErrorKind};
 
 /// Why a request failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +20,7 @@ pub(super) enum Failure {
     /// The client stopped sending in the middle.
     ClientTimeout,
     /// The client broke a rule after its header had passed.
-    Refused(Refusal),
+    Refused(Rejection),
     /// The client has gone; there is nobody to answer.
     ClientGone,
     /// Ours.
@@ -63,7 +62,7 @@ impl Failure {
             Self::Peer(_) => 502,
             Self::BadRequest => 400,
             Self::ClientTimeout => 408,
-            Self::Refused(refusal) => match refusal.status() {
+            Self::Refused(rejection) => match rejection.status() {
                 0 => 499,
                 status => status,
             },
@@ -80,7 +79,7 @@ impl Failure {
             Self::Peer(kind) => kind.label(),
             Self::BadRequest => "bad_request",
             Self::ClientTimeout => "client_timeout",
-            Self::Refused(refusal) => refusal.reason(),
+            Self::Refused(rejection) => rejection.reason(),
             Self::ClientGone => "client_gone",
             Self::Internal => "internal",
         }
@@ -105,7 +104,7 @@ impl Failure {
             Self::Peer(_) => "502 the application did not answer\n",
             Self::BadRequest => "400 this request cannot be understood\n",
             Self::ClientTimeout => "408 the rest of the request did not come\n",
-            Self::Refused(refusal) => refusal.body(),
+            Self::Refused(rejection) => rejection.body(),
             Self::ClientGone => "",
             Self::Internal => "500 something went wrong here\n",
         }

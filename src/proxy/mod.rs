@@ -1,33 +1,16 @@
 //! The way of a request, section by section of Pingora's phases: route, pick and lease a peer, forward, count.
 //!
-//! The accept loop in [`edge`] calls it for every request. It reads one snapshot per request and never waits for a lock; it
+//! [`crate::clients`] calls it for every request. It reads one snapshot per request and never waits for a lock; it
 //! knows nothing of the controller that stores snapshots.
 
-mod answer;
-mod chunks;
-mod connection;
-pub mod edge;
-mod entry;
+mod context;
 mod failure;
-mod forward;
-mod frames;
-mod h2;
-mod head;
-mod hold;
-#[cfg(test)]
-mod mutated;
+mod forwarding;
+mod log_entry;
+mod own_response;
 pub mod proofs;
-#[cfg(any(test, fuzzing))]
-#[allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "they are tests")]
-pub mod properties;
-mod proxy_protocol;
-mod refusal;
-mod request;
-mod response;
-mod socket;
-mod stream;
-pub mod tls;
-mod wire;
+mod upstream_response;
+mod workarounds;
 
 use std::{
     os::fd::RawFd,
@@ -46,17 +29,27 @@ use pingora::{
     http::{RequestHeader, ResponseHeader},
     modules::http::HttpModules,
     protocols::Digest,
-    proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session},
+    proxy::{FailToProxy, HttpProxy, ProxyHttp, ProxyWarnLogContext, Session},
+    server::configuration::ServerConf,
     upstreams::peer::HttpPeer,
 };
 
-use self::{connection::Direction, failure::Failure, hold::Holder, proofs::Proofs, refusal::Refusal, request::RequestCtx};
+use self::{context::RequestCtx, failure::Failure, proofs::Proofs, workarounds::Corkable};
 use crate::{
     access_log::AccessLog,
+    clients::{
+        connection::{self, Direction},
+        head,
+        reject::Rejection,
+    },
     metrics::{ErrorKind, Metrics},
     snapshot::SnapshotCell,
 };
 
+/// Unused connections to peers that are kept, over all peers.
+const KEPT_CONNECTIONS: usize = 1024;
+/// More tries than a request can use up: the bounds are `retries` and the rule for lost connections.
+const TRIES: usize = 16;
 /// Where certificate authorities look for the proof that a name is ours, over plain HTTP (RFC 8555, section 8.3).
 const ACME: &str = "/.well-known/acme-challenge/";
 
@@ -79,6 +72,15 @@ impl Proxy {
         proofs: Proofs,
     ) -> Self {
         Self { snapshot, metrics, stopping, access_log, proofs }
+    }
+
+    /// Pingora's proxy with this logic; `threads` workers drive it.
+    pub fn app(self, threads: usize) -> Arc<HttpProxy<Self>> {
+        let conf =
+            ServerConf { threads, upstream_keepalive_pool_size: KEPT_CONNECTIONS, max_retries: TRIES, ..ServerConf::default() };
+        let mut proxy = HttpProxy::new(self, Arc::new(conf));
+        proxy.handle_init_modules();
+        Arc::new(proxy)
     }
 }
 
@@ -111,28 +113,28 @@ impl ProxyHttp for Proxy {
         let Some(ends) = connection::ends() else {
             return Err(Error::new_in(ErrorType::InternalError));
         };
-        if answer::is_h2(session)
-            && let Err(refusal) = head::judge_h2(session.req_header_mut(), &ends.limits)
+        if own_response::is_h2(session)
+            && let Err(rejection) = head::judge_h2(session.req_header_mut(), &ends.limits)
         {
-            connection::refuse(refusal);
-            ctx.failure = Some(Failure::Refused(refusal));
-            answer::failure(session, ctx, Failure::Refused(refusal)).await?;
+            connection::refuse(rejection);
+            ctx.failure = Some(Failure::Refused(rejection));
+            own_response::failure(session, ctx, Failure::Refused(rejection)).await?;
             return Ok(true);
         }
         if let Some(token) = session.req_header().uri.path().strip_prefix(ACME) {
             if let Some(proof) = self.proofs.get(token) {
-                answer::proof(session, proof).await?;
+                own_response::proof(session, proof).await?;
                 return Ok(true);
             }
         } else if ends.redirect_to_https {
-            answer::redirect(session).await?;
+            own_response::redirect(session).await?;
             return Ok(true);
         }
         if ctx.route(&self.snapshot, session.req_header()) {
             return Ok(false);
         }
         ctx.failure = Some(Failure::NoRoute);
-        answer::failure(session, ctx, Failure::NoRoute).await?;
+        own_response::failure(session, ctx, Failure::NoRoute).await?;
         Ok(true)
     }
 
@@ -161,7 +163,7 @@ impl ProxyHttp for Proxy {
         http_peer.options.idle_timeout = Some(service.timeouts.idle);
         ctx.lease = Some(lease);
         ctx.tries += 1;
-        ctx.holder = (ctx.upgrades && !service.upstream.is_h2()).then(|| Holder::of(&mut http_peer));
+        ctx.holder = (ctx.upgrades && !service.upstream.is_h2()).then(|| Corkable::of(&mut http_peer));
         Ok(http_peer)
     }
 
@@ -178,8 +180,10 @@ impl ProxyHttp for Proxy {
         let connected = if reused { ctx.connect_began } else { Instant::now() };
         ctx.connected = Some(connected);
         ctx.connect_took = Some(connected - ctx.connect_began);
-        if let Some(holder) = ctx.holder.take() {
-            connection::until_idle(holder.hold().or_err(ErrorType::ConnectError, "holding an upgrade")?);
+        if let Some(holder) = ctx.holder.take()
+            && let Some(cork) = holder.hold().or_err(ErrorType::ConnectError, "holding an upgrade")?
+        {
+            connection::until_idle(Box::new(cork));
         }
         if let Some(service) = &ctx.service {
             if !reused {
@@ -189,7 +193,7 @@ impl ProxyHttp for Proxy {
             let socket = (!service.upstream.is_h2()).then_some(fd);
             connection::await_response(socket, connected, service.timeouts.response);
             // Under HTTP/1 the wire sees when a body is waited for. A call of gRPC may be quiet, and end when it likes.
-            ctx.paced = answer::is_h2(session) && !(service.upstream.is_h2() && answer::is_grpc(session));
+            ctx.paced = own_response::is_h2(session) && !(service.upstream.is_h2() && own_response::is_grpc(session));
             if ctx.paced && !session.as_mut().is_body_done() {
                 connection::waits(Direction::Up);
             }
@@ -254,18 +258,18 @@ impl ProxyHttp for Proxy {
             request.insert_header(header::HOST, local.to_string())?;
         }
         // Pingora drops it with the fields of a connection, but a call of gRPC asks so for its status (RFC 9110, section 10.1.4).
-        if ctx.service.as_ref().is_some_and(|service| service.upstream.is_h2()) && answer::is_grpc(session) {
+        if ctx.service.as_ref().is_some_and(|service| service.upstream.is_h2()) && own_response::is_grpc(session) {
             request.insert_header(header::TE, "trailers")?;
         }
         let trusted = ctx.snapshot.as_ref().map(|snapshot| snapshot.trusted_proxies.as_slice()).unwrap_or_default();
         let Some(ends) = connection::ends() else {
             return Err(Error::new_in(ErrorType::InternalError));
         };
-        forward::set(request, &ends, trusted)?;
+        forwarding::set(request, &ends, trusted)?;
         if ctx.snapshot.as_ref().is_some_and(|snapshot| snapshot.tracing) {
-            forward::set_traceparent(request, &mut ctx.traceparent)?;
+            forwarding::set_traceparent(request, &mut ctx.traceparent)?;
         }
-        forward::set_request_id(request, &mut ctx.request_id)
+        forwarding::set_request_id(request, &mut ctx.request_id)
     }
 
     async fn request_body_filter(
@@ -283,12 +287,12 @@ impl ProxyHttp for Proxy {
         }
         let Some(bytes) = body.as_ref().map(Bytes::len) else { return Ok(()) };
         connection::extend();
-        if !answer::is_h2(session) {
+        if !own_response::is_h2(session) {
             return Ok(());
         }
         ctx.received += bytes as u64;
         if connection::ends().and_then(|ends| ends.limits.body_bytes).is_some_and(|most| ctx.received > most) {
-            connection::refuse(Refusal::BodyBytes);
+            connection::refuse(Rejection::BodyBytes);
             return Err(Error::new_down(ErrorType::HTTPStatus(413)));
         }
         // A body that ends with an empty frame would end twice towards an HTTP/1 peer (cloudflare/pingora#935).
@@ -311,7 +315,7 @@ impl ProxyHttp for Proxy {
         } else {
             connection::arrived();
         }
-        if upgrades && !ctx.upgrades || !response::is_unambiguous(response) {
+        if upgrades && !ctx.upgrades || !upstream_response::is_unambiguous(response) {
             return Err(Error::new_up(ErrorType::InvalidHTTPHeader));
         }
         if interim {
@@ -347,7 +351,7 @@ impl ProxyHttp for Proxy {
         let failure = *ctx.failure.get_or_insert_with(|| refused.unwrap_or_else(|| Failure::of(e, false)));
         if failure != Failure::ClientGone && session.response_written().is_none() {
             // Whoever has gone in the meantime cannot be told.
-            drop(answer::failure(session, ctx, failure).await);
+            drop(own_response::failure(session, ctx, failure).await);
         }
         FailToProxy { error_code: failure.status(), can_reuse_downstream: false }
     }
@@ -365,7 +369,7 @@ impl ProxyHttp for Proxy {
         };
         counter.inc(code, method);
         if let Some(log) = &self.access_log {
-            log.write(entry::of(session, ctx, code, now));
+            log.write(log_entry::of(session, ctx, code, now));
         }
         if let Some(service) = &ctx.service {
             service.active.metrics.duration.observe((now - ctx.began).as_secs_f64());

@@ -1,8 +1,26 @@
-//! From listening sockets to the requests on their connections.
+//! Client connections, from the listening socket to one judged request at a time.
 //!
-//! The composition root binds the sockets and hands them to [`Edge::serve`]. Pingora's server would bind late, try a busy port for
-//! thirty seconds while the process looks alive, and sleep through every shutdown; its listening service knows neither caps nor
-//! the PROXY protocol on a plain port. What of Pingora is used begins where a request does.
+//! The composition root binds the sockets and calls [`Edge::serve`]; each request goes to the application that the edge was made
+//! for, any [`HttpServerApp`] of Pingora's. Nothing here knows the proxy, a service or a peer.
+//!
+//! Pingora's own server is not used: it binds late, retries a busy port for thirty seconds in a process that looks alive, and
+//! sleeps through every shutdown; its listening service has no connection limits and no PROXY protocol on a plain port.
+
+pub(crate) mod connection;
+pub(crate) mod head;
+mod http1;
+mod http2;
+#[cfg(test)]
+#[path = "../../fuzz/mutated.rs"]
+mod mutated;
+#[cfg(any(test, fuzzing))]
+#[path = "../../fuzz/properties.rs"]
+#[allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "they are tests")]
+pub mod properties;
+mod proxy_protocol;
+pub(crate) mod reject;
+mod socket;
+pub mod tls;
 
 use std::{
     collections::HashMap,
@@ -16,12 +34,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use pingora::{
-    apps::HttpServerApp,
-    protocols::http::ServerSession,
-    proxy::HttpProxy,
-    server::{ShutdownWatch, configuration::ServerConf},
-};
+use pingora::{apps::HttpServerApp, protocols::http::ServerSession, server::ShutdownWatch};
 use prometheus::IntGauge;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -30,14 +43,12 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{
-    Proxy,
-    connection::{self, Ends},
-    h2, proxy_protocol,
-    refusal::Refusal,
+use self::{
+    connection::ClientInfo,
+    http1::{ClientStream, End, Http2Start, Next},
+    reject::Rejection,
     socket::Socket,
     tls::Tls,
-    wire::{self, End, Next, Wire},
 };
 use crate::{
     access_log::{AccessLog, Entry},
@@ -46,18 +57,14 @@ use crate::{
     snapshot::SnapshotCell,
 };
 
-/// Unused connections to peers that are kept, over all peers.
-const KEPT_CONNECTIONS: usize = 1024;
-/// More tries than a request can use up: the bounds are `retries` and the rule for lost connections.
-const TRIES: usize = 16;
 /// When the system has no descriptor left, trying again at once would only burn the processor.
 const NO_DESCRIPTOR: Duration = Duration::from_millis(50);
-/// Connections from clients, and the requests on them. Clones are the same edge.
-#[derive(Clone)]
-pub struct Edge(Arc<Inner>);
 
-struct Inner {
-    proxy: Arc<HttpProxy<Proxy>>,
+/// Connections from clients, and the application that answers their requests. Clones share everything.
+pub struct Edge<A>(Arc<Inner<A>>);
+
+struct Inner<A> {
+    app: Arc<A>,
     snapshot: Arc<SnapshotCell>,
     metrics: Arc<Metrics>,
     access_log: Option<AccessLog>,
@@ -68,11 +75,11 @@ struct Inner {
 }
 
 /// One address that clients connect to.
-pub struct Listening {
+pub struct ListenerState {
     label: Arc<str>,
     local_port: u16,
     config: config::Listener,
-    pub(super) limits: Arc<Limits>,
+    limits: Arc<Limits>,
     tls: Option<Arc<Tls>>,
     open: AtomicUsize,
     per_client: Mutex<HashMap<IpAddr, usize>>,
@@ -85,25 +92,26 @@ struct Connections {
 }
 
 /// One open connection, counted until it is dropped.
-struct Open {
+struct ConnectionGuard {
     all: Arc<Connections>,
-    listening: Arc<Listening>,
+    listening: Arc<ListenerState>,
     /// Counted by this address as well, where that is limited.
     client: Option<IpAddr>,
 }
 
-impl Edge {
-    /// `threads` is how many workers will drive it.
-    pub fn new(proxy: Proxy, threads: usize, snapshot: Arc<SnapshotCell>, metrics: Arc<Metrics>) -> Self {
-        let conf =
-            ServerConf { threads, upstream_keepalive_pool_size: KEPT_CONNECTIONS, max_retries: TRIES, ..ServerConf::default() };
-        let access_log = proxy.access_log.clone();
-        let mut proxy = HttpProxy::new(proxy, Arc::new(conf));
-        proxy.handle_init_modules();
+impl<A> Clone for Edge<A> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
+    /// Gives each request to `app`; `snapshot` has the proxies whose PROXY protocol header is trusted.
+    pub fn new(app: Arc<A>, snapshot: Arc<SnapshotCell>, metrics: Arc<Metrics>, access_log: Option<AccessLog>) -> Self {
         let gauge = metrics.downstream_connections.clone();
         let connections = Connections { open: AtomicUsize::new(0), gauge, all_closed: Notify::new() };
         Self(Arc::new(Inner {
-            proxy: Arc::new(proxy),
+            app,
             snapshot,
             metrics,
             access_log,
@@ -136,7 +144,7 @@ impl Edge {
     }
 
     /// Accepts connections until `stopping` says so; then the socket is closed, and connections end by themselves.
-    pub async fn serve(self, socket: std::net::TcpListener, listening: Arc<Listening>, mut stopping: ShutdownWatch) {
+    pub async fn serve(self, socket: std::net::TcpListener, listening: Arc<ListenerState>, mut stopping: ShutdownWatch) {
         let socket = match TcpListener::from_std(socket) {
             Ok(socket) => socket,
             Err(e) => return log::error!("cannot listen listener={} error={e}", listening.label),
@@ -162,16 +170,18 @@ impl Edge {
     }
 
     /// One connection, from its first byte to its end.
-    async fn connection(self, mut stream: TcpStream, client: SocketAddr, listening: Arc<Listening>, stopping: ShutdownWatch) {
+    async fn connection(self, mut stream: TcpStream, client: SocketAddr, listening: Arc<ListenerState>, stopping: ShutdownWatch) {
         let began = Instant::now();
         let limits = &listening.limits;
         // Answers are written whole; waiting for more would only make them late.
         if let Err(e) = stream.set_nodelay(true) {
             log::debug!("cannot set TCP_NODELAY error={e}");
         }
-        let mut open = match Open::new(&self.0.connections, &listening) {
+        let mut open = match ConnectionGuard::new(&self.0.connections, &listening) {
             Ok(open) => open,
-            Err(refusal) => return self.refuse(Wire::new(Socket::Plain(stream)), refusal, client.ip(), &listening).await,
+            Err(rejection) => {
+                return self.refuse(ClientStream::new(Socket::Plain(stream)), rejection, client.ip(), &listening).await;
+            }
         };
         let trusted = listening.config.proxy_protocol && {
             let ip = client.ip().to_canonical();
@@ -182,12 +192,12 @@ impl Edge {
             match timeout(limits.header_timeout, proxy_protocol::read(&mut stream)).await {
                 Ok(Ok(named)) => client = named.unwrap_or(client),
                 Ok(Err(None)) => return,
-                Ok(Err(Some(refusal))) => return self.reject(refusal, client.ip(), &listening),
-                Err(_) => return self.reject(Refusal::ProxyProtocol, client.ip(), &listening),
+                Ok(Err(Some(rejection))) => return self.reject(rejection, client.ip(), &listening),
+                Err(_) => return self.reject(Rejection::ProxyProtocol, client.ip(), &listening),
             }
         }
-        if let Err(refusal) = open.count(client.ip().to_canonical()) {
-            return self.refuse(Wire::new(Socket::Plain(stream)), refusal, client.ip(), &listening).await;
+        if let Err(rejection) = open.count(client.ip().to_canonical()) {
+            return self.refuse(ClientStream::new(Socket::Plain(stream)), rejection, client.ip(), &listening).await;
         }
         let socket = match &listening.tls {
             None => Socket::Plain(stream),
@@ -195,45 +205,51 @@ impl Edge {
                 let left = limits.header_timeout.saturating_sub(began.elapsed());
                 match timeout(left, TlsAcceptor::from(tls.settings()).accept(stream)).await {
                     Ok(Ok(stream)) => Socket::Tls(Box::new(stream)),
-                    _ => return self.reject(Refusal::Handshake, client.ip(), &listening),
+                    _ => return self.reject(Rejection::Handshake, client.ip(), &listening),
                 }
             }
         };
-        let ends = Arc::new(Ends {
+        let ends = Arc::new(ClientInfo {
             tls: socket.tls_version(),
             listener: Arc::clone(&listening.label),
             redirect_to_https: listening.config.redirect_to_https,
-            ..Ends::new(client, listening.local_port, Arc::clone(limits))
+            ..ClientInfo::new(client, listening.local_port, Arc::clone(limits))
         });
         let requests = async {
             connection::await_header(Some(began + limits.header_timeout));
-            self.requests(Wire::new(socket), &listening, &ends, &stopping).await;
-            if let Some(refusal) = connection::refused() {
-                self.count(refusal, &listening);
+            self.requests(ClientStream::new(socket), &listening, &ends, &stopping).await;
+            if let Some(rejection) = connection::refused() {
+                self.count(rejection, &listening);
             }
         };
         connection::watched(Arc::clone(&ends), requests).await;
         drop(open);
     }
 
-    async fn requests(&self, wire: Wire, listening: &Arc<Listening>, ends: &Arc<Ends>, stopping: &ShutdownWatch) {
+    async fn requests(
+        &self,
+        wire: ClientStream,
+        listening: &Arc<ListenerState>,
+        ends: &Arc<ClientInfo>,
+        stopping: &ShutdownWatch,
+    ) {
         let limits = &listening.limits;
         let mut wire = Box::new(wire);
         // Over TLS it is the handshake that decides.
         let mut may_be_h2 = match ends.tls {
-            None => wire::H2::Maybe,
-            Some(_) if wire.socket().is_some_and(Socket::has_agreed_on_h2) => wire::H2::Agreed,
-            Some(_) => wire::H2::No,
+            None => Http2Start::Maybe,
+            Some(_) if wire.socket().is_some_and(Socket::has_agreed_on_h2) => Http2Start::Agreed,
+            Some(_) => Http2Start::No,
         };
         let mut left = limits.requests_per_connection;
         loop {
             match wire.next(limits, may_be_h2, &self.0.closing).await {
-                Ok(Next::H2) => return h2::serve(self, wire, listening, ends, stopping).await,
+                Ok(Next::H2) => return http2::serve(self, wire, listening, ends, stopping).await,
                 Ok(Next::Request) => {}
                 Err(End::Closed) => return,
-                Err(End::Refused(refusal)) => return self.refuse(*wire, refusal, ends.client, listening).await,
+                Err(End::Refused(rejection)) => return self.refuse(*wire, rejection, ends.client, listening).await,
             }
-            may_be_h2 = wire::H2::No;
+            may_be_h2 = Http2Start::No;
             let mut session = ServerSession::new_http1(wire);
             left -= 1;
             if left == 0 {
@@ -241,9 +257,9 @@ impl Edge {
             }
             // The time is not used: the next header is waited for here.
             session.set_keepalive(Some(60));
-            let Some(reused) = self.0.proxy.process_new_http(session, stopping).await else { return };
+            let Some(reused) = self.0.app.process_new_http(session, stopping).await else { return };
             let (stream, _) = reused.consume();
-            let Ok(back) = stream.into_any().downcast::<Wire>() else { return };
+            let Ok(back) = stream.into_any().downcast::<ClientStream>() else { return };
             wire = back;
             if !wire.is_between_requests() || self.0.closed.load(SeqCst) {
                 return;
@@ -251,47 +267,47 @@ impl Edge {
         }
     }
 
-    /// What requests are given to.
-    pub(super) fn proxy(&self) -> &Arc<HttpProxy<Proxy>> {
-        &self.0.proxy
+    /// The application that answers requests.
+    fn app(&self) -> &Arc<A> {
+        &self.0.app
     }
 
     /// Counts what was refused, and answers it.
-    async fn refuse(&self, wire: Wire, refusal: Refusal, client: IpAddr, listening: &Listening) {
-        self.reject(refusal, client, listening);
-        wire.refuse(refusal).await;
+    async fn refuse(&self, wire: ClientStream, rejection: Rejection, client: IpAddr, listening: &ListenerState) {
+        self.reject(rejection, client, listening);
+        wire.refuse(rejection).await;
     }
 
     /// Counts and logs what was refused.
-    pub(super) fn reject(&self, refusal: Refusal, client: IpAddr, listening: &Listening) {
-        log::debug!("refused listener={} client={client} reason={refusal}", listening.label);
+    fn reject(&self, rejection: Rejection, client: IpAddr, listening: &ListenerState) {
+        log::debug!("refused listener={} client={client} reason={rejection}", listening.label);
         // The end of a connection that nobody used is no event.
-        if let (Some(log), true) = (&self.0.access_log, refusal != Refusal::Idle) {
+        if let (Some(log), true) = (&self.0.access_log, rejection != Rejection::Idle) {
             log.write(Box::new(Entry {
                 at: Some(SystemTime::now()),
                 client: client.to_string(),
                 listener: listening.label.to_string(),
-                status: refusal.status(),
-                ended: refusal.reason(),
+                status: rejection.status(),
+                ended: rejection.reason(),
                 ..Entry::default()
             }));
         }
-        self.count(refusal, listening);
+        self.count(rejection, listening);
     }
 
-    /// Counts a refusal that has its line already, as the end of a request.
-    pub(super) fn count(&self, refusal: Refusal, listening: &Listening) {
-        self.0.metrics.rejected.with_label_values(&[&*listening.label, refusal.reason()]).inc();
+    /// Counts a rejection that has its line already, as the end of a request.
+    fn count(&self, rejection: Rejection, listening: &ListenerState) {
+        self.0.metrics.rejected.with_label_values(&[&*listening.label, rejection.reason()]).inc();
     }
 }
 
-impl Listening {
+impl ListenerState {
     /// `address` is the one really taken, `tls` what the configuration asks for.
     pub fn new(config: config::Listener, address: SocketAddr, tls: Option<Arc<Tls>>, metrics: &Metrics) -> Self {
         let label: Arc<str> = Arc::from(config.address.to_string());
         // From 0 on, so that the first one is an increase.
-        for refusal in Refusal::ALL {
-            metrics.rejected.with_label_values(&[&*label, refusal.reason()]);
+        for rejection in Rejection::ALL {
+            metrics.rejected.with_label_values(&[&*label, rejection.reason()]);
         }
         let (open, per_client) = (AtomicUsize::new(0), Mutex::default());
         let limits = Arc::new(config.limits.clone());
@@ -299,28 +315,28 @@ impl Listening {
     }
 }
 
-impl Open {
-    fn new(all: &Arc<Connections>, listening: &Arc<Listening>) -> Result<Self, Refusal> {
+impl ConnectionGuard {
+    fn new(all: &Arc<Connections>, listening: &Arc<ListenerState>) -> Result<Self, Rejection> {
         all.open.fetch_add(1, SeqCst);
         all.gauge.inc();
         let open = Self { all: Arc::clone(all), listening: Arc::clone(listening), client: None };
         // Counted first, so that two at once cannot both be the last.
         let others = listening.open.fetch_add(1, SeqCst);
-        if others < listening.limits.connections { Ok(open) } else { Err(Refusal::Connections) }
+        if others < listening.limits.connections { Ok(open) } else { Err(Rejection::Connections) }
     }
 
     /// Counts it as one of this client's.
-    fn count(&mut self, client: IpAddr) -> Result<(), Refusal> {
+    fn count(&mut self, client: IpAddr) -> Result<(), Rejection> {
         let Some(most) = self.listening.limits.connections_per_client else { return Ok(()) };
         self.client = Some(client);
         let mut per_client = self.listening.per_client.lock();
         let open = per_client.entry(client).or_default();
         *open += 1;
-        if *open <= most { Ok(()) } else { Err(Refusal::ConnectionsPerClient) }
+        if *open <= most { Ok(()) } else { Err(Rejection::ConnectionsPerClient) }
     }
 }
 
-impl Drop for Open {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         if let Some(client) = self.client {
             let mut per_client = self.listening.per_client.lock();

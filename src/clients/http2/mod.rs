@@ -1,6 +1,9 @@
 //! A client's HTTP/2 connection: its bounds, and its requests, each of which is watched as a connection of HTTP/1 is.
 //!
-//! [`super::edge`] hands over a connection that begins with HTTP/2. Pingora accepts the requests; none is answered here.
+//! [`crate::clients`] hands over a connection that begins with HTTP/2. Pingora accepts the requests; none is answered here.
+
+pub(super) mod refused;
+mod stream;
 
 use std::{
     future::{Future, poll_fn},
@@ -25,12 +28,11 @@ use pingora::{
 };
 use tokio::sync::watch;
 
+use self::{refused::FrameWatcher, stream::StreamSession};
 use super::{
-    connection::{self, Ends},
-    edge::{Edge, Listening},
-    frames::Frames,
-    stream::H2Stream,
-    wire::Wire,
+    Edge, ListenerState,
+    connection::{self, ClientInfo},
+    http1::ClientStream,
 };
 
 /// The library keeps so many times `header_bytes` of a header, so that the usual one that is too long is judged, and counted, by us.
@@ -40,10 +42,10 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
 /// A connection, as Pingora asks for it.
-struct H2 {
-    edge: Edge,
-    listening: Arc<Listening>,
-    ends: Arc<Ends>,
+struct Http2App<A> {
+    edge: Edge<A>,
+    listening: Arc<ListenerState>,
+    ends: Arc<ClientInfo>,
     options: HttpServerOptions,
     requests: AtomicU32,
     /// Tells the client to begin no more requests here.
@@ -51,17 +53,17 @@ struct H2 {
 }
 
 /// Serves a connection until it ends.
-pub(super) async fn serve(
-    edge: &Edge,
-    mut wire: Box<Wire>,
-    listening: &Arc<Listening>,
-    ends: &Arc<Ends>,
+pub(super) async fn serve<A: HttpServerApp + Send + Sync + 'static>(
+    edge: &Edge<A>,
+    mut wire: Box<ClientStream>,
+    listening: &Arc<ListenerState>,
+    ends: &Arc<ClientInfo>,
     stopping: &ShutdownWatch,
 ) {
     let mut options = HttpServerOptions::default();
     options.h2_idle_timeout = Some(listening.limits.idle_timeout);
     let (last, mut told) = watch::channel(*stopping.borrow());
-    let h2 = Arc::new(H2 {
+    let h2 = Arc::new(Http2App {
         edge: edge.clone(),
         listening: Arc::clone(listening),
         ends: Arc::clone(ends),
@@ -70,7 +72,7 @@ pub(super) async fn serve(
         last,
     });
     let (edge, of, client) = (edge.clone(), Arc::clone(listening), ends.client);
-    wire.watch(Frames::new(move |refusal| edge.reject(refusal, client, &of)));
+    wire.watch(FrameWatcher::new(move |rejection| edge.reject(rejection, client, &of)));
     let mut stopping = stopping.clone();
     told.mark_unchanged();
     let mut served = pin!(h2.process_new(wire as Stream, &told));
@@ -82,7 +84,7 @@ pub(super) async fn serve(
 }
 
 #[async_trait]
-impl HttpServerApp for H2 {
+impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Http2App<A> {
     async fn process_new_http(
         self: &Arc<Self>,
         mut session: ServerSession,
@@ -95,11 +97,11 @@ impl HttpServerApp for H2 {
         // A client that opens no window reads nothing.
         session.set_write_timeout(limits.min_rate.map(|_| limits.stall_timeout));
         let session = match session {
-            ServerSession::H2(stream) => ServerSession::new_custom(Box::new(H2Stream(stream))),
+            ServerSession::H2(stream) => ServerSession::new_custom(Box::new(StreamSession(stream))),
             session => session,
         };
         connection::watched(Arc::clone(&self.ends), async {
-            let mut request = pin!(self.edge.proxy().process_new_http(session, stopping));
+            let mut request = pin!(self.edge.app().process_new_http(session, stopping));
             poll_fn(|cx| {
                 // Looked at when it happens, whatever the request waits for: it may be the peer that does not take the body.
                 if connection::expired() {
@@ -108,8 +110,8 @@ impl HttpServerApp for H2 {
                 request.as_mut().poll(cx)
             })
             .await;
-            if let Some(refusal) = connection::refused() {
-                self.edge.count(refusal, &self.listening);
+            if let Some(rejection) = connection::refused() {
+                self.edge.count(rejection, &self.listening);
             }
         })
         .await;

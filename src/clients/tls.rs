@@ -1,6 +1,6 @@
 //! Certificates of a listener: which one a client is shown, and how they are replaced while they are in use.
 //!
-//! The composition root makes one [`Tls`] per listener that has certificates, and calls [`Tls::watch`]; [`super::edge`] takes the
+//! The composition root makes one [`Tls`] per listener that has certificates, and calls [`Tls::watch`]; [`crate::clients`] takes the
 //! settings of the moment for each handshake. A pair that does not fit, or has expired, never takes the place of one that does.
 
 use std::{

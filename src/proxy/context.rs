@@ -10,8 +10,9 @@ use std::{
 use http::{HeaderValue, header};
 use pingora::http::RequestHeader;
 
-use super::{connection, failure::Failure, forward::RequestId, hold::Holder};
+use super::{failure::Failure, forwarding::RequestId, workarounds::Corkable};
 use crate::{
+    clients::connection,
     metrics::ErrorKind,
     pool::{Lease, Peer, Refused},
     snapshot::{Service, Snapshot, SnapshotCell},
@@ -44,7 +45,7 @@ pub struct RequestCtx {
     /// Whether the pace of its body is looked at here.
     pub(super) paced: bool,
     /// Of an upgrade request that is not connected yet.
-    pub(super) holder: Option<Holder>,
+    pub(super) holder: Option<Corkable>,
     /// Whether it asks for another protocol, which is WebSocket.
     pub(super) upgrades: bool,
     pub(super) connect_took: Option<Duration>,

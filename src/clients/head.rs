@@ -1,6 +1,6 @@
 //! Whether the head of an HTTP/1 request means one thing to everybody who reads it.
 //!
-//! Called by [`super::wire`] with bytes that nobody else has seen; Pingora, and after it a peer, only get what passes. It refuses
+//! Called by [`crate::clients::http1`] with bytes that nobody else has seen; Pingora, and after it a peer, only get what passes. It refuses
 //! rather than repairs (RFC 9112, sections 2.2, 3, 5 and 6), but for what honest clients send and can be said in one way: a target
 //! in absolute form or with quotes and brackets in it, and fields that a peer must not get. Pure.
 
@@ -12,7 +12,7 @@ use http::{
 };
 use pingora::http::RequestHeader;
 
-use super::refusal::Refusal;
+use super::reject::Rejection;
 use crate::config::Limits;
 
 /// More fields than anybody may allow.
@@ -20,7 +20,7 @@ const FIELDS: usize = 256;
 
 /// A head that passed.
 #[derive(Debug)]
-pub(super) struct Head {
+pub(crate) struct Head {
     /// How the body ends.
     pub body: Body,
     /// What is to be sent on instead of it; none, if it is fine as it is.
@@ -29,14 +29,14 @@ pub(super) struct Head {
 
 /// How the end of a body is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Body {
+pub(crate) enum Body {
     Length(u64),
     Chunked,
 }
 
 /// Finds the end of a head as its bytes come in, however they are cut.
 #[derive(Default)]
-pub(super) struct Scan {
+pub(crate) struct Scan {
     /// Up to here all is well.
     looked: usize,
     line: usize,
@@ -48,31 +48,31 @@ impl Scan {
     ///
     /// # Errors
     /// As soon as it is too long, or has a line that does not end in CR LF.
-    pub(super) fn end(&mut self, bytes: &[u8], limits: &Limits) -> Result<Option<usize>, Refusal> {
+    pub(crate) fn end(&mut self, bytes: &[u8], limits: &Limits) -> Result<Option<usize>, Rejection> {
         while let Some(found) = bytes.get(self.looked..).and_then(|rest| memchr::memchr(b'\n', rest)) {
             let feed = self.looked + found;
             let line = bytes.get(self.line..feed).unwrap_or_default();
             let Some(line) = line.strip_suffix(b"\r") else {
-                return Err(Refusal::BadRequest("a line that ends in LF alone"));
+                return Err(Rejection::BadRequest("a line that ends in LF alone"));
             };
             self.looked = feed + 1;
             self.line = self.looked;
             if line.is_empty() {
-                return if self.looked > limits.header_bytes { Err(Refusal::HeaderBytes) } else { Ok(Some(self.looked)) };
+                return if self.looked > limits.header_bytes { Err(Rejection::HeaderBytes) } else { Ok(Some(self.looked)) };
             }
             if self.lines == 0 && line.len() > limits.request_line_bytes {
-                return Err(Refusal::RequestLine);
+                return Err(Rejection::RequestLine);
             }
             if self.lines > limits.header_count {
-                return Err(Refusal::HeaderCount);
+                return Err(Rejection::HeaderCount);
             }
             self.lines += 1;
         }
         self.looked = bytes.len();
         if self.lines == 0 && bytes.len() > limits.request_line_bytes {
-            return Err(Refusal::RequestLine);
+            return Err(Rejection::RequestLine);
         }
-        if bytes.len() > limits.header_bytes { Err(Refusal::HeaderBytes) } else { Ok(None) }
+        if bytes.len() > limits.header_bytes { Err(Rejection::HeaderBytes) } else { Ok(None) }
     }
 }
 
@@ -80,37 +80,37 @@ impl Scan {
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn judge(head: &[u8], limits: &Limits) -> Result<Head, Refusal> {
+pub(crate) fn judge(head: &[u8], limits: &Limits) -> Result<Head, Rejection> {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS];
     let mut request = httparse::Request::new(&mut fields);
     let parsed = httparse::ParserConfig::default().parse_request(&mut request, head);
     match parsed {
         Ok(httparse::Status::Complete(length)) if length == head.len() => {}
-        Err(httparse::Error::TooManyHeaders) => return Err(Refusal::HeaderCount),
-        _ => return Err(Refusal::BadRequest("no HTTP/1 header")),
+        Err(httparse::Error::TooManyHeaders) => return Err(Rejection::HeaderCount),
+        _ => return Err(Rejection::BadRequest("no HTTP/1 header")),
     }
     let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
-        return Err(Refusal::BadRequest("no HTTP/1 header"));
+        return Err(Rejection::BadRequest("no HTTP/1 header"));
     };
     let fields = Fields::read(request.headers)?;
 
     if method == "CONNECT" {
-        return Err(Refusal::Method);
+        return Err(Rejection::Method);
     }
     let host = match (fields.host, minor) {
         (Some(host), _) => Some(authority(host)?),
         (None, 0) => None,
-        (None, _) => return Err(Refusal::BadRequest("no Host")),
+        (None, _) => return Err(Rejection::BadRequest("no Host")),
     };
     let target = origin_form(method, target, host)?;
     let body = fields.body(minor)?;
     if let Body::Length(length) = body
         && limits.body_bytes.is_some_and(|most| length > most)
     {
-        return Err(Refusal::BodyBytes);
+        return Err(Rejection::BodyBytes);
     }
     if fields.websocket && body != Body::Length(0) {
-        return Err(Refusal::BadRequest("an upgrade with a body"));
+        return Err(Rejection::BadRequest("an upgrade with a body"));
     }
     // Of HTTP/1.0 it means nothing (RFC 9110, section 10.1.1), and a peer is asked by HTTP/1.1.
     let expects = fields.expect && minor == 0;
@@ -129,43 +129,43 @@ pub(super) fn judge(head: &[u8], limits: &Limits) -> Result<Head, Refusal> {
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn judge_h2(request: &mut RequestHeader, limits: &Limits) -> Result<(), Refusal> {
+pub(crate) fn judge_h2(request: &mut RequestHeader, limits: &Limits) -> Result<(), Rejection> {
     let authority = request.uri.authority().map(|authority| authority.as_str().as_bytes().to_vec());
     let mut hosts = request.headers.get_all(HOST).iter();
     let host = hosts.next().map(|host| host.as_bytes().to_vec());
     if hosts.next().is_some() {
-        return Err(Refusal::BadRequest("two Hosts"));
+        return Err(Rejection::BadRequest("two Hosts"));
     }
     match (&authority, &host) {
         (Some(authority), Some(host)) if !authority.eq_ignore_ascii_case(host) => {
-            return Err(Refusal::BadRequest("an :authority and a Host that differ"));
+            return Err(Rejection::BadRequest("an :authority and a Host that differ"));
         }
-        (None, None) => return Err(Refusal::BadRequest("no :authority")),
+        (None, None) => return Err(Rejection::BadRequest("no :authority")),
         (named, host) => self::authority(named.as_ref().or(host.as_ref()).map(Vec::as_slice).unwrap_or_default())?,
     };
     if request.headers.len() > limits.header_count {
-        return Err(Refusal::HeaderCount);
+        return Err(Rejection::HeaderCount);
     }
     let target = request.raw_path();
     if target.len() > limits.request_line_bytes {
-        return Err(Refusal::RequestLine);
+        return Err(Rejection::RequestLine);
     }
     // Each with the 32 bytes that HTTP/2 counts for it (RFC 9113, section 6.5.2).
     let fields = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32);
     if target.len() + fields.sum::<usize>() > limits.header_bytes {
-        return Err(Refusal::HeaderBytes);
+        return Err(Rejection::HeaderBytes);
     }
     if !target.iter().all(u8::is_ascii_graphic) || target == b"*" && request.method != Method::OPTIONS {
-        return Err(Refusal::BadRequest("a target that is no path"));
+        return Err(Rejection::BadRequest("a target that is no path"));
     }
     if request.headers.get(EXPECT).is_some_and(|what| !what.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
-        return Err(Refusal::Expectation);
+        return Err(Rejection::Expectation);
     }
     let mut lengths = request.headers.get_all(CONTENT_LENGTH).iter();
     if let Some(length) = lengths.next() {
-        let length = decimal(length.as_bytes()).filter(|_| lengths.next().is_none()).ok_or(Refusal::BadRequest("no length"))?;
+        let length = decimal(length.as_bytes()).filter(|_| lengths.next().is_none()).ok_or(Rejection::BadRequest("no length"))?;
         if limits.body_bytes.is_some_and(|most| length > most) {
-            return Err(Refusal::BodyBytes);
+            return Err(Rejection::BodyBytes);
         }
     }
     if !limits.underscores_in_headers {
@@ -177,9 +177,9 @@ pub(super) fn judge_h2(request: &mut RequestHeader, limits: &Limits) -> Result<(
     // HTTP/2 may cut it into many (RFC 9113, section 8.2.3); HTTP/1 may not.
     let cookies: Vec<&[u8]> = request.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
     if cookies.len() > 1 {
-        let joined = HeaderValue::from_bytes(&cookies.join(&b"; "[..])).map_err(|_| Refusal::BadRequest("no cookie"))?;
+        let joined = HeaderValue::from_bytes(&cookies.join(&b"; "[..])).map_err(|_| Rejection::BadRequest("no cookie"))?;
         request.remove_header(&COOKIE);
-        request.insert_header(COOKIE, joined).map_err(|_| Refusal::BadRequest("no cookie"))?;
+        request.insert_header(COOKIE, joined).map_err(|_| Rejection::BadRequest("no cookie"))?;
     }
     Ok(())
 }
@@ -197,10 +197,10 @@ struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    fn read(headers: &[httparse::Header<'a>]) -> Result<Self, Refusal> {
+    fn read(headers: &[httparse::Header<'a>]) -> Result<Self, Rejection> {
         let once = |slot: &mut Option<&'a [u8]>, value, why| match slot.replace(value) {
             None => Ok(()),
-            Some(_) => Err(Refusal::BadRequest(why)),
+            Some(_) => Err(Rejection::BadRequest(why)),
         };
         let mut fields = Self::default();
         for header in headers {
@@ -211,7 +211,7 @@ impl<'a> Fields<'a> {
                 14 if is("content-length") => once(&mut fields.length, header.value, "two lengths")?,
                 17 if is("transfer-encoding") => once(&mut fields.encoding, header.value, "two transfer encodings")?,
                 7 if is("upgrade") => fields.websocket |= header.value.eq_ignore_ascii_case(b"websocket"),
-                6 if is("expect") && !header.value.eq_ignore_ascii_case(b"100-continue") => return Err(Refusal::Expectation),
+                6 if is("expect") && !header.value.eq_ignore_ascii_case(b"100-continue") => return Err(Rejection::Expectation),
                 6 if is("expect") => fields.expect = true,
                 14 if is("http2-settings") => fields.http2_settings = true,
                 _ => fields.underscore |= memchr::memchr(b'_', header.name.as_bytes()).is_some(),
@@ -220,14 +220,14 @@ impl<'a> Fields<'a> {
         Ok(fields)
     }
 
-    fn body(&self, minor: u8) -> Result<Body, Refusal> {
+    fn body(&self, minor: u8) -> Result<Body, Rejection> {
         match (self.encoding, self.length) {
             (None, None) => Ok(Body::Length(0)),
-            (None, Some(text)) => decimal(text).map(Body::Length).ok_or(Refusal::BadRequest("no length")),
-            (Some(_), Some(_)) => Err(Refusal::BadRequest("a length and a transfer encoding")),
-            (Some(_), None) if minor == 0 => Err(Refusal::BadRequest("a transfer encoding in HTTP/1.0")),
+            (None, Some(text)) => decimal(text).map(Body::Length).ok_or(Rejection::BadRequest("no length")),
+            (Some(_), Some(_)) => Err(Rejection::BadRequest("a length and a transfer encoding")),
+            (Some(_), None) if minor == 0 => Err(Rejection::BadRequest("a transfer encoding in HTTP/1.0")),
             (Some(text), None) if text.eq_ignore_ascii_case(b"chunked") => Ok(Body::Chunked),
-            (Some(_), None) => Err(Refusal::BadRequest("a transfer encoding other than chunked")),
+            (Some(_), None) => Err(Rejection::BadRequest("a transfer encoding other than chunked")),
         }
     }
 }
@@ -240,8 +240,8 @@ fn decimal(text: &[u8]) -> Option<u64> {
 }
 
 /// A host and perhaps a port, as a Host field has to have it (RFC 9110, section 7.2); no user, no list, nothing encoded.
-fn authority(text: &[u8]) -> Result<&str, Refusal> {
-    const BAD: Refusal = Refusal::BadRequest("no Host");
+fn authority(text: &[u8]) -> Result<&str, Rejection> {
+    const BAD: Rejection = Rejection::BadRequest("no Host");
     let text = str::from_utf8(text).map_err(|_| BAD)?;
     let (host, port) = match text.strip_prefix('[').map(|rest| rest.split_once(']')) {
         Some(Some((ip, rest))) => {
@@ -261,21 +261,21 @@ fn authority(text: &[u8]) -> Result<&str, Refusal> {
 }
 
 /// The target in origin form, if it was in absolute form (RFC 9112, section 3.2); none, if it is fine as it is.
-fn origin_form(method: &str, target: &str, host: Option<&str>) -> Result<Option<String>, Refusal> {
+fn origin_form(method: &str, target: &str, host: Option<&str>) -> Result<Option<String>, Rejection> {
     if !target.bytes().all(|b| b.is_ascii_graphic() && b != b'#') {
-        return Err(Refusal::BadRequest("a target with bytes that are to be encoded"));
+        return Err(Rejection::BadRequest("a target with bytes that are to be encoded"));
     }
     if target.starts_with('/') || (target == "*" && method == "OPTIONS") {
         return Ok(encoded(target));
     }
     let scheme = |name: &str| target.get(..name.len()).filter(|start| start.eq_ignore_ascii_case(name)).map(str::len);
     let Some(after) = scheme("http://").or_else(|| scheme("https://")) else {
-        return Err(Refusal::BadRequest("a target that is no path"));
+        return Err(Rejection::BadRequest("a target that is no path"));
     };
     let rest = target.get(after..).unwrap_or_default();
     let (named, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
     if !host.is_some_and(|host| host.eq_ignore_ascii_case(named)) {
-        return Err(Refusal::BadRequest("a target and a Host that differ"));
+        return Err(Rejection::BadRequest("a target and a Host that differ"));
     }
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
     Ok(Some(encoded(&path).unwrap_or(path)))

@@ -6,7 +6,7 @@ use std::fmt;
 
 /// Why a connection or a request is refused at the door.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(crate) enum Rejection {
     /// Two readers could take it for two things, or it is no HTTP at all.
     BadRequest(&'static str),
     /// The line with the method and the target.
@@ -27,7 +27,7 @@ pub(super) enum Refusal {
     SlowReader,
     /// All streams of HTTP/2 that a connection may have at once are there.
     Streams,
-    /// Frames of HTTP/2 that cost a server more than the client: streams made and reset, headers without an end.
+    /// HTTP/2 frames that cost a server more than the client: streams made and reset, headers without an end.
     Flood,
     /// CONNECT, which is for forward proxies.
     Method,
@@ -43,9 +43,9 @@ pub(super) enum Refusal {
     Handshake,
 }
 
-impl Refusal {
+impl Rejection {
     /// Every one, for the series that are counted from 0 on.
-    pub(super) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::BadRequest(""),
         Self::RequestLine,
         Self::HeaderBytes,
@@ -66,7 +66,7 @@ impl Refusal {
     ];
 
     /// The `reason` of `rejected_requests_total`.
-    pub(super) const fn reason(self) -> &'static str {
+    pub(crate) const fn reason(self) -> &'static str {
         match self {
             Self::BadRequest(_) => "bad_request",
             Self::RequestLine => "request_line_bytes",
@@ -89,7 +89,7 @@ impl Refusal {
     }
 
     /// The status; 0 where there is nobody who could read one.
-    pub(super) const fn status(self) -> u16 {
+    pub(crate) const fn status(self) -> u16 {
         match self {
             Self::BadRequest(_) => 400,
             Self::RequestLine => 414,
@@ -105,7 +105,7 @@ impl Refusal {
     }
 
     /// What the client is told, beginning with the status.
-    pub(super) const fn body(self) -> &'static str {
+    pub(crate) const fn body(self) -> &'static str {
         match self {
             Self::BadRequest(_) => "400 this request cannot be understood\n",
             Self::RequestLine => "414 the request line is too long\n",
@@ -123,7 +123,7 @@ impl Refusal {
     }
 
     /// A whole answer, after which the connection is closed; nothing for those that have no status.
-    pub(super) fn answer(self) -> Option<String> {
+    pub(crate) fn answer(self) -> Option<String> {
         let (status, body) = (self.status(), self.body());
         let reason = http::StatusCode::from_u16(status).ok()?.canonical_reason().unwrap_or_default();
         let length = body.len();
@@ -134,7 +134,7 @@ impl Refusal {
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BadRequest(why) => write!(f, "{} ({why})", self.reason()),

@@ -1,6 +1,6 @@
 //! The PROXY protocol header, version 1 or 2, by which a balancer that only forwards bytes says whose they are.
 //!
-//! Read by [`super::edge`] before anything else of a connection, and only from addresses that `trusted_proxies` lists: whoever may
+//! Read by [`crate::clients`] before anything else of a connection, and only from addresses that `trusted_proxies` lists: whoever may
 //! send one may be anybody. Specification: haproxy.org/download/3.0/doc/proxy-protocol.txt
 
 use std::net::SocketAddr;
@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use ppp::{HeaderResult, v1, v2};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use super::refusal::Refusal;
+use super::reject::Rejection;
 
 /// The longest of version 1, by the specification; and more than one of version 2 with every extension in use has.
 const LONGEST_V1: usize = 107;
@@ -18,8 +18,8 @@ const FIXED: usize = 16;
 
 /// Reads a header and nothing behind it. Gives the client's address, or none where the balancer speaks for itself, as in its
 /// health checks. An error is a header that is none, or no error at all if nothing was said.
-pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<SocketAddr>, Option<Refusal>> {
-    const BAD: Option<Refusal> = Some(Refusal::ProxyProtocol);
+pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<SocketAddr>, Option<Rejection>> {
+    const BAD: Option<Rejection> = Some(Rejection::ProxyProtocol);
     let mut header = Vec::with_capacity(LONGEST_V1);
     while let Some(missing) = missing(&header) {
         let before = header.len();

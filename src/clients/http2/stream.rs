@@ -4,7 +4,7 @@
 //! connection is shared with other requests. So when such a peer is late, or the client is with its body, it is this session that says
 //! so, and the request ends as any other that fails: answered, counted and logged. All the rest is passed on.
 //!
-//! [`super::h2`] makes one per request; [`super::connection`] says when it is given up.
+//! [`crate::clients::http2`] makes one per request; [`crate::clients::connection`] says when it is given up.
 
 use std::{future::poll_fn, task::Poll, time::Duration};
 
@@ -25,16 +25,16 @@ use pingora::{
     },
 };
 
-use super::connection;
+use crate::clients::connection;
 
 /// A request of HTTP/2.
-pub(super) struct H2Stream(pub HttpSession);
+pub(super) struct StreamSession(pub HttpSession);
 
 /// Messages of other protocols, of which HTTP/2 has none.
 type Messages = Box<dyn tokio_stream::Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>;
 
 #[async_trait]
-impl Session for H2Stream {
+impl Session for StreamSession {
     /// Fails once the request is given up.
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
         let given_up = poll_fn(|_| if connection::given_up() { Poll::Ready(()) } else { Poll::Pending });

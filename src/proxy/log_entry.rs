@@ -5,7 +5,8 @@ use std::time::{Instant, SystemTime};
 use http::{HeaderName, Version, header};
 use pingora::proxy::Session;
 
-use super::{connection, failure::Failure, forward, request::RequestCtx};
+use super::{context::RequestCtx, failure::Failure, forwarding};
+use crate::clients::connection;
 use crate::{
     access_log::{Entry, shortened},
     pool::Lease,
@@ -17,7 +18,7 @@ pub(super) fn of(session: &mut Session, ctx: &RequestCtx, code: u16, now: Instan
     let request = session.req_header();
     let header = |name: &HeaderName| request.headers.get(name).map(|value| shortened(value.as_bytes())).unwrap_or_default();
     let host = request.uri.authority().map(|host| shortened(host.as_str().as_bytes()));
-    let kept = header(&forward::REQUEST_ID);
+    let kept = header(&forwarding::REQUEST_ID);
     let failure = connection::refused().map(Failure::Refused).or(ctx.failure.filter(|_| !ctx.answered || code == 499));
     let peer = ctx.lease.as_ref().map(Lease::peer).or(ctx.tried.last());
     Box::new(Entry {

@@ -1,10 +1,10 @@
 //! What an HTTP/2 client is refused, read from the frames that go to it.
 //!
 //! The h2 library turns down floods, streams past the limit and whatever breaks its protocol by itself, and tells nobody but the
-//! client. [`super::wire`] shows every byte that it has taken from there; [`super::h2`] counts what is found.
+//! client. [`crate::clients::http1`] shows every byte that it has taken from there; [`crate::clients::http2`] counts what is found.
 //! Nothing here changes or holds back a byte.
 
-use super::refusal::Refusal;
+use crate::clients::reject::Rejection;
 
 /// Length, kind, flags and stream (RFC 9113, section 4.1).
 const HEAD: usize = 9;
@@ -15,8 +15,8 @@ const RST_STREAM: u8 = 3;
 const GOAWAY: u8 = 7;
 
 /// Where the frames of one connection begin and end.
-pub(super) struct Frames {
-    tell: Box<dyn Fn(Refusal) + Send + Sync>,
+pub(crate) struct FrameWatcher {
+    tell: Box<dyn Fn(Rejection) + Send + Sync>,
     /// The beginning of the frame that goes out now.
     begin: [u8; MOST],
     have: usize,
@@ -24,14 +24,14 @@ pub(super) struct Frames {
     skip: usize,
 }
 
-impl Frames {
-    /// `tell` is told each refusal.
-    pub(super) fn new(tell: impl Fn(Refusal) + Send + Sync + 'static) -> Self {
+impl FrameWatcher {
+    /// `tell` is told each rejection.
+    pub(crate) fn new(tell: impl Fn(Rejection) + Send + Sync + 'static) -> Self {
         Self { tell: Box::new(tell), begin: [0; MOST], have: 0, skip: 0 }
     }
 
     /// The next bytes that the client gets.
-    pub(super) fn written(&mut self, mut bytes: &[u8]) {
+    pub(crate) fn written(&mut self, mut bytes: &[u8]) {
         loop {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
@@ -44,8 +44,8 @@ impl Frames {
             self.have += next.len();
             bytes = bytes.get(next.len()..).unwrap_or_default();
             if self.have == self.needed() {
-                if let Some(refusal) = self.refusal() {
-                    (self.tell)(refusal);
+                if let Some(rejection) = self.rejection() {
+                    (self.tell)(rejection);
                 }
                 self.skip = self.length() - (self.have - HEAD);
                 self.have = 0;
@@ -69,7 +69,7 @@ impl Frames {
         usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low)
     }
 
-    fn refusal(&self) -> Option<Refusal> {
+    fn rejection(&self) -> Option<Rejection> {
         let [_, _, _, kind, _, _, _, _, _, a0, a1, a2, a3, b0, b1, b2, b3] = self.begin;
         match kind {
             RST_STREAM => told([a0, a1, a2, a3]),
@@ -80,15 +80,15 @@ impl Frames {
 }
 
 /// What a code means (RFC 9113, section 7).
-const fn told(code: [u8; 4]) -> Option<Refusal> {
+const fn told(code: [u8; 4]) -> Option<Rejection> {
     match u32::from_be_bytes(code) {
         // NO_ERROR, INTERNAL_ERROR, CANCEL: nothing that the client did.
         0 | 2 | 8 => None,
         // REFUSED_STREAM
-        7 => Some(Refusal::Streams),
+        7 => Some(Rejection::Streams),
         // ENHANCE_YOUR_CALM
-        11 => Some(Refusal::Flood),
-        _ => Some(Refusal::BadRequest("an error of HTTP/2")),
+        11 => Some(Rejection::Flood),
+        _ => Some(Rejection::BadRequest("an error of HTTP/2")),
     }
 }
 
@@ -103,7 +103,7 @@ mod tests {
 
     fn found(bytes: &[u8], piece: usize) -> Vec<&'static str> {
         let (tell, found) = std::sync::mpsc::channel();
-        let mut frames = Frames::new(move |refusal| tell.send(refusal.reason()).unwrap());
+        let mut frames = FrameWatcher::new(move |rejection| tell.send(rejection.reason()).unwrap());
         bytes.chunks(piece).for_each(|piece| frames.written(piece));
         drop(frames);
         found.iter().collect()

@@ -9,9 +9,9 @@ use std::{
 };
 
 use super::{
-    chunks::Chunks,
-    frames::Frames,
     head::{self, Body, Scan},
+    http1::chunks::Chunks,
+    http2::refused::FrameWatcher,
 };
 use crate::config::{self, Limits};
 
@@ -65,7 +65,7 @@ pub fn chunks(bytes: &[u8], cut: usize) -> bool {
 pub fn frames(bytes: &[u8], cut: usize) -> bool {
     let told = |piece: usize| {
         let (tell, told) = mpsc::channel();
-        let mut frames = Frames::new(move |refusal| tell.send(refusal).unwrap());
+        let mut frames = FrameWatcher::new(move |rejection| tell.send(rejection).unwrap());
         bytes.chunks(piece).for_each(|piece| frames.written(piece));
         drop(frames);
         told.iter().collect::<Vec<_>>()

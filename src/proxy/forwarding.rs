@@ -16,7 +16,7 @@ use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 use pingora::{Result, http::RequestHeader};
 
-use super::connection::Ends;
+use crate::clients::connection::ClientInfo;
 
 const X_REAL_IP: &str = "X-Real-IP";
 const X_FORWARDED_FOR: &str = "X-Forwarded-For";
@@ -37,7 +37,7 @@ pub(super) struct RequestId([u8; 32]);
 ///
 /// # Errors
 /// When a value is not a header value, which an address or a header that was parsed before always is.
-pub(super) fn set(request: &mut RequestHeader, ends: &Ends, trusted_proxies: &[IpNet]) -> Result<()> {
+pub(super) fn set(request: &mut RequestHeader, ends: &ClientInfo, trusted_proxies: &[IpNet]) -> Result<()> {
     if trusted_proxies.iter().any(|network| network.contains(&ends.client)) {
         return add_to_claims(request, ends, trusted_proxies);
     }
@@ -48,7 +48,7 @@ pub(super) fn set(request: &mut RequestHeader, ends: &Ends, trusted_proxies: &[I
 }
 
 /// What a trusted proxy says is kept, and its own address added.
-fn add_to_claims(request: &mut RequestHeader, ends: &Ends, trusted_proxies: &[IpNet]) -> Result<()> {
+fn add_to_claims(request: &mut RequestHeader, ends: &ClientInfo, trusted_proxies: &[IpNet]) -> Result<()> {
     let client = ends.client.to_string();
     let said = request.headers.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok());
     let chain = said.chain([client.as_str()]).collect::<Vec<_>>().join(", ");
@@ -61,7 +61,7 @@ fn add_to_claims(request: &mut RequestHeader, ends: &Ends, trusted_proxies: &[Ip
 }
 
 /// Sets what nobody has said yet; `claimed` tells whether anybody can have.
-fn set_missing(request: &mut RequestHeader, ends: &Ends, claimed: bool) -> Result<()> {
+fn set_missing(request: &mut RequestHeader, ends: &ClientInfo, claimed: bool) -> Result<()> {
     let missing = |request: &RequestHeader, name: &str| !(claimed && request.headers.contains_key(name));
     if missing(request, X_FORWARDED_PROTO) {
         request.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static(if ends.tls.is_some() { "https" } else { "http" }))?;
@@ -191,7 +191,7 @@ mod tests {
             request.append_header(*name, *value).unwrap();
         }
         let trusted: Vec<IpNet> = trusted.iter().map(|network| network.parse().unwrap()).collect();
-        set(&mut request, &Ends::new(SocketAddr::new(client.parse().unwrap(), 5), 8080, Arc::default()), &trusted).unwrap();
+        set(&mut request, &ClientInfo::new(SocketAddr::new(client.parse().unwrap(), 5), 8080, Arc::default()), &trusted).unwrap();
         let mut all: Vec<_> = request.headers.iter().map(|(n, v)| (n.to_string(), v.to_str().unwrap().to_owned())).collect();
         all.retain(|(name, _)| name != "host");
         all.sort();

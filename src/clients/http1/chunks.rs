@@ -1,8 +1,8 @@
 //! Where a chunked body ends, and whether everybody would say so (RFC 9112, section 7.1).
 //!
-//! Called by [`super::wire`] on bytes as they come, cut anywhere; Pingora only gets what has passed. Pure.
+//! Called by [`crate::clients::http1`] on bytes as they come, cut anywhere; Pingora only gets what has passed. Pure.
 
-use super::refusal::Refusal;
+use crate::clients::reject::Rejection;
 
 /// Of all extensions of one chunk, and of all trailer fields together.
 const EXTRA_BYTES: usize = 4096;
@@ -11,7 +11,7 @@ const SIZE_DIGITS: u8 = 15;
 
 /// How far a body has come.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Chunks {
+pub(crate) struct Chunks {
     state: State,
     /// Of all chunks so far.
     bytes: u64,
@@ -47,12 +47,12 @@ enum State {
 
 impl Chunks {
     /// At the beginning of a body of at most `most` bytes.
-    pub(super) fn new(most: Option<u64>) -> Self {
+    pub(crate) fn new(most: Option<u64>) -> Self {
         Self { state: State::Size { digits: 0, size: 0 }, bytes: 0, most, extra: 0 }
     }
 
     /// Whether the body is complete.
-    pub(super) fn done(&self) -> bool {
+    pub(crate) fn done(&self) -> bool {
         self.state == State::Done
     }
 
@@ -60,7 +60,7 @@ impl Chunks {
     ///
     /// # Errors
     /// When somebody could find another end than this.
-    pub(super) fn pass(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
+    pub(crate) fn pass(&mut self, bytes: &[u8]) -> Result<usize, Rejection> {
         let mut at = 0;
         while let (Some(rest), false) = (bytes.get(at..), self.done()) {
             if let State::Data(left) = self.state {
@@ -80,8 +80,8 @@ impl Chunks {
         Ok(at)
     }
 
-    fn next(&mut self, byte: u8) -> Result<State, Refusal> {
-        const BAD: Refusal = Refusal::BadRequest("a chunk that is none");
+    fn next(&mut self, byte: u8) -> Result<State, Rejection> {
+        const BAD: Rejection = Rejection::BadRequest("a chunk that is none");
         let visible = byte == b'\t' || byte == b' ' || byte.is_ascii_graphic() || byte >= 0x80;
         match (self.state, byte) {
             (State::Size { digits, size }, _) if byte.is_ascii_hexdigit() && digits < SIZE_DIGITS => {
@@ -103,7 +103,7 @@ impl Chunks {
             }
             (State::SizeFeed { size }, b'\n') => {
                 self.bytes = self.bytes.saturating_add(size);
-                if self.most.is_some_and(|most| self.bytes > most) { Err(Refusal::BodyBytes) } else { Ok(State::Data(size)) }
+                if self.most.is_some_and(|most| self.bytes > most) { Err(Rejection::BodyBytes) } else { Ok(State::Data(size)) }
             }
             (State::DataReturn, b'\r') => Ok(State::DataFeed),
             (State::DataFeed, b'\n') => Ok(State::Size { digits: 0, size: 0 }),
@@ -122,7 +122,7 @@ impl Chunks {
 mod tests {
     use super::*;
 
-    fn whole(body: &str) -> Result<(usize, bool), Refusal> {
+    fn whole(body: &str) -> Result<(usize, bool), Rejection> {
         let mut chunks = Chunks::new(Some(100));
         Ok((chunks.pass(body.as_bytes())?, chunks.done()))
     }
@@ -168,9 +168,9 @@ mod tests {
             "5\r\r\nhello",
             "0\r\n\rX",
         ] {
-            assert!(matches!(whole(body), Err(Refusal::BadRequest(_))), "{body:?}: {:?}", whole(body));
+            assert!(matches!(whole(body), Err(Rejection::BadRequest(_))), "{body:?}: {:?}", whole(body));
         }
-        assert_eq!(whole("65\r\n"), Err(Refusal::BodyBytes));
+        assert_eq!(whole("65\r\n"), Err(Rejection::BodyBytes));
         assert_eq!(whole("32\r\n"), Ok((4, false)));
     }
 }

@@ -18,6 +18,7 @@
 //! request costs a few stores.
 
 use std::{
+    any::Any,
     cell::Cell,
     future::{Future, poll_fn},
     net::{IpAddr, SocketAddr},
@@ -34,7 +35,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use pingora::protocols::SocketDigest;
 use tokio::time::{Sleep, sleep_until};
 
-use super::{hold::Hold, refusal::Refusal};
+use super::reject::Rejection;
 use crate::config::Limits;
 
 tokio::task_local! {
@@ -43,7 +44,7 @@ tokio::task_local! {
 }
 
 struct Connection {
-    ends: Arc<Ends>,
+    ends: Arc<ClientInfo>,
     response: Cell<Option<Instant>>,
     client: Cell<Option<Instant>>,
     /// Whose response is waited for, and how long; no socket, if it is not this request's alone.
@@ -52,9 +53,9 @@ struct Connection {
     late: Cell<bool>,
     /// Whether the client did not do something in time.
     expired: Cell<bool>,
-    refused: Cell<Option<Refusal>>,
+    refused: Cell<Option<Rejection>>,
     upgraded: Cell<bool>,
-    hold: Cell<Option<Hold>>,
+    held: Cell<Option<Box<dyn Any + Send>>>,
     /// Whether its last request is running.
     last: Cell<bool>,
     reading: Pace,
@@ -70,14 +71,14 @@ struct Pace {
 
 /// A direction, as the client sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Direction {
+pub(crate) enum Direction {
     Up,
     Down,
 }
 
 /// The two ends of a client's connection, as headers have them, and what its listener says of it.
 #[derive(Debug)]
-pub(super) struct Ends {
+pub(crate) struct ClientInfo {
     /// An IPv4 client of a listener on `[::]` is still an IPv4 client.
     pub client: IpAddr,
     pub client_text: HeaderValue,
@@ -91,7 +92,7 @@ pub(super) struct Ends {
 }
 
 /// Runs the future of one connection, whose waits the functions below begin and end from within.
-pub(super) async fn watched<F: Future>(ends: Arc<Ends>, connection: F) -> F::Output {
+pub(crate) async fn watched<F: Future>(ends: Arc<ClientInfo>, connection: F) -> F::Output {
     let patience = ends.limits.stall_timeout;
     let state = Connection {
         ends,
@@ -102,7 +103,7 @@ pub(super) async fn watched<F: Future>(ends: Arc<Ends>, connection: F) -> F::Out
         expired: Cell::default(),
         refused: Cell::default(),
         upgraded: Cell::default(),
-        hold: Cell::default(),
+        held: Cell::default(),
         last: Cell::default(),
         reading: Pace::new(patience),
         writing: Pace::new(patience),
@@ -127,7 +128,7 @@ pub(super) async fn watched<F: Future>(ends: Arc<Ends>, connection: F) -> F::Out
 }
 
 /// The request has a connection to its peer: from `now` on it waits for a response header, at most for `bound`.
-pub(super) fn await_response(socket: Option<RawFd>, now: Instant, bound: Duration) {
+pub(crate) fn await_response(socket: Option<RawFd>, now: Instant, bound: Duration) {
     with(|connection| {
         connection.late.set(false);
         connection.peer.set((socket, bound));
@@ -136,7 +137,7 @@ pub(super) fn await_response(socket: Option<RawFd>, now: Instant, bound: Duratio
 }
 
 /// The request made progress: its wait begins anew.
-pub(super) fn extend() {
+pub(crate) fn extend() {
     with(|connection| {
         if connection.response.get().is_some() {
             connection.response.set(Some(Instant::now() + connection.peer.get().1));
@@ -145,30 +146,30 @@ pub(super) fn extend() {
 }
 
 /// What was waited for is here, or will not come.
-pub(super) fn arrived() {
+pub(crate) fn arrived() {
     with(|connection| connection.response.set(None));
 }
 
 /// Whether the connection to the peer is gone because the time was up.
-pub(super) fn late() -> bool {
+pub(crate) fn late() -> bool {
     CONNECTION.try_with(|connection| connection.late.get()).unwrap_or(false)
 }
 
 /// Whether the request has to be given up: a peer whose connection others use is late, or the client with its body to such a peer.
-pub(super) fn given_up() -> bool {
+pub(crate) fn given_up() -> bool {
     CONNECTION.try_with(|connection| connection.late.get() && connection.peer.get().0.is_none()).unwrap_or(false)
 }
 
 /// The client of a stream has used up its time for the body, unless it is the peer that does not take it. The request ends: by its
 /// peer's socket, as with a late peer, so that the client can still be told.
-pub(super) fn give_up_body() {
+pub(crate) fn give_up_body() {
     with(|connection| {
         let (socket, _) = connection.peer.get();
         if socket.is_some_and(is_full) {
             connection.reading.restart(connection.ends.limits.stall_timeout);
             return waits(Direction::Up);
         }
-        refuse(Refusal::SlowBody);
+        refuse(Rejection::SlowBody);
         connection.give_up();
     });
 }
@@ -179,22 +180,22 @@ fn is_full(socket: RawFd) -> bool {
 }
 
 /// A header is waited for until then, and not any more once it is here.
-pub(super) fn await_header(until: Option<Instant>) {
+pub(crate) fn await_header(until: Option<Instant>) {
     with(|connection| connection.client.set(until));
 }
 
 /// How long a connection may be without a request.
-pub(super) fn idle_timeout() -> Duration {
+pub(crate) fn idle_timeout() -> Duration {
     CONNECTION.try_with(|connection| connection.ends.limits.idle_timeout).unwrap_or_default()
 }
 
 /// Whether the client has used up its time; asked once.
-pub(super) fn expired() -> bool {
+pub(crate) fn expired() -> bool {
     CONNECTION.try_with(|connection| connection.expired.take()).unwrap_or(false)
 }
 
 /// Nothing goes on in this direction until the client does something.
-pub(super) fn waits(direction: Direction) {
+pub(crate) fn waits(direction: Direction) {
     with(|connection| {
         let pace = connection.pace(direction);
         if connection.ends.pace().is_some() && pace.since.get().is_none() {
@@ -208,7 +209,7 @@ pub(super) fn waits(direction: Direction) {
 }
 
 /// The client took or sent so many bytes.
-pub(super) fn moved(direction: Direction, bytes: usize) {
+pub(crate) fn moved(direction: Direction, bytes: usize) {
     with(|connection| {
         let pace = connection.pace(direction);
         let Some(((rate, most), since)) = connection.ends.pace().zip(pace.since.take()) else { return };
@@ -220,47 +221,47 @@ pub(super) fn moved(direction: Direction, bytes: usize) {
 }
 
 /// Notes why the connection ends; the first reason is the reason.
-pub(super) fn refuse(refusal: Refusal) {
-    with(|connection| connection.refused.set(connection.refused.get().or(Some(refusal))));
+pub(crate) fn refuse(rejection: Rejection) {
+    with(|connection| connection.refused.set(connection.refused.get().or(Some(rejection))));
 }
 
 /// Why the connection ends, if it was refused.
-pub(super) fn refused() -> Option<Refusal> {
+pub(crate) fn refused() -> Option<Rejection> {
     CONNECTION.try_with(|connection| connection.refused.get()).ok().flatten()
 }
 
-/// Ends the hold once this poll of the connection's future has done what it can.
-pub(super) fn until_idle(hold: Option<Hold>) {
-    with(|connection| connection.hold.set(hold));
+/// Drops `held` once this poll of the connection's future has done what it can.
+pub(crate) fn until_idle(held: Box<dyn Any + Send>) {
+    with(|connection| connection.held.set(Some(held)));
 }
 
 /// From now on bytes go both ways, whatever they mean.
-pub(super) fn upgrade() {
+pub(crate) fn upgrade() {
     with(|connection| connection.upgraded.set(true));
 }
 
 /// Whether bytes go both ways, whatever they mean.
-pub(super) fn is_upgraded() -> bool {
+pub(crate) fn is_upgraded() -> bool {
     CONNECTION.try_with(|connection| connection.upgraded.get()).unwrap_or(false)
 }
 
 /// No request comes after the one that runs.
-pub(super) fn end_after_this() {
+pub(crate) fn end_after_this() {
     with(|connection| connection.last.set(true));
 }
 
 /// Whether the client has to be asked to leave.
-pub(super) fn ends_after_this() -> bool {
+pub(crate) fn ends_after_this() -> bool {
     CONNECTION.try_with(|connection| connection.last.get()).unwrap_or(false)
 }
 
 /// The two ends of this connection; none outside of [`watched`].
-pub(super) fn ends() -> Option<Arc<Ends>> {
+pub(crate) fn ends() -> Option<Arc<ClientInfo>> {
     CONNECTION.try_with(|connection| Arc::clone(&connection.ends)).ok()
 }
 
-impl Ends {
-    pub(super) fn new(client: SocketAddr, local_port: u16, limits: Arc<Limits>) -> Self {
+impl ClientInfo {
+    pub(crate) fn new(client: SocketAddr, local_port: u16, limits: Arc<Limits>) -> Self {
         let client = client.ip().to_canonical();
         let text = HeaderValue::from_maybe_shared(Bytes::from(client.to_string()));
         // An address is a header value.
@@ -310,7 +311,7 @@ impl Connection {
 
     /// Ready when a wait is over that the connection's future has to be told of.
     fn poll(&self, timer: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> Poll<()> {
-        drop(self.hold.take());
+        drop(self.held.take());
         loop {
             let (response, client) = (self.response.get(), self.client.get());
             let Some(until) = [response, client].into_iter().flatten().min() else {
@@ -370,8 +371,8 @@ mod tests {
 
     use super::*;
 
-    fn nobody() -> Arc<Ends> {
-        Arc::new(Ends::new(SocketAddr::from(([192, 0, 2, 1], 1)), 80, Arc::default()))
+    fn nobody() -> Arc<ClientInfo> {
+        Arc::new(ClientInfo::new(SocketAddr::from(([192, 0, 2, 1], 1)), 80, Arc::default()))
     }
 
     async fn silent_peer() -> (TcpStream, TcpStream) {
@@ -435,7 +436,7 @@ mod tests {
     async fn a_client_that_drips_uses_up_its_time_and_one_that_is_quick_enough_does_not() {
         let ends = |rate| {
             let limits = Limits { min_rate: Some(rate), stall_timeout: Duration::from_millis(100), ..Limits::default() };
-            Arc::new(Ends::new(([192, 0, 2, 1], 1).into(), 80, Arc::new(limits)))
+            Arc::new(ClientInfo::new(([192, 0, 2, 1], 1).into(), 80, Arc::new(limits)))
         };
         let began = Instant::now();
         let drip = |rate| {

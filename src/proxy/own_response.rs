@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Version, header};
 use pingora::{Result, http::ResponseHeader, protocols::http::ServerSession, proxy::Session};
 
-use super::{failure::Failure, forward, request::RequestCtx};
+use super::{context::RequestCtx, failure::Failure, forwarding};
 
 /// Answers in place of a peer.
 pub(super) async fn failure(session: &mut Session, ctx: &mut RequestCtx, failure: Failure) -> Result<()> {
@@ -19,7 +19,7 @@ pub(super) async fn failure(session: &mut Session, ctx: &mut RequestCtx, failure
         return end_with(session, response).await;
     }
     let status = failure.status();
-    let id = forward::request_id(session.req_header(), &mut ctx.request_id);
+    let id = forwarding::request_id(session.req_header(), &mut ctx.request_id);
     let page = ctx.service.as_ref().and_then(|service| service.error_pages.get(&status));
     let accept = session.req_header().headers.get(header::ACCEPT).map(HeaderValue::as_bytes).unwrap_or_default();
     let (content_type, body) = if memchr::memmem::find(accept, b"application/json").is_some() {
@@ -33,7 +33,7 @@ pub(super) async fn failure(session: &mut Session, ctx: &mut RequestCtx, failure
         ("text/plain; charset=utf-8", failure.body().to_owned())
     };
     let mut response = ResponseHeader::build(status, Some(6))?;
-    response.insert_header(forward::X_REQUEST_ID, id)?;
+    response.insert_header(forwarding::X_REQUEST_ID, id)?;
     response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static(content_type))?;
     response.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
     response.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;

@@ -18,12 +18,12 @@ use pingora::{ErrorType, OrErr, upstreams::peer::HttpPeer};
 use socket2::SockRef;
 
 /// The socket that will be held.
-pub(super) struct Holder(Arc<Mutex<Option<OwnedFd>>>);
+pub(super) struct Corkable(Arc<Mutex<Option<OwnedFd>>>);
 
 /// What is written to the socket stays here as long as this does, but for no more than the 200 ms of tcp(7).
-pub(super) struct Hold(OwnedFd);
+pub(super) struct Cork(OwnedFd);
 
-impl Holder {
+impl Corkable {
     /// Of the connection that will be made to this peer.
     pub(super) fn of(http_peer: &mut HttpPeer) -> Self {
         let socket = Arc::default();
@@ -40,15 +40,15 @@ impl Holder {
     ///
     /// # Errors
     /// Of the system.
-    pub(super) fn hold(self) -> io::Result<Option<Hold>> {
+    pub(super) fn hold(self) -> io::Result<Option<Cork>> {
         // Taken, because the peer's options, which live as long as the WebSocket, would keep it open.
         let Some(socket) = self.0.lock().take() else { return Ok(None) };
         SockRef::from(&socket).set_tcp_cork(true)?;
-        Ok(Some(Hold(socket)))
+        Ok(Some(Cork(socket)))
     }
 }
 
-impl Drop for Hold {
+impl Drop for Cork {
     fn drop(&mut self) {
         if let Err(e) = SockRef::from(&self.0).set_tcp_cork(false) {
             log::debug!("a socket that was held is gone error={e}");

@@ -2,10 +2,12 @@
 //!
 //! Under HTTP/1 a header is read here whole, bounded in time and size, and judged before Pingora sees a byte of it; then Pingora
 //! is given exactly that header and its body, whose end is found here as well, and nothing of the request behind it. So what a
-//! peer gets never hangs on how two parsers read the same bytes, a refusal can be answered and counted, and pipelined requests
+//! peer gets never hangs on how two parsers read the same bytes, a rejection can be answered and counted, and pipelined requests
 //! wait for their turn. Under HTTP/2, and once a connection is upgraded, bytes go through as they come.
 //!
-//! [`super::edge`] makes one per connection. How fast its bytes move is told to [`super::connection`].
+//! [`crate::clients`] makes one per connection. How fast its bytes move is told to [`crate::clients::connection`].
+
+pub(super) mod chunks;
 
 use std::{
     fmt,
@@ -31,12 +33,12 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
+use self::chunks::Chunks;
 use super::{
-    chunks::Chunks,
     connection::{self, Direction},
-    frames::Frames,
     head::{self, Body, Scan},
-    refusal::Refusal,
+    http2::refused::FrameWatcher,
+    reject::Rejection,
     socket::Socket,
 };
 use crate::config::Limits;
@@ -52,7 +54,7 @@ const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: u64 = 1024 * 1024;
 
 /// A client's connection.
-pub(super) struct Wire {
+pub(super) struct ClientStream {
     /// None once it lingers without this.
     socket: Option<BufWriter<Socket>>,
     fd: RawFd,
@@ -67,7 +69,7 @@ pub(super) struct Wire {
     passed: usize,
     mode: Mode,
     /// Of HTTP/2, as they go out.
-    frames: Option<Frames>,
+    frames: Option<FrameWatcher>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -87,7 +89,7 @@ pub(super) enum Next {
 
 /// Whether a client may begin with HTTP/2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum H2 {
+pub(super) enum Http2Start {
     No,
     /// If it does so.
     Maybe,
@@ -100,10 +102,10 @@ pub(super) enum H2 {
 pub(super) enum End {
     /// The client has gone, or is asked to go while it has nothing to ask.
     Closed,
-    Refused(Refusal),
+    Refused(Rejection),
 }
 
-impl Wire {
+impl ClientStream {
     pub(super) fn new(socket: Socket) -> Self {
         let fd = socket.fd();
         Self {
@@ -125,7 +127,7 @@ impl Wire {
     }
 
     /// Looks at the frames of HTTP/2 that go out.
-    pub(super) fn watch(&mut self, frames: Frames) {
+    pub(super) fn watch(&mut self, frames: FrameWatcher) {
         self.frames = Some(frames);
     }
 
@@ -150,18 +152,18 @@ impl Wire {
     ///
     /// # Errors
     /// When there is none that may pass.
-    pub(super) async fn next(&mut self, limits: &Limits, h2: H2, closing: &Notify) -> Result<Next, End> {
+    pub(super) async fn next(&mut self, limits: &Limits, h2: Http2Start, closing: &Notify) -> Result<Next, End> {
         let mut scan = Scan::default();
         let mut begun = false;
         let mut closing = pin!(closing.notified());
         loop {
-            if h2 != H2::Agreed && self.pending.starts_with(b"\r\n") {
+            if h2 != Http2Start::Agreed && self.pending.starts_with(b"\r\n") {
                 // Some clients send one too many after a body (RFC 9112, section 2.2).
                 self.pending.advance(2);
                 scan = Scan::default();
             }
             let begins = !self.pending.is_empty() && H2_PREFACE.starts_with(head_of(&self.pending));
-            let maybe_h2 = h2 == H2::Agreed || h2 == H2::Maybe && begins;
+            let maybe_h2 = h2 == Http2Start::Agreed || h2 == Http2Start::Maybe && begins;
             let decided = if begins { self.pending.len() >= H2_PREFACE.len() } else { !self.pending.is_empty() };
             if maybe_h2 && decided {
                 self.mode = Mode::H2;
@@ -178,7 +180,7 @@ impl Wire {
             }
             let read = poll_fn(|cx| {
                 if connection::expired() {
-                    let why = if self.pending.is_empty() { Refusal::Idle } else { Refusal::HeaderTimeout };
+                    let why = if self.pending.is_empty() { Rejection::Idle } else { Rejection::HeaderTimeout };
                     return Poll::Ready(Err(End::Refused(why)));
                 }
                 if let Poll::Ready(read) = self.poll_fill(cx) {
@@ -198,7 +200,7 @@ impl Wire {
     }
 
     /// Lets a header pass, and what its body will be.
-    fn take(&mut self, length: usize, limits: &Limits) -> Result<(), Refusal> {
+    fn take(&mut self, length: usize, limits: &Limits) -> Result<(), Rejection> {
         let head = head::judge(self.pending.get(..length).unwrap_or_default(), limits)?;
         let mut length = length;
         if let Some(rewritten) = head.rewritten {
@@ -216,9 +218,9 @@ impl Wire {
         Ok(())
     }
 
-    /// Answers a refusal, and lets the client read it.
-    pub(super) async fn refuse(mut self, refusal: Refusal) {
-        if let (Some(mut socket), Some(answer)) = (self.socket.take(), refusal.answer()) {
+    /// Answers a rejection, and lets the client read it.
+    pub(super) async fn refuse(mut self, rejection: Rejection) {
+        if let (Some(mut socket), Some(answer)) = (self.socket.take(), rejection.answer()) {
             let told = async {
                 socket.write_all(answer.as_bytes()).await?;
                 socket.flush().await
@@ -270,7 +272,7 @@ fn paced(direction: Direction, polled: Poll<io::Result<usize>>) -> Poll<io::Resu
         Poll::Ready(Ok(bytes)) => connection::moved(direction, *bytes),
         Poll::Ready(Err(_)) => {}
         Poll::Pending if connection::expired() => {
-            connection::refuse(if direction == Direction::Up { Refusal::SlowBody } else { Refusal::SlowReader });
+            connection::refuse(if direction == Direction::Up { Rejection::SlowBody } else { Rejection::SlowReader });
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         Poll::Pending => connection::waits(direction),
@@ -288,7 +290,7 @@ async fn linger(mut socket: BufWriter<Socket>) {
     drop(timeout(LINGER, gone).await);
 }
 
-impl Drop for Wire {
+impl Drop for ClientStream {
     fn drop(&mut self) {
         if (!self.pending.is_empty() || !self.is_between_requests())
             && self.mode == Mode::Requests
@@ -301,7 +303,7 @@ impl Drop for Wire {
     }
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for ClientStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.mode != Mode::Requests {
@@ -331,8 +333,8 @@ impl AsyncRead for Wire {
                 if this.pending.is_empty() && ready!(this.poll_body(cx))? == 0 {
                     return Poll::Ready(Ok(()));
                 }
-                this.passed = chunks.pass(&this.pending).map_err(|refusal| {
-                    connection::refuse(refusal);
+                this.passed = chunks.pass(&this.pending).map_err(|rejection| {
+                    connection::refuse(rejection);
                     io::Error::from(io::ErrorKind::InvalidData)
                 })?;
                 this.chunks = Some(chunks);
@@ -356,7 +358,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for ClientStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let Some(socket) = &mut self.socket else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
         let polled = paced(Direction::Down, Pin::new(socket).poll_write(cx, bytes));
@@ -397,20 +399,20 @@ impl AsyncWrite for Wire {
 // What Pingora asks of a stream.
 
 #[async_trait]
-impl Shutdown for Wire {
+impl Shutdown for ClientStream {
     async fn shutdown(&mut self) {
         // Whoever has gone already has gone.
         drop(AsyncWriteExt::shutdown(self).await);
     }
 }
 
-impl UniqueID for Wire {
+impl UniqueID for ClientStream {
     fn id(&self) -> RawFd {
         self.fd
     }
 }
 
-impl Ssl for Wire {
+impl Ssl for ClientStream {
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
         None
     }
@@ -421,27 +423,27 @@ impl Ssl for Wire {
     }
 }
 
-impl GetTimingDigest for Wire {
+impl GetTimingDigest for ClientStream {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
         Vec::new()
     }
 }
 
-impl GetProxyDigest for Wire {
+impl GetProxyDigest for ClientStream {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
         None
     }
 }
 
-impl GetSocketDigest for Wire {
+impl GetSocketDigest for ClientStream {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
         Some(Arc::clone(&self.digest))
     }
 }
 
-impl Peek for Wire {}
+impl Peek for ClientStream {}
 
-impl fmt::Debug for Wire {
+impl fmt::Debug for ClientStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "a client's connection, descriptor {}", self.fd)
     }

@@ -1,4 +1,4 @@
-//! A client's socket, with TLS or without. [`super::edge`] makes it, [`super::wire`] reads and writes it.
+//! A client's socket, with TLS or without. [`crate::clients`] makes it, [`crate::clients::http1`] reads and writes it.
 
 use std::{
     io,
