@@ -49,17 +49,63 @@ fn every_example_is_valid() {
     }
 }
 
-/// Each of them is a whole file, so that it can be pasted as it is.
+/// A block may be a fragment: what it leaves out is added, as a reader would add it.
+fn completed(block: &str) -> String {
+    const POOLS: &str = "active: blue\npools: {blue: {peers: [app-blue:8081]}, green: {peers: [app-green:8081]}}\n";
+    const LISTENERS: &str = "listeners: [{address: 0.0.0.0:8080}]\n";
+    let has = |key: &str| block.lines().any(|line| line.strip_prefix(key).is_some_and(|rest| rest.starts_with(':')));
+    let service =
+        |text: &str| format!("services:\n  shop:\n{}", text.lines().map(|line| format!("    {line}\n")).collect::<String>());
+    match (has("listeners"), has("services")) {
+        (true, true) => block.to_owned(),
+        (true, false) => format!("{block}{}", service(POOLS)),
+        (false, true) => format!("{LISTENERS}{block}"),
+        (false, false) => format!("{LISTENERS}{}", service(&format!("{POOLS}{block}"))),
+    }
+}
+
 #[test]
 fn every_block_of_yaml_in_the_documentation_is_valid() {
+    let docs = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let pages = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
     let mut blocks = 0;
-    for page in ["README.md", "docs/configuration.md"] {
-        let text = fs::read_to_string(root().join(page)).unwrap_or_else(|e| panic!("{page}: {e}"));
+    for page in pages.chain([root().join("README.md")]) {
+        let text = fs::read_to_string(&page).unwrap_or_else(|e| panic!("{}: {e}", page.display()));
         for block in text.split("```yaml\n").skip(1) {
-            let block = block.split("```").next().unwrap();
+            let block = completed(block.split("```").next().unwrap());
             blocks += 1;
-            config::parse(block).unwrap_or_else(|problems| panic!("{page}: {problems:?}\n{block}"));
+            config::parse(&block).unwrap_or_else(|problems| panic!("{}: {problems:?}\n{block}", page.display()));
         }
     }
-    assert!(blocks >= 5, "only {blocks} blocks");
+    assert!(blocks >= 12, "only {blocks} blocks");
+}
+
+/// Every relative link of a page leads to a file, and its fragment to a heading there.
+#[test]
+fn every_link_of_the_documentation_leads_somewhere() {
+    let anchor = |heading: &str| {
+        let kept = heading.trim_start_matches('#').trim().to_lowercase();
+        kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_')).collect::<String>().replace(' ', "-")
+    };
+    let mut pages = vec![root().join("README.md"), root().join("CONTRIBUTING.md"), root().join("SECURITY.md")];
+    for folder in ["docs", "docs/decisions", "deploy/compose", "deploy/kubernetes", "deploy/prometheus", "deploy/systemd"] {
+        let files = fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
+        pages.extend(files.filter(|path| path.extension().is_some_and(|extension| extension == "md")));
+    }
+    for page in pages {
+        let text = fs::read_to_string(&page).unwrap();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.contains("://") {
+                continue;
+            }
+            let (file, fragment) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { page.clone() } else { page.parent().unwrap().join(file) };
+            assert!(target.exists(), "{}: {link}", page.display());
+            if !fragment.is_empty() {
+                let target = fs::read_to_string(&target).unwrap();
+                let found = target.lines().filter(|line| line.starts_with('#')).any(|line| anchor(line) == fragment);
+                assert!(found, "{}: no heading for {link}", page.display());
+            }
+        }
+    }
 }
