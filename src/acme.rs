@@ -28,7 +28,7 @@ use ureq::{
     tls::{Certificate, RootCerts, TlsConfig},
 };
 
-use crate::{clients::tls, config, proxy::proofs::Proofs};
+use crate::{certificate, config, proxy::proofs::Proofs};
 
 /// A certificate is looked at this often.
 const LOOK: Duration = Duration::from_secs(60);
@@ -111,7 +111,7 @@ impl Acme {
         let Ok(now) = SystemTime::now().duration_since(UNIX_EPOCH) else { return false };
         let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         // Whatever is wrong with the one that is there, a new one is the remedy.
-        let Ok(facts) = tls::facts(&self.config.file()) else { return true };
+        let Ok(facts) = certificate::facts(&self.config.file()) else { return true };
         let renew = facts.not_before + (facts.not_after - facts.not_before) / 3 * 2;
         now >= renew || !self.config.names.iter().all(|name| facts.names.contains(name))
     }

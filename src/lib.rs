@@ -17,6 +17,7 @@
 pub mod access_log;
 pub mod acme;
 pub mod admin;
+pub mod certificate;
 pub mod cli;
 pub mod clients;
 pub mod config;

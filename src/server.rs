@@ -192,7 +192,7 @@ fn certificates(config: &Config, path: &Path, metrics: &Metrics) -> Result<Vec<O
     let folder = path.parent().unwrap_or(Path::new(""));
     let read = |(i, listener): (usize, &config::Listener)| {
         let Some(files) = &listener.tls else { return Ok(None) };
-        let tls = Tls::new(listener.address.to_string(), files, folder, metrics.certificate_not_after.clone());
+        let tls = Tls::new(listener.address.to_string(), files, folder, metrics.certificates.clone());
         tls.map(|tls| Some(Arc::new(tls))).map_err(|why| RunError::System(format!("listeners[{i}].tls: {why}")))
     };
     config.listeners.iter().enumerate().map(read).collect()
