@@ -11,10 +11,11 @@ use std::{
     io::{self, Write},
     path::Path,
     pin::Pin,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use bytes::Bytes;
+use chrono::DateTime;
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use instant_acme::{
@@ -30,13 +31,13 @@ use ureq::{
 
 use crate::{certificate, config, proxy::proofs::Proofs};
 
-/// A certificate is looked at this often.
-const LOOK: Duration = Duration::from_secs(60);
+/// How often the certificate's age is compared with the clock.
+const POLL_INTERVAL: Duration = Duration::from_secs(60);
 /// After a failure; each one doubles it. Authorities count failures, and Let's Encrypt allows five an hour.
 const FIRST_RETRY: Duration = Duration::from_secs(15 * 60);
 const LAST_RETRY: Duration = Duration::from_secs(6 * 60 * 60);
 /// One request to the authority.
-const PATIENCE: Duration = Duration::from_secs(30);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -76,23 +77,23 @@ impl Acme {
             }
         };
         let tls = TlsConfig::builder().root_certs(roots).build();
-        let agent = Agent::config_builder().tls_config(tls).http_status_as_error(false).timeout_global(Some(PATIENCE));
+        let agent = Agent::config_builder().tls_config(tls).http_status_as_error(false).timeout_global(Some(REQUEST_TIMEOUT));
         Ok(Self { config, proofs, http: Http(agent.build().into()) })
     }
 
-    /// Gets the certificate if there is none, and renews it when two thirds of its time are over, for ever.
+    /// Orders the certificate when it is due, and keeps it renewed; returns never.
     pub async fn keep(self) {
         let mut retry = FIRST_RETRY;
         loop {
-            let wait = if !self.is_due() {
-                LOOK
+            let wait = if self.due().is_none() {
+                retry = FIRST_RETRY;
+                POLL_INTERVAL
             } else {
                 let names = self.config.names.join(",");
-                match self.obtain().await {
+                match self.renew().await {
                     Ok(()) => {
                         info!("certificate obtained names={names} from={}", self.config.directory);
-                        retry = FIRST_RETRY;
-                        LOOK
+                        POLL_INTERVAL
                     }
                     Err(e) => {
                         let again = humantime::format_duration(retry);
@@ -107,13 +108,31 @@ impl Acme {
         }
     }
 
-    fn is_due(&self) -> bool {
-        let Ok(now) = SystemTime::now().duration_since(UNIX_EPOCH) else { return false };
-        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    /// One order. An authority counts its orders as well as its failures, so a certificate that would have to be ordered again at
+    /// once is a failure: otherwise a wrong clock, or an authority that issues other names, would order without an end.
+    async fn renew(&self) -> Outcome<()> {
+        self.obtain().await?;
+        match self.due() {
+            None => Ok(()),
+            Some(why) => Err(format!("the certificate was issued and is due for renewal already: {why}").into()),
+        }
+    }
+
+    /// Why a certificate has to be ordered; none while there is a good one.
+    fn due(&self) -> Option<String> {
         // Whatever is wrong with the one that is there, a new one is the remedy.
-        let Ok(facts) = certificate::facts(&self.config.file()) else { return true };
+        let facts = match certificate::facts(&self.config.file()) {
+            Ok(facts) => facts,
+            Err(why) => return Some(why),
+        };
+        if let Some(missing) = self.config.names.iter().find(|name| !facts.names.contains(name)) {
+            return Some(format!("it is for {}, not for {missing}", facts.names.join(",")));
+        }
         let renew = facts.not_before + (facts.not_after - facts.not_before) / 3 * 2;
-        now >= renew || !self.config.names.iter().all(|name| facts.names.contains(name))
+        let date = |seconds| DateTime::from_timestamp(seconds, 0).map_or("?".to_owned(), |at| at.format("%F %R UTC").to_string());
+        let now = certificate::now();
+        let late = || format!("two thirds of its time ended at {}; the clock says {}, is it right?", date(renew), date(now));
+        (now >= renew).then(late)
     }
 
     /// Goes the whole way of an order (RFC 8555, section 7).
@@ -163,10 +182,13 @@ impl Acme {
     }
 }
 
-/// Writes a file that others see whole or not at all, and nobody else may read.
+/// Writes a file that is seen whole or not at all. A new one is for its owner alone; one that is replaced keeps its permissions.
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = NamedTempFile::new_in(path.parent().unwrap_or(Path::new("")))?;
     file.write_all(bytes)?;
+    if let Ok(before) = fs::metadata(path) {
+        file.as_file().set_permissions(before.permissions())?;
+    }
     file.as_file().sync_all()?;
     file.persist(path)?;
     Ok(())

@@ -4,6 +4,7 @@
 //! each on threads of its own kind; says ready once it has connected to its own listeners; stops in order.
 
 use std::{
+    collections::HashSet,
     fmt, io,
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
@@ -202,6 +203,9 @@ fn certificates(config: &Config, path: &Path, metrics: &Metrics) -> Result<Vec<O
 fn obtained(config: &Config, path: &Path, proofs: &Proofs) -> Result<Vec<Acme>, RunError> {
     let folder = path.parent().unwrap_or(Path::new(""));
     let asking = config.listeners.iter().enumerate().filter_map(|(i, listener)| Some((i, listener.tls.as_ref()?.acme.as_ref()?)));
+    // Listeners with the same certificate share its file: one of them orders it.
+    let mut files = HashSet::new();
+    let asking = asking.filter(|(_, acme)| files.insert(acme.file()));
     let make = |(i, acme): (usize, &config::Acme)| {
         let acme = Acme::new(acme.within(folder), proofs.clone());
         acme.map_err(|why| RunError::System(format!("listeners[{i}].tls.acme.{why}")))

@@ -4,7 +4,7 @@
 
 use std::{
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     time::Duration,
 };
 
@@ -67,7 +67,9 @@ impl Acme {
     /// Where in the store; apart for each authority, since a test's certificate is not one for users.
     pub fn folder(&self) -> PathBuf {
         let host = self.directory.split('/').nth(2).unwrap_or_default();
-        self.store.join(host.replace(':', "_"))
+        // Without any `.`, so that `store` and `./store` are one folder.
+        let store = self.store.components().filter(|component| *component != Component::CurDir);
+        store.collect::<PathBuf>().join(host.replace(':', "_"))
     }
 
     /// The certificate, its chain and its key.

@@ -2,15 +2,14 @@
 
 use std::{collections::HashMap, net::SocketAddr};
 
-use super::{
-    Config, Problem, Service,
-    yaml::{Kind, Node},
-};
+use super::{Config, Problem, Service, yaml::Node};
 
 /// Every problem between values; `document` says where they stand.
 pub(super) fn problems(config: &Config, document: &Node) -> Vec<Problem> {
     let mut problems = addresses(config, document);
     problems.extend(proofs(config, document));
+    problems.extend(certificates(config, document));
+    problems.extend(orders(config, document));
     problems.extend(routes(config, document));
     for (name, service) in &config.services {
         problems.extend(shared_peers(name, service, document));
@@ -50,6 +49,58 @@ fn proofs(config: &Config, document: &Node) -> Vec<Problem> {
         located(document, &format!("listeners[{i}].tls.acme"), message.to_owned())
     };
     asking.map(nowhere).collect()
+}
+
+/// A client gets one certificate for a name, so a second one for it would never be shown, or never be stored.
+fn certificates(config: &Config, document: &Node) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (i, tls) in config.listeners.iter().enumerate().filter_map(|(i, listener)| Some((i, listener.tls.as_ref()?))) {
+        for (j, pair) in tls.certificates.iter().enumerate() {
+            let Some(first) = tls.certificates.iter().position(|known| known.certificate == pair.certificate).filter(|f| *f < j)
+            else {
+                continue;
+            };
+            let at = format!("listeners[{i}].tls.certificates[{j}].certificate");
+            let message = format!("{} is there twice, first in certificates[{first}]; keep one", pair.certificate.display());
+            problems.push(located(document, &at, message));
+        }
+        let names = tls.acme.iter().flat_map(|acme| &acme.names).enumerate().collect::<Vec<_>>();
+        for (j, name) in &names {
+            if names.iter().any(|(k, known)| known == name && k < j) {
+                let at = format!("listeners[{i}].tls.acme.names[{j}]");
+                problems.push(located(document, &at, format!("{name} is there twice; keep one")));
+            }
+        }
+    }
+    problems
+}
+
+/// Two listeners that order certificates for overlapping names into one store would take turns to replace each other's.
+fn orders(config: &Config, document: &Node) -> Vec<Problem> {
+    let acme = config.listeners.iter().enumerate().filter_map(|(i, listener)| Some((i, listener.tls.as_ref()?.acme.as_ref()?)));
+    let acme: Vec<_> = acme.collect();
+    let mut problems = Vec::new();
+    for (position, (i, this)) in acme.iter().enumerate() {
+        let at = format!("listeners[{i}].tls.acme");
+        let same_store = |other: &super::Acme| this.folder() == other.folder();
+        for (j, other) in acme.iter().take(position).filter(|(_, other)| same_store(other)) {
+            if (&this.directory, &this.contact, &this.ca) != (&other.directory, &other.contact, &other.ca) {
+                let message = format!(
+                    "shares its account with listeners[{j}].tls.acme; use the same directory, contact and ca, or another store"
+                );
+                problems.push(located(document, &at, message));
+            }
+            let common = this.names.iter().find(|name| other.names.contains(name)).filter(|_| this.names != other.names);
+            if let Some(name) = common {
+                let message = format!(
+                    "{name} is in listeners[{j}].tls.acme.names as well, with other names; write the same list in both, or \
+                     {name} in one of them"
+                );
+                problems.push(located(document, &format!("{at}.names"), message));
+            }
+        }
+    }
+    problems
 }
 
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
