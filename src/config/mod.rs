@@ -232,6 +232,9 @@ pub struct Timeouts {
 /// One thing that is wrong with a configuration.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Problem {
+    /// The configuration file, as its path was given; empty for a text that is in no file.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub file: String,
     /// Where: `services.shop.active`; empty where the file as a whole is meant.
     pub at: String,
     /// 1-based, where known.
@@ -253,17 +256,27 @@ impl fmt::Display for PeerAddress {
         }
     }
 }
+
+/// `shop.yaml:5:13: services.shop.active: no pool "gren"; …`: the one form, in every command, log line and answer.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.at.is_empty() { f.write_str(&self.message) } else { write!(f, "{}: {}", self.at, self.message) }
+        if !self.file.is_empty() {
+            f.write_str(&self.file)?;
+            for number in [self.line, self.column].into_iter().flatten() {
+                write!(f, ":{number}")?;
+            }
+            f.write_str(": ")?;
+        }
+        if !self.at.is_empty() {
+            write!(f, "{}: ", self.at)?;
+        }
+        f.write_str(&self.message)
     }
 }
 
 /// A file that holds no valid configuration, with everything that is wrong with it.
 #[derive(Debug)]
 pub struct LoadError {
-    /// The file.
-    pub file: PathBuf,
     /// In the order of their lines; never empty.
     pub problems: Vec<Problem>,
 }
@@ -278,7 +291,7 @@ const LARGEST_FILE: usize = 1024 * 1024;
 pub fn parse(text: &str) -> Result<Config, Vec<Problem>> {
     let document = yaml::parse(text).map_err(|problem| vec![problem])?;
     let Some(document) = document else {
-        return Err(vec![Problem::of_file("is empty; conf/minimal.yaml is a file to begin with")]);
+        return Err(vec![Problem::new("", "is empty; conf/minimal.yaml is a file to begin with")]);
     };
     let mut reader = reader::Reader::default();
     let config = file::read(&document, &mut reader);
@@ -315,7 +328,7 @@ pub fn parse_in(folder: &Path, text: &str) -> Result<Config, Vec<Problem>> {
                         Err(e) => e.to_string(),
                     };
                     let at = format!("services.{name}.error_pages.{status}");
-                    problems.push(Problem { at, line: None, column: None, message: format!("{}: {why}", path.display()) });
+                    problems.push(Problem::new(&at, format!("{}: {why}", path.display())));
                 }
             }
         }
@@ -331,7 +344,22 @@ pub fn load(path: &Path) -> Result<(String, Config), LoadError> {
     let text = read(path)?;
     match parse_in(path.parent().unwrap_or(Path::new("")), &text) {
         Ok(config) => Ok((text, config)),
-        Err(problems) => Err(LoadError { file: path.to_path_buf(), problems }),
+        Err(mut problems) => {
+            place(path, &text, &mut problems);
+            Err(LoadError { problems })
+        }
+    }
+}
+
+/// Names the file in problems of it, and finds the line and column of those that have none by where they are in `text`.
+pub fn place(path: &Path, text: &str, problems: &mut [Problem]) {
+    let document = yaml::parse(text).unwrap_or_default();
+    for problem in problems {
+        problem.file = path.display().to_string();
+        if problem.line.is_none() {
+            let node = document.as_ref().and_then(|document| document.at(&problem.at));
+            (problem.line, problem.column) = node.map(|node| (node.place.line, node.place.column)).unzip();
+        }
     }
 }
 
@@ -350,8 +378,8 @@ pub fn admin(path: &Path) -> Result<Admin, LoadError> {
 }
 
 fn read(path: &Path) -> Result<String, LoadError> {
-    let failed = |problems| LoadError { file: path.to_path_buf(), problems };
-    let of_file = |message: String| failed(vec![Problem::of_file(message)]);
+    let failed = |problem| LoadError { problems: vec![Problem { file: path.display().to_string(), ..problem }] };
+    let of_file = |message: String| failed(Problem::new("", message));
     let bytes = fs::read(path).map_err(|e| {
         of_file(match e.kind() {
             io::ErrorKind::NotFound => "there is no such file; name another with --config".to_owned(),
@@ -366,27 +394,21 @@ fn read(path: &Path) -> Result<String, LoadError> {
     String::from_utf8(bytes).map_err(|e| {
         let line = 1 + e.as_bytes().iter().take(e.utf8_error().valid_up_to()).filter(|byte| **byte == b'\n').count();
         let message = "is not UTF-8 text; save it as UTF-8".to_owned();
-        failed(vec![Problem { at: String::new(), line: Some(line), column: None, message }])
+        failed(Problem { line: Some(line), ..Problem::new("", message) })
     })
 }
 
 impl Problem {
-    fn of_file(message: impl Into<String>) -> Self {
-        Self { at: String::new(), line: None, column: None, message: message.into() }
+    /// A problem at a key, whose file and line [`place`] finds.
+    pub fn new(at: &str, message: impl Into<String>) -> Self {
+        Self { file: String::new(), at: at.to_owned(), line: None, column: None, message: message.into() }
     }
 }
 
 impl fmt::Display for LoadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, problem) in self.problems.iter().enumerate() {
-            let newline = if i > 0 { "\n" } else { "" };
-            write!(f, "{newline}{}", self.file.display())?;
-            for number in [problem.line, problem.column].into_iter().flatten() {
-                write!(f, ":{number}")?;
-            }
-            write!(f, ": {problem}")?;
-        }
-        Ok(())
+        let lines: Vec<String> = self.problems.iter().map(ToString::to_string).collect();
+        f.write_str(&lines.join("\n"))
     }
 }
 

@@ -156,20 +156,8 @@ fn shared_peers(name: &str, service: &Service, document: &Node) -> Vec<Problem> 
 
 /// A problem at a path, with the place that the path leads to.
 fn located(document: &Node, at: &str, message: String) -> Problem {
-    let mut node = Some(document);
-    for step in at.split('.') {
-        let (key, index) = match step.split_once('[') {
-            Some((key, index)) => (key, index.trim_end_matches(']').parse::<usize>().ok()),
-            None => (step, None),
-        };
-        let next = node.and_then(|node| node.get(key));
-        node = match (next, index) {
-            (Some(Node { kind: Kind::Sequence(items), .. }), Some(index)) => items.get(index),
-            (next, _) => next,
-        };
-    }
-    match node {
+    match document.at(at) {
         Some(node) => Problem::at(at, node.place, message),
-        None => Problem { at: at.to_owned(), line: None, column: None, message },
+        None => Problem::new(at, message),
     }
 }
