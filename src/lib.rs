@@ -25,6 +25,7 @@ pub mod controller;
 pub mod demo;
 pub mod metrics;
 pub mod pool;
+pub mod preflight;
 pub mod proxy;
 pub mod route;
 pub mod server;

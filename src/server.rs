@@ -36,6 +36,7 @@ use crate::{
     controller::{Controller, Handles},
     metrics::Metrics,
     pool::KEEPALIVE,
+    preflight,
     proxy::{Proxy, proofs::Proofs},
     signals::Caught,
     snapshot::Snapshot,
@@ -55,7 +56,7 @@ const SELF_CHECK: Duration = Duration::from_secs(1);
 /// Why the process could not run, or not to its proper end.
 #[derive(Debug)]
 pub enum RunError {
-    /// The configuration is not valid.
+    /// The configuration is not valid, or names files or addresses that cannot be used here.
     Config(config::LoadError),
     /// An address cannot be listened on.
     Bind {
@@ -78,13 +79,17 @@ pub enum RunError {
 /// [`RunError`], when it cannot start, or when a second signal ends it.
 pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
     let (text, config) = config::load(path).map_err(RunError::Config)?;
+    let found = preflight::look(path, &text, &config);
+    if !found.problems.is_empty() {
+        return Err(RunError::Config(config::LoadError { problems: found.problems }));
+    }
+    found.warnings.iter().for_each(|warning| warn!("{warning}"));
     let metrics = Arc::new(Metrics::new().map_err(|e| RunError::System(e.to_string()))?);
     let certificates = certificates(&config, path, &metrics)?;
     let proofs = Proofs::default();
     let obtained = obtained(&config, path, &proofs)?;
     let access_log = access_log(&config, path, &metrics)?;
     let token_file = config.admin.token_file.as_ref().map(|file| Arc::from(path.parent().unwrap_or(Path::new("")).join(file)));
-    token_file.as_deref().map(admin::token).transpose().map_err(RunError::System)?;
     let listeners = config.listeners.clone();
     let bound = Bound::new(&config)?;
     let addresses: Arc<[String]> = bound.addresses.iter().map(ToString::to_string).collect();

@@ -13,6 +13,7 @@ mod support;
 
 mod acme;
 mod admin;
+mod check;
 mod deploy;
 mod drain;
 mod files;

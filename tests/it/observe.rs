@@ -153,7 +153,7 @@ fn a_log_that_cannot_be_written_ends_the_process_at_once() {
     let blue = Origin::start("blue");
     let config = ConfigFile::new(&[("blue", &[blue.address()])]).top("access_log: {format: json, file: nowhere/access.log}\n");
     let output = crate::support::switchover::run(&["run", "--config", config.path.to_str().unwrap()]);
-    assert!(output.code == 1 && output.stderr.contains("access_log.file") && output.stderr.contains("nowhere"), "{output:?}");
+    assert!(output.code == 78 && output.stderr.contains("access_log.file") && output.stderr.contains("nowhere"), "{output:?}");
 }
 
 #[test]

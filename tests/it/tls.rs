@@ -172,7 +172,7 @@ fn a_pair_is_read_again_without_a_sign_of_a_change() {
 }
 
 #[test]
-fn a_listener_that_cannot_be_served_ends_the_process_and_says_why() {
+fn run_and_check_reject_a_listener_that_cannot_be_served_and_say_why() {
     let (blue, authority) = (Origin::start("blue"), Authority::new());
     let config = ConfigFile::new(&[("blue", &[blue.address()])]);
     authority.sign(config.folder(), "shop", &["shop.test"], 2040);
@@ -188,9 +188,11 @@ fn a_listener_that_cannot_be_served_ends_the_process_and_says_why() {
         ("shop.crt", "more.key", "is not the key of"),
     ] {
         config = config.listener(&format!("    tls: {{certificates: [{{certificate: {certificate}, key: {key}}}]}}\n"));
-        let output = crate::support::switchover::run(&["run", "--config", config.path.to_str().unwrap()]);
-        assert!(output.code == 1 && output.stderr.contains(said), "{certificate} {key}: {output:?}");
-        assert!(output.stderr.contains("listeners[0].tls"), "{output:?}");
+        for command in ["run", "check"] {
+            let output = crate::support::switchover::run(&[command, "--config", config.path.to_str().unwrap()]);
+            assert!(output.code == 78 && output.stderr.contains(said), "{command} {certificate} {key}: {output:?}");
+            assert!(output.stderr.contains("switchover.yaml:3:") && output.stderr.contains("listeners[0].tls"), "{output:?}");
+        }
     }
 }
 
