@@ -15,6 +15,7 @@ use rustls::crypto::{CryptoProvider, ring};
 use socket2::{Domain, Socket, Type};
 
 use crate::{
+    acme::Store,
     admin, certificate,
     config::{self, Config, Problem},
 };
@@ -95,9 +96,8 @@ fn tls(found: &mut Findings, at: &str, files: &config::Tls, folder: &Path) {
         found.require(&format!("{at}.client_ca"), usable);
     }
     if let Some(acme) = &files.acme {
-        let acme = acme.within(folder);
-        found.require(&format!("{at}.acme.store"), folder_for(&acme.folder()));
-        let ca = acme.ca.as_ref().map_or(Ok(()), |ca| certificate::authorities(ca).map(drop));
+        found.require(&format!("{at}.acme.store"), folder_for(Store::new(acme, folder).folder()));
+        let ca = acme.ca.as_ref().map_or(Ok(()), |ca| certificate::authorities(&folder.join(ca)).map(drop));
         found.require(&format!("{at}.acme.ca"), ca);
     }
 }

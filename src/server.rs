@@ -29,7 +29,7 @@ use tokio::{
 
 use crate::{
     access_log::AccessLog,
-    acme::Acme,
+    acme::{Acme, ChallengeStore, Store},
     admin::{self, Admin, Readiness},
     clients::{self, ListenerState, tls::Tls},
     config::{self, Config},
@@ -37,7 +37,7 @@ use crate::{
     metrics::Metrics,
     pool::KEEPALIVE,
     preflight,
-    proxy::{Proxy, proofs::Proofs},
+    proxy::Proxy,
     signals::Caught,
     snapshot::Snapshot,
     supervisor, watch as file_watch,
@@ -86,8 +86,8 @@ pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
     found.warnings.iter().for_each(|warning| warn!("{warning}"));
     let metrics = Arc::new(Metrics::new().map_err(|e| RunError::System(e.to_string()))?);
     let certificates = certificates(&config, path, &metrics)?;
-    let proofs = Proofs::default();
-    let obtained = obtained(&config, path, &proofs)?;
+    let challenges = ChallengeStore::default();
+    let obtained = obtained(&config, path, &challenges)?;
     let access_log = access_log(&config, path, &metrics)?;
     let token_file = config.admin.token_file.as_ref().map(|file| Arc::from(path.parent().unwrap_or(Path::new("")).join(file)));
     let listeners = config.listeners.clone();
@@ -119,7 +119,7 @@ pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
     info!("admin on {}", bound.admin_address);
 
     let proxy =
-        Proxy::new(Arc::clone(&snapshot), Arc::clone(&metrics), Arc::clone(&readiness.stopping), access_log.clone(), proofs);
+        Proxy::new(Arc::clone(&snapshot), Arc::clone(&metrics), Arc::clone(&readiness.stopping), access_log.clone(), challenges);
     let edge = Edge::new(proxy.app(workers), snapshot, Arc::clone(&metrics), access_log.clone());
     let (stop, stopping) = watch::channel(false);
     let workers = runtime("proxy", workers)?;
@@ -205,14 +205,14 @@ fn certificates(config: &Config, path: &Path, metrics: &Metrics) -> Result<Vec<O
 }
 
 /// The certificates that an authority gives; nobody is asked yet.
-fn obtained(config: &Config, path: &Path, proofs: &Proofs) -> Result<Vec<Acme>, RunError> {
+fn obtained(config: &Config, path: &Path, challenges: &ChallengeStore) -> Result<Vec<Acme>, RunError> {
     let folder = path.parent().unwrap_or(Path::new(""));
     let asking = config.listeners.iter().enumerate().filter_map(|(i, listener)| Some((i, listener.tls.as_ref()?.acme.as_ref()?)));
     // Listeners with the same certificate share its file: one of them orders it.
     let mut files = HashSet::new();
-    let asking = asking.filter(|(_, acme)| files.insert(acme.file()));
+    let asking = asking.filter(|(_, acme)| files.insert(Store::new(acme, folder).certificate()));
     let make = |(i, acme): (usize, &config::Acme)| {
-        let acme = Acme::new(acme.within(folder), proofs.clone());
+        let acme = Acme::new(acme.clone(), folder, challenges.clone());
         acme.map_err(|why| RunError::System(format!("listeners[{i}].tls.acme.{why}")))
     };
     asking.map(make).collect()

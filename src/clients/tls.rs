@@ -22,6 +22,7 @@ use rustls::{
 };
 
 use crate::{
+    acme::Store,
     certificate::{self, Pair, Source},
     config,
     metrics::CertificateMetrics,
@@ -120,8 +121,8 @@ impl Files {
             Source::new(&pair.certificate, paths)
         };
         let obtained = files.acme.as_ref().map(|acme| {
-            let file = acme.within(folder).file();
-            Source::new(&acme.file(), vec![file.clone(), file]).optional()
+            let file = Store::new(acme, folder).certificate();
+            Source::new(&Store::new(acme, Path::new("")).certificate(), vec![file.clone(), file]).optional()
         });
         let client_ca = files.client_ca.as_ref().map(|path| Source::new(path, vec![folder.join(path)]));
         let pairs = files.certificates.iter().map(pair).chain(obtained).collect();

@@ -1,8 +1,12 @@
 //! What values have to do with each other, once each of them is fine by itself. Called by `parse` alone; pure.
 
-use std::{collections::HashMap, net::SocketAddr};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    path::{Component, PathBuf},
+};
 
-use super::{Config, Problem, Service, yaml::Node};
+use super::{Acme, Config, Problem, Service, yaml::Node};
 
 /// Every problem between values; `document` says where they stand.
 pub(super) fn problems(config: &Config, document: &Node) -> Vec<Problem> {
@@ -82,8 +86,7 @@ fn orders(config: &Config, document: &Node) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (position, (i, this)) in acme.iter().enumerate() {
         let at = format!("listeners[{i}].tls.acme");
-        let same_store = |other: &super::Acme| this.folder() == other.folder();
-        for (j, other) in acme.iter().take(position).filter(|(_, other)| same_store(other)) {
+        for (j, other) in acme.iter().take(position).filter(|(_, other)| shares_store(this, other)) {
             if (&this.directory, &this.contact, &this.ca) != (&other.directory, &other.contact, &other.ca) {
                 let message = format!(
                     "shares its account with listeners[{j}].tls.acme; use the same directory, contact and ca, or another store"
@@ -101,6 +104,15 @@ fn orders(config: &Config, document: &Node) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// In one store, certificates are apart by the host of their authority.
+fn shares_store(a: &Acme, b: &Acme) -> bool {
+    let parts = |acme: &Acme| {
+        let store = acme.store.components().filter(|component| *component != Component::CurDir).collect::<PathBuf>();
+        (store, acme.directory.split('/').nth(2).map(str::to_owned))
+    };
+    parts(a) == parts(b)
 }
 
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {

@@ -1,18 +1,16 @@
-//! Certificates from an authority that gives them by itself (ACME, RFC 8555), to whom it reaches under their names.
+//! Certificates from an authority that issues them automatically (ACME, RFC 8555), by `http-01`.
 //!
-//! The composition root makes one [`Acme`] per listener that asks for it, and spawns [`Acme::keep`] once it listens. The certificate
-//! with its key is one file of the store, which [`crate::clients::tls`] reads as it reads any file that is renewed; the account is
-//! beside it, so that a restart asks for nothing. What the authority wants to see meanwhile is in [`Proofs`], from which
-//! [`crate::proxy`] answers. Never on the way of a request, and never a reason for the process to end once it runs.
+//! The composition root makes one [`Acme`] for each certificate, and spawns [`Acme::keep`] once it listens. What is kept over
+//! restarts is in the [`Store`], from which the listeners' TLS reads the certificate as it reads any file that is renewed; what the
+//! authority asks for meanwhile is in the [`ChallengeStore`], from which the proxy answers. Never in the way of a request, and
+//! never a reason for the process to end once it runs.
 
-use std::{
-    error::Error,
-    fs,
-    io::{self, Write},
-    path::Path,
-    pin::Pin,
-    time::Duration,
-};
+mod challenges;
+mod store;
+
+pub use self::{challenges::ChallengeStore, store::Store};
+
+use std::{error::Error, fs, io, path::Path, pin::Pin, time::Duration};
 
 use bytes::Bytes;
 use chrono::DateTime;
@@ -23,13 +21,12 @@ use instant_acme::{
     OrderStatus, RetryPolicy,
 };
 use log::{error, info};
-use tempfile::NamedTempFile;
 use ureq::{
     Agent,
     tls::{Certificate, RootCerts, TlsConfig},
 };
 
-use crate::{certificate, config, proxy::proofs::Proofs};
+use crate::{certificate, config};
 
 /// How often the certificate's age is compared with the clock.
 const POLL_INTERVAL: Duration = Duration::from_secs(60);
@@ -44,7 +41,8 @@ type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 /// The certificate of one listener.
 pub struct Acme {
     config: config::Acme,
-    proofs: Proofs,
+    store: Store,
+    challenges: ChallengeStore,
     http: Http,
 }
 
@@ -52,33 +50,32 @@ pub struct Acme {
 #[derive(Clone)]
 struct Http(Agent);
 
-/// The proofs of one order, which nobody needs when it is over.
-struct Shown<'a> {
-    proofs: &'a Proofs,
+/// The challenges of one order, removed when it is over, however it ends.
+struct Pending<'a> {
+    challenges: &'a ChallengeStore,
     tokens: Vec<String>,
 }
 
 impl Acme {
-    /// `config` with absolute paths.
+    /// Relative paths of `config` are in `folder`.
     ///
     /// # Errors
     /// A store that cannot be written, or an authority's certificate that cannot be read, named with the reason.
-    pub fn new(config: config::Acme, proofs: Proofs) -> Result<Self, String> {
-        let folder = config.folder();
-        let unwritable = |e: io::Error| format!("store: {} cannot be written: {e}", folder.display());
-        fs::create_dir_all(&folder).and_then(|()| NamedTempFile::new_in(&folder).map(drop)).map_err(unwritable)?;
-        let roots = match &config.ca {
+    pub fn new(config: config::Acme, folder: &Path, challenges: ChallengeStore) -> Result<Self, String> {
+        let store = Store::new(&config, folder);
+        store.create()?;
+        let roots = match config.ca.as_ref().map(|ca| folder.join(ca)) {
             // Those that browsers know: an image has no others.
             None => RootCerts::WebPki,
             Some(file) => {
-                let pem = fs::read(file).map_err(|e| format!("ca: {} cannot be read: {e}", file.display()))?;
+                let pem = fs::read(&file).map_err(|e| format!("ca: {} cannot be read: {e}", file.display()))?;
                 let ca = Certificate::from_pem(&pem).map_err(|e| format!("ca: {} is no certificate: {e}", file.display()))?;
                 RootCerts::new_with_certs(&[ca])
             }
         };
         let tls = TlsConfig::builder().root_certs(roots).build();
         let agent = Agent::config_builder().tls_config(tls).http_status_as_error(false).timeout_global(Some(REQUEST_TIMEOUT));
-        Ok(Self { config, proofs, http: Http(agent.build().into()) })
+        Ok(Self { config, store, challenges, http: Http(agent.build().into()) })
     }
 
     /// Orders the certificate when it is due, and keeps it renewed; returns never.
@@ -121,7 +118,7 @@ impl Acme {
     /// Why a certificate has to be ordered; none while there is a good one.
     fn due(&self) -> Option<String> {
         // Whatever is wrong with the one that is there, a new one is the remedy.
-        let facts = match certificate::facts(&self.config.file()) {
+        let facts = match certificate::facts(&self.store.certificate()) {
             Ok(facts) => facts,
             Err(why) => return Some(why),
         };
@@ -140,7 +137,7 @@ impl Acme {
         let account = self.account().await?;
         let names: Vec<Identifier> = self.config.names.iter().cloned().map(Identifier::Dns).collect();
         let mut order = account.new_order(&NewOrder::new(&names)).await?;
-        let mut shown = Shown { proofs: &self.proofs, tokens: Vec::new() };
+        let mut pending = Pending { challenges: &self.challenges, tokens: Vec::new() };
         let mut authorizations = order.authorizations();
         while let Some(authorization) = authorizations.next().await {
             let mut authorization = authorization?;
@@ -150,8 +147,8 @@ impl Acme {
                 status => return Err(format!("the authority calls a name {status:?}").into()),
             }
             let mut challenge = authorization.challenge(ChallengeType::Http01).ok_or("the authority offers no http-01")?;
-            let proof = challenge.key_authorization().as_str().to_owned();
-            shown.show(&challenge.token, proof);
+            let key_authorization = challenge.key_authorization().as_str().to_owned();
+            pending.insert(&challenge.token, key_authorization);
             challenge.set_ready().await?;
         }
         let status = order.poll_ready(&RetryPolicy::default()).await?;
@@ -160,12 +157,12 @@ impl Acme {
         }
         let key = order.finalize().await?;
         let chain = order.poll_certificate(&RetryPolicy::default()).await?;
-        write(&self.config.file(), format!("{key}{chain}").as_bytes())?;
+        store::write(&self.store.certificate(), format!("{key}{chain}").as_bytes())?;
         Ok(())
     }
 
     async fn account(&self) -> Outcome<Account> {
-        let file = self.config.folder().join("account.json");
+        let file = self.store.account();
         let builder = Account::builder_with_http(Box::new(self.http.clone()));
         match fs::read(&file) {
             Ok(saved) => Ok(builder.from_credentials(serde_json::from_slice(&saved)?).await?),
@@ -174,7 +171,7 @@ impl Acme {
                 let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
                 let new = NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
                 let (account, credentials) = builder.create(&new, self.config.directory.clone(), None).await?;
-                write(&file, &serde_json::to_vec(&credentials)?)?;
+                store::write(&file, &serde_json::to_vec(&credentials)?)?;
                 Ok(account)
             }
             Err(e) => Err(format!("{} cannot be read: {e}", file.display()).into()),
@@ -182,28 +179,16 @@ impl Acme {
     }
 }
 
-/// Writes a file that is seen whole or not at all. A new one is for its owner alone; one that is replaced keeps its permissions.
-fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = NamedTempFile::new_in(path.parent().unwrap_or(Path::new("")))?;
-    file.write_all(bytes)?;
-    if let Ok(before) = fs::metadata(path) {
-        file.as_file().set_permissions(before.permissions())?;
-    }
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
-}
-
-impl Shown<'_> {
-    fn show(&mut self, token: &str, proof: String) {
+impl Pending<'_> {
+    fn insert(&mut self, token: &str, key_authorization: String) {
         self.tokens.push(token.to_owned());
-        self.proofs.show(token, proof);
+        self.challenges.insert(token, key_authorization);
     }
 }
 
-impl Drop for Shown<'_> {
+impl Drop for Pending<'_> {
     fn drop(&mut self) {
-        self.tokens.iter().for_each(|token| self.proofs.hide(token));
+        self.tokens.iter().for_each(|token| self.challenges.remove(token));
     }
 }
 
