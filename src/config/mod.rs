@@ -7,6 +7,7 @@ pub mod diff;
 pub mod edit;
 mod file;
 mod listener;
+mod problem;
 mod reader;
 mod validate;
 mod value;
@@ -23,7 +24,10 @@ use std::{
 
 use ipnet::IpNet;
 
-pub use self::listener::{Acme, Certificate, Limits, Listener, Tls};
+pub use self::{
+    listener::{Acme, Certificate, Limits, Listener, Tls},
+    problem::{LoadError, Problem, place},
+};
 
 /// Where the admin face is unless the file says otherwise: where nobody from outside can ask for anything.
 const ADMIN_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
@@ -229,24 +233,6 @@ pub struct Timeouts {
     pub idle: Duration,
 }
 
-/// One thing that is wrong with a configuration.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Problem {
-    /// The configuration file, as its path was given; empty for a text that is in no file.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub file: String,
-    /// Where: `services.shop.active`; empty where the file as a whole is meant.
-    pub at: String,
-    /// 1-based, where known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub line: Option<usize>,
-    /// 1-based, where known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub column: Option<usize>,
-    /// The value, what is allowed, the next step: `no pool "gren"; pools are blue, green (did you mean "green"?)`.
-    pub message: String,
-}
-
 impl fmt::Display for PeerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.host.contains(':') {
@@ -255,30 +241,6 @@ impl fmt::Display for PeerAddress {
             write!(f, "{}:{}", self.host, self.port)
         }
     }
-}
-
-/// `shop.yaml:5:13: services.shop.active: no pool "gren"; …`: the one form, in every command, log line and answer.
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.file.is_empty() {
-            f.write_str(&self.file)?;
-            for number in [self.line, self.column].into_iter().flatten() {
-                write!(f, ":{number}")?;
-            }
-            f.write_str(": ")?;
-        }
-        if !self.at.is_empty() {
-            write!(f, "{}: ", self.at)?;
-        }
-        f.write_str(&self.message)
-    }
-}
-
-/// A file that holds no valid configuration, with everything that is wrong with it.
-#[derive(Debug)]
-pub struct LoadError {
-    /// In the order of their lines; never empty.
-    pub problems: Vec<Problem>,
 }
 
 /// More than any configuration needs, and little enough to read at once.
@@ -351,18 +313,6 @@ pub fn load(path: &Path) -> Result<(String, Config), LoadError> {
     }
 }
 
-/// Names the file in problems of it, and finds the line and column of those that have none by where they are in `text`.
-pub fn place(path: &Path, text: &str, problems: &mut [Problem]) {
-    let document = yaml::parse(text).unwrap_or_default();
-    for problem in problems {
-        problem.file = path.display().to_string();
-        if problem.line.is_none() {
-            let node = document.as_ref().and_then(|document| document.at(&problem.at));
-            (problem.line, problem.column) = node.map(|node| (node.place.line, node.place.column)).unzip();
-        }
-    }
-}
-
 /// The admin face that a file names, be the rest of it valid or not: whoever asks a running switchover how it is must not be held
 /// up by an edit that is only half done.
 ///
@@ -396,20 +346,6 @@ fn read(path: &Path) -> Result<String, LoadError> {
         let message = "is not UTF-8 text; save it as UTF-8".to_owned();
         failed(Problem { line: Some(line), ..Problem::new("", message) })
     })
-}
-
-impl Problem {
-    /// A problem at a key, whose file and line [`place`] finds.
-    pub fn new(at: &str, message: impl Into<String>) -> Self {
-        Self { file: String::new(), at: at.to_owned(), line: None, column: None, message: message.into() }
-    }
-}
-
-impl fmt::Display for LoadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lines: Vec<String> = self.problems.iter().map(ToString::to_string).collect();
-        f.write_str(&lines.join("\n"))
-    }
 }
 
 #[cfg(test)]
