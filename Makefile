@@ -28,15 +28,18 @@ build: tools ## The release: target/release/switchover
 bench: tools ## CPU per request beside a bare Pingora proxy (and nginx, HAProxy where installed), and the time of a swap
 	$(CARGO) bench --locked --bench cpu
 
-check: tools ## Format, lints, documentation, licences
+check: tools ## Format, lints, documentation, licences; known vulnerabilities where the database can be had
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
-	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --locked check licenses bans sources; \
-	else echo "cargo deny: NOT RUN, it is not installed here; cargo install --locked cargo-deny brings it"; fi
+	@if ! $(CARGO) deny --version >/dev/null 2>&1; then \
+	echo "cargo deny: NOT RUN, it is not installed here; cargo install --locked cargo-deny brings it"; exit 0; fi; \
+	$(CARGO) deny --locked check licenses bans sources || exit 1; \
+	if timeout 60 $(CARGO) deny fetch db >/dev/null 2>&1; then $(CARGO) deny --locked check --disable-fetch advisories; \
+	else echo "cargo deny check advisories: NOT RUN, the database of RustSec (github.com/rustsec/advisory-db) cannot be had here"; fi
 
-advisories: tools ## Known vulnerabilities in the tree; apart from check, because its database comes from GitHub
-	$(CARGO) deny --locked check advisories
+digests: ## The base images with the digests of their tags, as arguments for docker build; needs their registry
+	@deploy/digests
 
 clean: ## Remove what was built
 	$(CARGO) clean
@@ -48,4 +51,4 @@ tools:
 	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust from https://rustup.rs"; exit 1; }
 	@command -v cc >/dev/null || { echo "a C compiler is missing: apt-get install gcc libc6-dev"; exit 1; }
 
-.PHONY: demo test test-deploy fuzz build bench check advisories clean help tools
+.PHONY: demo test test-deploy fuzz build bench check digests clean help tools

@@ -73,7 +73,7 @@ jar_why() { tail -n 5 "$RELEASE_DIR/$1.log" >&2; }
 compose() { $COMPOSE "$@" 9>&-; }
 compose_variable() { echo "${1^^}_VERSION"; }
 compose_runs() { [ -n "$(compose exec -T "app-$1" true 2>/dev/null && echo yes)" ]; }
-compose_keep() { cp .env "$RELEASE_DIR/$1.env.before" 2>/dev/null || : >"$RELEASE_DIR/$1.env.before"; }
+compose_keep() { cp -p .env "$RELEASE_DIR/$1.env.before" 2>/dev/null || : >"$RELEASE_DIR/$1.env.before"; }
 compose_restore() { if [ -e "$RELEASE_DIR/$1.env.before" ]; then mv "$RELEASE_DIR/$1.env.before" .env; fi; }
 compose_start() { compose up -d --no-deps "app-$1" >"$RELEASE_DIR/$1.log" 2>&1; }
 compose_stop() { compose stop -t "$STOP_AFTER" "app-$1" >"$RELEASE_DIR/$1.log" 2>&1; }
@@ -82,6 +82,8 @@ compose_why() { compose logs --tail 5 "app-$1" >&2; }
 compose_set() {
     local variable
     variable=$(compose_variable "$1")
+    # The copy has the permissions of the original: there may be secrets in it.
+    cp -p .env .env.new 2>/dev/null || true
     { grep -v "^$variable=" .env 2>/dev/null || true; echo "$variable=$2"; } >.env.new
     mv .env.new .env
     # Otherwise a container that is there already is started again as it was.

@@ -1,7 +1,8 @@
 //! The access log: one line per request, and per connection that was refused before it had one.
 //!
 //! [`crate::proxy`] hands over what happened; a thread of its own makes lines of it and writes them. It never keeps a request
-//! waiting: when the thread falls behind by more than `QUEUE` lines, further ones are dropped and counted.
+//! waiting: when the thread falls behind by more than `QUEUE` lines, further ones are dropped. Every line that is not written is
+//! counted, whatever the reason.
 
 use std::{
     fmt::Write as _,
@@ -97,11 +98,10 @@ impl AccessLog {
     pub fn start(format: LogFormat, file: Option<PathBuf>, dropped: IntCounter) -> io::Result<Self> {
         let out = open(file.as_deref())?;
         let (lines, entries) = sync_channel(QUEUE);
+        let writer = Writer { out, file, lost: None, torn: false, dropped: dropped.clone() };
         let log = Self { lines, dropped, reopen: Arc::default() };
         let reopen = Arc::clone(&log.reopen);
-        thread::Builder::new()
-            .name("access log".to_owned())
-            .spawn(move || write(&entries, out, file.as_deref(), format, &reopen))?;
+        thread::Builder::new().name("access log".to_owned()).spawn(move || write(&entries, writer, format, &reopen))?;
         Ok(log)
     }
 
@@ -146,27 +146,81 @@ fn open(file: Option<&Path>) -> io::Result<Out> {
     })
 }
 
-/// Writes what is there at once, until nobody is left who could send more.
-fn write(entries: &Receiver<Box<Entry>>, mut out: Out, file: Option<&Path>, format: LogFormat, reopen: &AtomicBool) {
+/// The file that lines are written into, and whether that works.
+struct Writer {
+    out: Out,
+    file: Option<PathBuf>,
+    /// Lines lost since writing began to fail; none while it works.
+    lost: Option<u64>,
+    /// Whether the last thing written is a piece of a line.
+    torn: bool,
+    dropped: IntCounter,
+}
+
+impl Writer {
+    fn reopen(&mut self) {
+        match open(self.file.as_deref()) {
+            Ok(new) => (self.out, self.torn) = (new, false),
+            Err(e) => log::error!("cannot reopen the access log, the old file stays in use error={e}"),
+        }
+    }
+
+    /// Writes whole lines. Those that the system does not take are counted; the log says once that it fails, and when it works again.
+    fn write(&mut self, lines: &[u8]) {
+        let mut rest = lines;
+        let mut outcome = Ok(());
+        if self.torn {
+            // What is there of a line ends, so that the next one is whole.
+            outcome = self.write_all(&mut b"\n".as_slice());
+        }
+        let outcome = outcome.and_then(|()| self.write_all(&mut rest)).and_then(|()| self.out.flush());
+        match (outcome, self.lost) {
+            (Ok(()), None) => {}
+            (Ok(()), Some(lost)) => {
+                log::info!("the access log is written again lines_lost={lost}");
+                self.lost = None;
+            }
+            (Err(e), lost) => {
+                let now: u64 = rest.iter().map(|byte| u64::from(*byte == b'\n')).sum();
+                self.dropped.inc_by(now);
+                self.lost = Some(lost.unwrap_or(0) + now);
+                if lost.is_none() {
+                    log::error!("cannot write the access log, lines are lost until that works again error={e}");
+                }
+            }
+        }
+    }
+
+    /// As [`Write::write_all`], and leaves in `rest` what was not written.
+    fn write_all(&mut self, rest: &mut &[u8]) -> io::Result<()> {
+        while !rest.is_empty() {
+            match self.out.write(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    let (done, left) = rest.split_at(written);
+                    self.torn = !done.ends_with(b"\n");
+                    *rest = left;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes what is there at once, until every sender has gone.
+fn write(entries: &Receiver<Box<Entry>>, mut writer: Writer, format: LogFormat, reopen: &AtomicBool) {
     let mut text = String::new();
-    let mut failed = false;
     while let Ok(first) = entries.recv() {
         text.clear();
         for entry in std::iter::once(first).chain(entries.try_iter().take(QUEUE)) {
             line(&mut text, &entry, format);
         }
         if reopen.swap(false, Relaxed) {
-            match open(file) {
-                Ok(new) => out = new,
-                Err(e) => log::error!("cannot reopen the access log, the old file goes on error={e}"),
-            }
+            writer.reopen();
         }
-        let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-        // Once, and not for every line: a full disk is told of by the log that is not on it.
-        if let (Err(e), false) = (&written, failed) {
-            log::error!("cannot write the access log error={e}");
-        }
-        failed = written.is_err();
+        writer.write(text.as_bytes());
     }
 }
 

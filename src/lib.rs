@@ -17,6 +17,7 @@
 pub mod access_log;
 pub mod acme;
 pub mod admin;
+pub mod certificate;
 pub mod cli;
 pub mod clients;
 pub mod config;
@@ -24,6 +25,7 @@ pub mod controller;
 pub mod demo;
 pub mod metrics;
 pub mod pool;
+pub mod preflight;
 pub mod proxy;
 pub mod route;
 pub mod server;

@@ -58,6 +58,15 @@ impl ErrorKind {
     }
 }
 
+/// The certificates of the listeners.
+#[derive(Clone)]
+pub struct CertificateMetrics {
+    /// By listener and the names of a certificate.
+    pub not_after: IntGaugeVec,
+    /// By listener and file.
+    pub problem: IntGaugeVec,
+}
+
 /// All metrics of one process.
 pub struct Metrics {
     registry: Registry,
@@ -82,12 +91,12 @@ pub struct Metrics {
     reload_successful: IntGauge,
     reload_last_success: Gauge,
     generation: IntGauge,
-    /// Lines that were not written, because too many waited.
+    /// Lines that were not written, because too many waited or writing failed.
     pub access_log_dropped: IntCounter,
     /// By listener and reason.
     pub rejected: IntCounterVec,
-    /// By listener and the names of a certificate.
-    pub certificate_not_after: IntGaugeVec,
+    /// Set by the listeners' TLS.
+    pub certificates: CertificateMetrics,
     /// Connections from clients, open now.
     pub downstream_connections: IntGauge,
     /// Requests that no service takes.
@@ -270,17 +279,27 @@ impl Metrics {
                 .gauge("config_last_reload_successful", "1 if the last reading of the configuration was accepted.")?,
             reload_last_success,
             generation: b.gauge("config_generation", "Number of the snapshot that serves.")?,
-            access_log_dropped: b.counter("access_log_dropped_total", "Lines of the access log that were dropped.")?,
+            access_log_dropped: b.counter(
+                "access_log_dropped_total",
+                "Lines of the access log that were not written: too many waited, or writing failed.",
+            )?,
             rejected: b.counters(
                 "rejected_requests_total",
                 "Connections and requests refused before they reached a service, by reason.",
                 &["listener", "reason"],
             )?,
-            certificate_not_after: b.gauges(
-                "tls_certificate_not_after_seconds",
-                "When a certificate ends, in seconds since 1970.",
-                &["listener", "names"],
-            )?,
+            certificates: CertificateMetrics {
+                not_after: b.gauges(
+                    "tls_certificate_not_after_seconds",
+                    "When a certificate ends, in seconds since 1970.",
+                    &["listener", "names"],
+                )?,
+                problem: b.gauges(
+                    "tls_certificate_problem",
+                    "1 if a certificate or client CA has expired, or its files cannot be used; 0 if it is in order.",
+                    &["listener", "file"],
+                )?,
+            },
             downstream_connections: b.gauge("downstream_connections", "Connections from clients, open now.")?,
             registry: b.0,
         })

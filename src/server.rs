@@ -4,6 +4,7 @@
 //! each on threads of its own kind; says ready once it has connected to its own listeners; stops in order.
 
 use std::{
+    collections::HashSet,
     fmt, io,
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
@@ -28,14 +29,15 @@ use tokio::{
 
 use crate::{
     access_log::AccessLog,
-    acme::Acme,
+    acme::{Acme, ChallengeStore, Store},
     admin::{self, Admin, Readiness},
     clients::{self, ListenerState, tls::Tls},
     config::{self, Config},
     controller::{Controller, Handles},
     metrics::Metrics,
     pool::KEEPALIVE,
-    proxy::{Proxy, proofs::Proofs},
+    preflight,
+    proxy::Proxy,
     signals::Caught,
     snapshot::Snapshot,
     supervisor, watch as file_watch,
@@ -54,7 +56,7 @@ const SELF_CHECK: Duration = Duration::from_secs(1);
 /// Why the process could not run, or not to its proper end.
 #[derive(Debug)]
 pub enum RunError {
-    /// The configuration is not valid.
+    /// The configuration is not valid, or names files or addresses that cannot be used here.
     Config(config::LoadError),
     /// An address cannot be listened on.
     Bind {
@@ -77,13 +79,17 @@ pub enum RunError {
 /// [`RunError`], when it cannot start, or when a second signal ends it.
 pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
     let (text, config) = config::load(path).map_err(RunError::Config)?;
+    let found = preflight::look(path, &text, &config);
+    if !found.problems.is_empty() {
+        return Err(RunError::Config(config::LoadError { problems: found.problems }));
+    }
+    found.warnings.iter().for_each(|warning| warn!("{warning}"));
     let metrics = Arc::new(Metrics::new().map_err(|e| RunError::System(e.to_string()))?);
     let certificates = certificates(&config, path, &metrics)?;
-    let proofs = Proofs::default();
-    let obtained = obtained(&config, path, &proofs)?;
+    let challenges = ChallengeStore::default();
+    let obtained = obtained(&config, path, &challenges)?;
     let access_log = access_log(&config, path, &metrics)?;
     let token_file = config.admin.token_file.as_ref().map(|file| Arc::from(path.parent().unwrap_or(Path::new("")).join(file)));
-    token_file.as_deref().map(admin::token).transpose().map_err(RunError::System)?;
     let listeners = config.listeners.clone();
     let bound = Bound::new(&config)?;
     let addresses: Arc<[String]> = bound.addresses.iter().map(ToString::to_string).collect();
@@ -113,7 +119,7 @@ pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
     info!("admin on {}", bound.admin_address);
 
     let proxy =
-        Proxy::new(Arc::clone(&snapshot), Arc::clone(&metrics), Arc::clone(&readiness.stopping), access_log.clone(), proofs);
+        Proxy::new(Arc::clone(&snapshot), Arc::clone(&metrics), Arc::clone(&readiness.stopping), access_log.clone(), challenges);
     let edge = Edge::new(proxy.app(workers), snapshot, Arc::clone(&metrics), access_log.clone());
     let (stop, stopping) = watch::channel(false);
     let workers = runtime("proxy", workers)?;
@@ -192,18 +198,21 @@ fn certificates(config: &Config, path: &Path, metrics: &Metrics) -> Result<Vec<O
     let folder = path.parent().unwrap_or(Path::new(""));
     let read = |(i, listener): (usize, &config::Listener)| {
         let Some(files) = &listener.tls else { return Ok(None) };
-        let tls = Tls::new(listener.address.to_string(), files, folder, metrics.certificate_not_after.clone());
+        let tls = Tls::new(listener.address.to_string(), files, folder, metrics.certificates.clone());
         tls.map(|tls| Some(Arc::new(tls))).map_err(|why| RunError::System(format!("listeners[{i}].tls: {why}")))
     };
     config.listeners.iter().enumerate().map(read).collect()
 }
 
 /// The certificates that an authority gives; nobody is asked yet.
-fn obtained(config: &Config, path: &Path, proofs: &Proofs) -> Result<Vec<Acme>, RunError> {
+fn obtained(config: &Config, path: &Path, challenges: &ChallengeStore) -> Result<Vec<Acme>, RunError> {
     let folder = path.parent().unwrap_or(Path::new(""));
     let asking = config.listeners.iter().enumerate().filter_map(|(i, listener)| Some((i, listener.tls.as_ref()?.acme.as_ref()?)));
+    // Listeners with the same certificate share its file: one of them orders it.
+    let mut files = HashSet::new();
+    let asking = asking.filter(|(_, acme)| files.insert(Store::new(acme, folder).certificate()));
     let make = |(i, acme): (usize, &config::Acme)| {
-        let acme = Acme::new(acme.within(folder), proofs.clone());
+        let acme = Acme::new(acme.clone(), folder, challenges.clone());
         acme.map_err(|why| RunError::System(format!("listeners[{i}].tls.acme.{why}")))
     };
     asking.map(make).collect()

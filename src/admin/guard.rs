@@ -60,12 +60,20 @@ pub(super) async fn only_with_token(
 /// # Errors
 /// When there is none, or one that could be guessed.
 pub fn token(file: &Path) -> Result<String, String> {
-    let text = fs::read_to_string(file).map_err(|e| format!("admin.token_file: {}: {e}", file.display()))?;
+    read_token(file).map_err(|why| format!("admin.token_file: {why}"))
+}
+
+/// As [`token`], with messages for a place that names the key already.
+///
+/// # Errors
+/// As [`token`].
+pub fn read_token(file: &Path) -> Result<String, String> {
+    let text = fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
     let token = text.trim();
     if token.len() < TOKEN_SHORTEST || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         let file = file.display();
         return Err(format!(
-            "admin.token_file: {file} has to hold one token of {TOKEN_SHORTEST} characters or more; openssl rand -hex 32 makes one"
+            "{file} has to hold one token of {TOKEN_SHORTEST} characters or more; openssl rand -hex 32 makes one"
         ));
     }
     Ok(token.to_owned())

@@ -15,7 +15,7 @@
 pub mod client;
 mod guard;
 
-pub use guard::token;
+pub use guard::{read_token, token};
 
 use std::{
     net::SocketAddr,

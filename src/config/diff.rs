@@ -14,12 +14,9 @@ pub fn static_changes(running: &Config, new: &Config) -> Vec<Problem> {
     let threads = |config: &Config| config.threads.map_or("one per CPU".to_owned(), |threads| threads.to_string());
     [
         differs("listeners", &listeners(running), &listeners(new)),
-        (!same_settings && listeners(running) == listeners(new)).then(|| Problem {
-            at: "listeners".to_owned(),
-            line: None,
-            column: None,
-            message: "tls, redirect_to_https, proxy_protocol and limits are static; put them back, or restart switchover"
-                .to_owned(),
+        (!same_settings && listeners(running) == listeners(new)).then(|| {
+            let message = "tls, redirect_to_https, proxy_protocol and limits are static; put them back, or restart switchover";
+            Problem::new("listeners", message)
         }),
         differs("admin.address", &running.admin.address.to_string(), &new.admin.address.to_string()),
         differs("admin.token_file", &format!("{:?}", running.admin.token_file), &format!("{:?}", new.admin.token_file)),
@@ -33,5 +30,5 @@ pub fn static_changes(running: &Config, new: &Config) -> Vec<Problem> {
 
 fn differs(at: &str, running: &str, new: &str) -> Option<Problem> {
     let message = format!("is static: {running} runs, {new} is in the file; put it back, or restart switchover");
-    (running != new).then(|| Problem { at: at.to_owned(), line: None, column: None, message })
+    (running != new).then(|| Problem::new(at, message))
 }

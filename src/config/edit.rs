@@ -24,15 +24,17 @@ pub fn set_active(text: &str, service: &str, pool: &str) -> Result<String, Vec<P
     let mut wanted = parse(text)?;
     let document = yaml::parse(text).map_err(|problem| vec![problem])?;
     let at = format!("services.{service}.active");
-    let problem = |message: &str| vec![Problem { at: at.clone(), line: None, column: None, message: message.to_owned() }];
+    let problem = |message: &str| vec![Problem::new(&at, message)];
     let node = document
         .as_ref()
         .and_then(|d| d.get("services"))
         .and_then(|services| services.get(service))
         .and_then(|s| s.get("active"));
-    let token = node.and_then(|node| token(text, node)).ok_or_else(|| problem("cannot be found in the file; edit it by hand"))?;
+    let body = text.strip_prefix(yaml::BYTE_ORDER_MARK).unwrap_or(text);
+    let token = node.and_then(|node| token(body, node)).ok_or_else(|| problem("cannot be found in the file; edit it by hand"))?;
     let mut changed = text.to_owned();
-    changed.replace_range(token, &plain_or_quoted(pool));
+    let mark = text.len() - body.len();
+    changed.replace_range(token.start + mark..token.end + mark, &plain_or_quoted(pool));
     if let Some(service) = wanted.services.get_mut(service) {
         pool.clone_into(&mut service.active);
     }
@@ -154,6 +156,15 @@ mod tests {
         ] {
             assert_eq!(set_active(&with_active(before), "shop", "green").as_deref(), Ok(with_active(after).as_str()), "{before}");
         }
+    }
+
+    #[test]
+    fn a_byte_order_mark_stays() {
+        let with_mark = |line: &str| format!("\u{feff}{}", with_active(line));
+        assert_eq!(set_active(&with_mark("    active: blue\n"), "shop", "green"), Ok(with_mark("    active: green\n")));
+        // Also where the first line is the one that matters.
+        let flow = "\u{feff}{listeners: [{address: 0.0.0.0:80}], services: {shop: {pools: {blue: {peers: [a:1]}, green: {peers: [b:1]}}, active: blue}}}";
+        assert_eq!(set_active(flow, "shop", "green").unwrap(), flow.replace("active: blue", "active: green"));
     }
 
     #[test]

@@ -213,7 +213,7 @@ fn health_check_of(r: &mut Reader, field: &Field<'_>) -> Option<HealthCheck> {
         let [path, host, headers, expect_status] = http;
         ProbeKind::Http {
             path: path.and_then(|field| r.value(&field, value::probe_path)).unwrap_or_else(|| DEFAULT_PATH.to_owned()),
-            host: host.and_then(|field| r.value(&field, probe_host)),
+            host: host.and_then(|field| r.value(&field, value::probe_host)),
             headers: headers.map(|field| headers_of(r, &field)).unwrap_or_default(),
             expect_status: expect_status.and_then(|field| statuses_of(r, &field)).unwrap_or_else(|| vec![200..=299]),
         }
@@ -229,12 +229,6 @@ fn health_check_of(r: &mut Reader, field: &Field<'_>) -> Option<HealthCheck> {
     };
     r.finish(&map);
     Some(check)
-}
-
-fn probe_host(text: &str) -> Result<String, String> {
-    let name =
-        text.rsplit_once(':').map_or(text, |(name, port)| if port.bytes().all(|b| b.is_ascii_digit()) { name } else { text });
-    value::host_pattern(name).map(|_| text.to_owned())
 }
 
 fn headers_of(r: &mut Reader, field: &Field<'_>) -> Vec<(String, String)> {
@@ -286,7 +280,7 @@ fn upstream_of(r: &mut Reader, field: &Field<'_>) -> Option<Upstream> {
     let tls = map.get("tls").and_then(|field| {
         let mut inner = r.map(&field)?;
         let ca = inner.get("ca").and_then(|field| r.value(&field, value::file));
-        let server_name = inner.get("server_name").and_then(|field| r.value(&field, value::host_pattern));
+        let server_name = inner.get("server_name").and_then(|field| r.value(&field, value::server_name));
         r.finish(&inner);
         Some(UpstreamTls { ca, server_name })
     });

@@ -2,11 +2,7 @@
 //!
 //! Called by `file` for the key `listeners`.
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use super::{
     reader::{Field, Reader},
@@ -56,25 +52,6 @@ pub struct Acme {
     /// Who has signed the certificate of the directory's server; relative to the configuration file's folder. Default: whom
     /// browsers trust.
     pub ca: Option<PathBuf>,
-}
-
-impl Acme {
-    /// With absolute paths; relative ones are in `folder`.
-    pub fn within(&self, folder: &Path) -> Self {
-        Self { store: folder.join(&self.store), ca: self.ca.as_ref().map(|ca| folder.join(ca)), ..self.clone() }
-    }
-
-    /// Where in the store; apart for each authority, since a test's certificate is not one for users.
-    pub fn folder(&self) -> PathBuf {
-        let host = self.directory.split('/').nth(2).unwrap_or_default();
-        self.store.join(host.replace(':', "_"))
-    }
-
-    /// The certificate, its chain and its key.
-    pub fn file(&self) -> PathBuf {
-        let name = self.names.first().map(String::as_str).unwrap_or_default();
-        self.folder().join(format!("{name}.pem"))
-    }
 }
 
 /// A certificate chain and its key, PEM files; relative to the configuration file's folder.

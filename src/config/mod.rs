@@ -7,6 +7,7 @@ pub mod diff;
 pub mod edit;
 mod file;
 mod listener;
+mod problem;
 mod reader;
 mod validate;
 mod value;
@@ -23,7 +24,10 @@ use std::{
 
 use ipnet::IpNet;
 
-pub use self::listener::{Acme, Certificate, Limits, Listener, Tls};
+pub use self::{
+    listener::{Acme, Certificate, Limits, Listener, Tls},
+    problem::{LoadError, Problem, place},
+};
 
 /// Where the admin face is unless the file says otherwise: where nobody from outside can ask for anything.
 const ADMIN_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
@@ -229,21 +233,6 @@ pub struct Timeouts {
     pub idle: Duration,
 }
 
-/// One thing that is wrong with a configuration.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Problem {
-    /// Where: `services.shop.active`; empty where the file as a whole is meant.
-    pub at: String,
-    /// 1-based, where known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub line: Option<usize>,
-    /// 1-based, where known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub column: Option<usize>,
-    /// The value, what is allowed, the next step: `no pool "gren"; pools are blue, green (did you mean "green"?)`.
-    pub message: String,
-}
-
 impl fmt::Display for PeerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.host.contains(':') {
@@ -252,20 +241,6 @@ impl fmt::Display for PeerAddress {
             write!(f, "{}:{}", self.host, self.port)
         }
     }
-}
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.at.is_empty() { f.write_str(&self.message) } else { write!(f, "{}: {}", self.at, self.message) }
-    }
-}
-
-/// A file that holds no valid configuration, with everything that is wrong with it.
-#[derive(Debug)]
-pub struct LoadError {
-    /// The file.
-    pub file: PathBuf,
-    /// In the order of their lines; never empty.
-    pub problems: Vec<Problem>,
 }
 
 /// More than any configuration needs, and little enough to read at once.
@@ -278,7 +253,7 @@ const LARGEST_FILE: usize = 1024 * 1024;
 pub fn parse(text: &str) -> Result<Config, Vec<Problem>> {
     let document = yaml::parse(text).map_err(|problem| vec![problem])?;
     let Some(document) = document else {
-        return Err(vec![Problem::of_file("is empty; conf/minimal.yaml is a file to begin with")]);
+        return Err(vec![Problem::new("", "is empty; conf/minimal.yaml is a file to begin with")]);
     };
     let mut reader = reader::Reader::default();
     let config = file::read(&document, &mut reader);
@@ -315,7 +290,7 @@ pub fn parse_in(folder: &Path, text: &str) -> Result<Config, Vec<Problem>> {
                         Err(e) => e.to_string(),
                     };
                     let at = format!("services.{name}.error_pages.{status}");
-                    problems.push(Problem { at, line: None, column: None, message: format!("{}: {why}", path.display()) });
+                    problems.push(Problem::new(&at, format!("{}: {why}", path.display())));
                 }
             }
         }
@@ -331,7 +306,10 @@ pub fn load(path: &Path) -> Result<(String, Config), LoadError> {
     let text = read(path)?;
     match parse_in(path.parent().unwrap_or(Path::new("")), &text) {
         Ok(config) => Ok((text, config)),
-        Err(problems) => Err(LoadError { file: path.to_path_buf(), problems }),
+        Err(mut problems) => {
+            place(path, &text, &mut problems);
+            Err(LoadError { problems })
+        }
     }
 }
 
@@ -350,8 +328,8 @@ pub fn admin(path: &Path) -> Result<Admin, LoadError> {
 }
 
 fn read(path: &Path) -> Result<String, LoadError> {
-    let failed = |problems| LoadError { file: path.to_path_buf(), problems };
-    let of_file = |message: String| failed(vec![Problem::of_file(message)]);
+    let failed = |problem| LoadError { problems: vec![Problem { file: path.display().to_string(), ..problem }] };
+    let of_file = |message: String| failed(Problem::new("", message));
     let bytes = fs::read(path).map_err(|e| {
         of_file(match e.kind() {
             io::ErrorKind::NotFound => "there is no such file; name another with --config".to_owned(),
@@ -366,28 +344,8 @@ fn read(path: &Path) -> Result<String, LoadError> {
     String::from_utf8(bytes).map_err(|e| {
         let line = 1 + e.as_bytes().iter().take(e.utf8_error().valid_up_to()).filter(|byte| **byte == b'\n').count();
         let message = "is not UTF-8 text; save it as UTF-8".to_owned();
-        failed(vec![Problem { at: String::new(), line: Some(line), column: None, message }])
+        failed(Problem { line: Some(line), ..Problem::new("", message) })
     })
-}
-
-impl Problem {
-    fn of_file(message: impl Into<String>) -> Self {
-        Self { at: String::new(), line: None, column: None, message: message.into() }
-    }
-}
-
-impl fmt::Display for LoadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, problem) in self.problems.iter().enumerate() {
-            let newline = if i > 0 { "\n" } else { "" };
-            write!(f, "{newline}{}", self.file.display())?;
-            for number in [problem.line, problem.column].into_iter().flatten() {
-                write!(f, ":{number}")?;
-            }
-            write!(f, ": {problem}")?;
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -1,16 +1,19 @@
 //! What values have to do with each other, once each of them is fine by itself. Called by `parse` alone; pure.
 
-use std::{collections::HashMap, net::SocketAddr};
-
-use super::{
-    Config, Problem, Service,
-    yaml::{Kind, Node},
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    path::{Component, PathBuf},
 };
+
+use super::{Acme, Config, Problem, Service, yaml::Node};
 
 /// Every problem between values; `document` says where they stand.
 pub(super) fn problems(config: &Config, document: &Node) -> Vec<Problem> {
     let mut problems = addresses(config, document);
     problems.extend(proofs(config, document));
+    problems.extend(certificates(config, document));
+    problems.extend(orders(config, document));
     problems.extend(routes(config, document));
     for (name, service) in &config.services {
         problems.extend(shared_peers(name, service, document));
@@ -50,6 +53,66 @@ fn proofs(config: &Config, document: &Node) -> Vec<Problem> {
         located(document, &format!("listeners[{i}].tls.acme"), message.to_owned())
     };
     asking.map(nowhere).collect()
+}
+
+/// A client gets one certificate for a name, so a second one for it would never be shown, or never be stored.
+fn certificates(config: &Config, document: &Node) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (i, tls) in config.listeners.iter().enumerate().filter_map(|(i, listener)| Some((i, listener.tls.as_ref()?))) {
+        for (j, pair) in tls.certificates.iter().enumerate() {
+            let Some(first) = tls.certificates.iter().position(|known| known.certificate == pair.certificate).filter(|f| *f < j)
+            else {
+                continue;
+            };
+            let at = format!("listeners[{i}].tls.certificates[{j}].certificate");
+            let message = format!("{} is there twice, first in certificates[{first}]; keep one", pair.certificate.display());
+            problems.push(located(document, &at, message));
+        }
+        let names = tls.acme.iter().flat_map(|acme| &acme.names).enumerate().collect::<Vec<_>>();
+        for (j, name) in &names {
+            if names.iter().any(|(k, known)| known == name && k < j) {
+                let at = format!("listeners[{i}].tls.acme.names[{j}]");
+                problems.push(located(document, &at, format!("{name} is there twice; keep one")));
+            }
+        }
+    }
+    problems
+}
+
+/// Two listeners that order certificates for overlapping names into one store would take turns to replace each other's.
+fn orders(config: &Config, document: &Node) -> Vec<Problem> {
+    let acme = config.listeners.iter().enumerate().filter_map(|(i, listener)| Some((i, listener.tls.as_ref()?.acme.as_ref()?)));
+    let acme: Vec<_> = acme.collect();
+    let mut problems = Vec::new();
+    for (position, (i, this)) in acme.iter().enumerate() {
+        let at = format!("listeners[{i}].tls.acme");
+        for (j, other) in acme.iter().take(position).filter(|(_, other)| shares_store(this, other)) {
+            if (&this.directory, &this.contact, &this.ca) != (&other.directory, &other.contact, &other.ca) {
+                let message = format!(
+                    "shares its account with listeners[{j}].tls.acme; use the same directory, contact and ca, or another store"
+                );
+                problems.push(located(document, &at, message));
+            }
+            let common = this.names.iter().find(|name| other.names.contains(name)).filter(|_| this.names != other.names);
+            if let Some(name) = common {
+                let message = format!(
+                    "{name} is in listeners[{j}].tls.acme.names as well, with other names; write the same list in both, or \
+                     {name} in one of them"
+                );
+                problems.push(located(document, &format!("{at}.names"), message));
+            }
+        }
+    }
+    problems
+}
+
+/// In one store, certificates are apart by the host of their authority.
+fn shares_store(a: &Acme, b: &Acme) -> bool {
+    let parts = |acme: &Acme| {
+        let store = acme.store.components().filter(|component| *component != Component::CurDir).collect::<PathBuf>();
+        (store, acme.directory.split('/').nth(2).map(str::to_owned))
+    };
+    parts(a) == parts(b)
 }
 
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
@@ -105,20 +168,8 @@ fn shared_peers(name: &str, service: &Service, document: &Node) -> Vec<Problem> 
 
 /// A problem at a path, with the place that the path leads to.
 fn located(document: &Node, at: &str, message: String) -> Problem {
-    let mut node = Some(document);
-    for step in at.split('.') {
-        let (key, index) = match step.split_once('[') {
-            Some((key, index)) => (key, index.trim_end_matches(']').parse::<usize>().ok()),
-            None => (step, None),
-        };
-        let next = node.and_then(|node| node.get(key));
-        node = match (next, index) {
-            (Some(Node { kind: Kind::Sequence(items), .. }), Some(index)) => items.get(index),
-            (next, _) => next,
-        };
-    }
-    match node {
+    match document.at(at) {
         Some(node) => Problem::at(at, node.place, message),
-        None => Problem { at: at.to_owned(), line: None, column: None, message },
+        None => Problem::new(at, message),
     }
 }

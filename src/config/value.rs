@@ -1,6 +1,11 @@
 //! Single values: what they look like, and what to write instead of what was written. Pure.
 
-use std::{net::IpAddr, net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::RangeInclusive,
+    path::PathBuf,
+    time::Duration,
+};
 
 use ipnet::IpNet;
 
@@ -103,9 +108,18 @@ pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
 /// A network, or a single address.
 pub(super) fn network(text: &str) -> Result<IpNet, String> {
     let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    network
-        .map(|network| network.trunc())
-        .map_err(|_| format!("{} is not a network; write 10.0.0.0/8, fd00::/8 or 192.168.1.4", shown(text)))
+    let network = network.map_err(|_| format!("{} is not a network; write 10.0.0.0/8, fd00::/8 or 192.168.1.4", shown(text)))?;
+    if let IpNet::V6(mapped) = network
+        && let Some(ipv4) = mapped.network().to_ipv4_mapped()
+        && let Some(prefix) = mapped.prefix_len().checked_sub(96)
+    {
+        let right = if prefix == 32 { ipv4.to_string() } else { format!("{ipv4}/{prefix}") };
+        return Err(format!(
+            "{} never matches, because IPv4 clients of an IPv6 listener count as IPv4; write {right}",
+            shown(text)
+        ));
+    }
+    Ok(network.trunc())
 }
 
 /// A peer's address.
@@ -119,14 +133,13 @@ pub(super) fn peer_address(text: &str) -> Result<PeerAddress, String> {
     let (host, port) = text.rsplit_once(':').ok_or_else(|| bad("has no port"))?;
     let port: u16 = port.parse().ok().filter(|port| *port > 0).ok_or_else(|| bad("has no port from 1 to 65535"))?;
     if let Some(ipv6) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        let ip: std::net::Ipv6Addr = ipv6.parse().map_err(|_| bad("is not an IPv6 address in brackets"))?;
+        let ip: Ipv6Addr = ipv6.parse().map_err(|_| bad("is not an IPv6 address in brackets"))?;
         return Ok(PeerAddress { host: ip.to_string(), port });
     }
     if host.contains(':') {
         return Err(bad("needs brackets around its IPv6 address"));
     }
-    let looks_like_ip = !host.is_empty() && host.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-    if looks_like_ip && host.parse::<std::net::Ipv4Addr>().is_err() || !looks_like_ip && !is_host_name(host) {
+    if is_no_address(host) || !is_host_name(host) {
         return Err(bad("is not a host and a port"));
     }
     Ok(PeerAddress { host: host.to_ascii_lowercase(), port })
@@ -148,19 +161,65 @@ fn is_host_name(host: &str) -> bool {
 pub(super) fn host_pattern(text: &str) -> Result<String, String> {
     let host = text.to_ascii_lowercase();
     let host = host.strip_suffix('.').unwrap_or(&host);
+    if let Some(ip) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).and_then(|ip| ip.parse::<Ipv6Addr>().ok()) {
+        // The one form that clients send (RFC 5952).
+        return Ok(format!("[{ip}]"));
+    }
     let name = host.strip_prefix("*.").unwrap_or(host);
-    let ipv6 =
-        host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).is_some_and(|ip| ip.parse::<std::net::Ipv6Addr>().is_ok());
-    if ipv6 || is_host_name(name) {
+    if is_host_name(name) && !is_no_address(name) {
         return Ok(host.to_owned());
     }
-    let hint = if host.contains(':') { " without a port" } else { "" };
+    let hint = match host {
+        _ if is_no_address(host) => ", and no IPv4 address",
+        _ if !host.is_ascii() => " in ASCII, with xn--",
+        _ if host.contains(':') => " without a port",
+        _ => "",
+    };
     Err(format!("{} is not a host{hint}; write shop.example.com or *.example.com", shown(text)))
+}
+
+/// Looks like an IPv4 address and is none, such as 10.0.0.256.
+fn is_no_address(host: &str) -> bool {
+    !host.is_empty() && host.bytes().all(|b| b.is_ascii_digit() || b == b'.') && host.parse::<Ipv4Addr>().is_err()
+}
+
+/// The Host header of a probe, with or without a port; a pattern would be sent as it is, and mean nothing.
+pub(super) fn probe_host(text: &str) -> Result<String, String> {
+    let (name, port) = match text.rsplit_once(':') {
+        Some((name, port)) if !name.is_empty() && !name.ends_with(':') && !port.ends_with(']') => (name, Some(port)),
+        _ => (text, None),
+    };
+    let port_is_fine = port.is_none_or(|port| port.parse().is_ok_and(|port: u16| port > 0));
+    if port_is_fine && !name.starts_with('*') && host_pattern(name).is_ok() {
+        return Ok(text.to_owned());
+    }
+    Err(format!("{} is not a Host header; write shop.example.com, or shop.example.com:8080", shown(text)))
+}
+
+/// The name that a peer's certificate has to be for: one name or address, since a pattern is never equal to any.
+pub(super) fn server_name(text: &str) -> Result<String, String> {
+    let name = text.to_ascii_lowercase();
+    let is_address = name.parse::<IpAddr>().is_ok();
+    if is_address || is_host_name(&name) && !is_no_address(&name) && !name.ends_with('.') {
+        return Ok(name);
+    }
+    let hint = match name.strip_suffix('.') {
+        _ if name.starts_with("*.") => ", and a pattern matches no certificate".to_owned(),
+        Some(without) if is_host_name(without) => format!(", and no certificate has the dot at its end: {without}"),
+        _ => String::new(),
+    };
+    Err(format!(
+        "{} is not the name of a server{hint}; write shop.internal, one of the names in the peers' certificate",
+        shown(text)
+    ))
 }
 
 /// A name that a certificate can be for by http-01, which proves no wildcards.
 pub(super) fn dns_name(text: &str) -> Result<String, String> {
     let name = text.to_ascii_lowercase();
+    if let Some(without) = name.strip_suffix('.').filter(|name| is_host_name(name)) {
+        return Err(format!("{} ends with a dot, which no certificate has; write {without}", shown(text)));
+    }
     if is_host_name(&name) && name.parse::<IpAddr>().is_err() {
         return Ok(name);
     }
@@ -184,7 +243,25 @@ pub(super) fn mail_address(text: &str) -> Result<String, String> {
 
 /// The beginning of a path.
 pub(super) fn path_prefix(text: &str) -> Result<String, String> {
-    path(text, false)
+    let prefix = path(text, false)?;
+    let never = |why: &str| Err(format!("{} never matches: {why}", shown(text)));
+    // Requests are routed by the form that RFC 3986, section 6.2.2 makes of their paths.
+    if prefix.split('/').any(|segment| segment == "." || segment == "..") {
+        return never("the . and .. of a path are resolved first; write the path that they lead to");
+    }
+    if prefix.contains("//") {
+        return never("doubled slashes are one; write one");
+    }
+    if encoded(&prefix).any(|byte| byte.is_none_or(|byte| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte))) {
+        return never("letters, digits, - . _ ~ and / are decoded first, and % is followed by two digits; write it decoded");
+    }
+    Ok(prefix)
+}
+
+/// The bytes that are percent-encoded in a path; none for a `%` that encodes nothing.
+fn encoded(path: &str) -> impl Iterator<Item = Option<u8>> {
+    let digits = |rest: &str| u8::from_str_radix(rest.get(..2).filter(|digits| !digits.starts_with('+'))?, 16).ok();
+    path.split('%').skip(1).map(digits)
 }
 
 /// A path to probe.

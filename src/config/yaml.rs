@@ -64,6 +64,17 @@ impl Node {
         }
     }
 
+    /// The value at a path such as `services.shop.pools.blue.peers[1]`.
+    pub(super) fn at(&self, path: &str) -> Option<&Self> {
+        path.split('.').try_fold(self, |node, step| match step.split_once('[') {
+            None => node.get(step),
+            Some((key, index)) => match &node.get(key)?.kind {
+                Kind::Sequence(items) => items.get(index.trim_end_matches(']').parse::<usize>().ok()?),
+                Kind::Scalar { .. } | Kind::Mapping(_) => None,
+            },
+        })
+    }
+
     /// The text of a scalar.
     pub(super) fn as_text(&self) -> Option<&str> {
         match &self.kind {
@@ -75,12 +86,16 @@ impl Node {
 
 impl Problem {
     pub(super) fn at(at: &str, place: Place, message: impl Into<String>) -> Self {
-        Self { at: at.to_owned(), line: Some(place.line), column: Some(place.column), message: message.into() }
+        Self { line: Some(place.line), column: Some(place.column), ..Self::new(at, message) }
     }
 }
 
-/// The tree of a text that holds one document; none for one that says nothing.
+/// The mark that some editors put before the first character of UTF-8; no part of the document.
+pub(super) const BYTE_ORDER_MARK: char = '\u{feff}';
+
+/// The tree of a text that holds one document; none for one that says nothing. Places are counted without a byte order mark.
 pub(super) fn parse(text: &str) -> Result<Option<Node>, Problem> {
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     let mut tree = Tree { parser: Parser::new_from_str(text), anchors: HashMap::new(), budget: NODES };
     let mut document = None;
     while let Some((event, span)) = tree.next()? {

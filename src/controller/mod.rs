@@ -151,11 +151,11 @@ impl Controller {
     }
 
     fn reload(&mut self, trigger: Trigger) -> Result<Accepted, Refusal> {
-        let (_, config) = match config::load(&self.path) {
+        let (text, config) = match config::load(&self.path) {
             Ok(loaded) => loaded,
             Err(e) => return Err(self.refuse(Refusal::Invalid(e.problems))),
         };
-        self.check_static(&config)?;
+        self.check_static(&text, &config)?;
         let accepted = self.apply(config, None);
         let silent =
             trigger == Trigger::FileChanged && accepted.result == ReloadResult::Unchanged && self.last_reload.problems.is_empty();
@@ -168,7 +168,7 @@ impl Controller {
 
     fn promote(&mut self, service: &str, pool: &str) -> Result<Accepted, Refusal> {
         let (before, config) = config::load(&self.path).map_err(|e| self.refuse(Refusal::Invalid(e.problems)))?;
-        self.check_static(&config)?;
+        self.check_static(&before, &config)?;
         let Some(known) = config.services.get(service) else {
             return Err(Refusal::UnknownService(service.to_owned(), config.services.keys().cloned().collect()));
         };
@@ -178,8 +178,13 @@ impl Controller {
         let mut edit = None;
         let mut wanted = config.clone();
         if known.active != pool {
-            let after = config::edit::set_active(&before, service, pool).map_err(Refusal::Invalid)?;
-            wanted = config::parse_in(self.path.parent().unwrap_or(Path::new("")), &after).map_err(Refusal::Invalid)?;
+            let invalid = |text: &str, mut problems: Vec<Problem>| {
+                config::place(&self.path, text, &mut problems);
+                Refusal::Invalid(problems)
+            };
+            let after = config::edit::set_active(&before, service, pool).map_err(|problems| invalid(&before, problems))?;
+            let folder = self.path.parent().unwrap_or(Path::new(""));
+            wanted = config::parse_in(folder, &after).map_err(|problems| invalid(&after, problems))?;
             config::edit::check_writable(&self.path).map_err(|e| Refusal::NotWritable(e.to_string()))?;
             let base = known.clone();
             edit = Some(Box::new(Edit { path: self.path.clone(), service: service.to_owned(), pool: pool.to_owned(), base }));
@@ -187,8 +192,9 @@ impl Controller {
         Ok(self.apply(wanted, Some((service, edit))))
     }
 
-    fn check_static(&mut self, config: &Config) -> Result<(), Refusal> {
-        let problems = config::diff::static_changes(&self.config, config);
+    fn check_static(&mut self, text: &str, config: &Config) -> Result<(), Refusal> {
+        let mut problems = config::diff::static_changes(&self.config, config);
+        config::place(&self.path, text, &mut problems);
         if problems.is_empty() { Ok(()) } else { Err(self.refuse(Refusal::StaticChanged(problems))) }
     }
 

@@ -8,7 +8,6 @@ mod failure;
 mod forwarding;
 mod log_entry;
 mod own_response;
-pub mod proofs;
 mod upstream_response;
 mod workarounds;
 
@@ -34,9 +33,10 @@ use pingora::{
     upstreams::peer::HttpPeer,
 };
 
-use self::{context::RequestCtx, failure::Failure, proofs::Proofs, workarounds::Corkable};
+use self::{context::RequestCtx, failure::Failure, workarounds::Corkable};
 use crate::{
     access_log::AccessLog,
+    acme::ChallengeStore,
     clients::{
         connection::{self, Direction},
         head,
@@ -59,7 +59,7 @@ pub struct Proxy {
     metrics: Arc<Metrics>,
     stopping: Arc<AtomicBool>,
     access_log: Option<AccessLog>,
-    proofs: Proofs,
+    challenges: ChallengeStore,
 }
 
 impl Proxy {
@@ -69,9 +69,9 @@ impl Proxy {
         metrics: Arc<Metrics>,
         stopping: Arc<AtomicBool>,
         access_log: Option<AccessLog>,
-        proofs: Proofs,
+        challenges: ChallengeStore,
     ) -> Self {
-        Self { snapshot, metrics, stopping, access_log, proofs }
+        Self { snapshot, metrics, stopping, access_log, challenges }
     }
 
     /// Pingora's proxy with this logic; `threads` workers drive it.
@@ -122,8 +122,8 @@ impl ProxyHttp for Proxy {
             return Ok(true);
         }
         if let Some(token) = session.req_header().uri.path().strip_prefix(ACME) {
-            if let Some(proof) = self.proofs.get(token) {
-                own_response::proof(session, proof).await?;
+            if let Some(key_authorization) = self.challenges.get(token) {
+                own_response::challenge(session, key_authorization).await?;
                 return Ok(true);
             }
         } else if ends.redirect_to_https {

@@ -66,12 +66,12 @@ pub(super) async fn redirect(session: &mut Session) -> Result<()> {
 }
 
 /// Shows an authority that a name is ours.
-pub(super) async fn proof(session: &mut Session, proof: String) -> Result<()> {
+pub(super) async fn challenge(session: &mut Session, key_authorization: String) -> Result<()> {
     let mut response = ResponseHeader::build(200, Some(2))?;
     response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))?;
-    response.insert_header(header::CONTENT_LENGTH, HeaderValue::from(proof.len()))?;
+    response.insert_header(header::CONTENT_LENGTH, HeaderValue::from(key_authorization.len()))?;
     session.write_response_header(Box::new(response), false).await?;
-    session.write_response_body(Some(Bytes::from(proof)), true).await
+    session.write_response_body(Some(Bytes::from(key_authorization)), true).await
 }
 
 /// Writes a header that is the whole answer.

@@ -210,7 +210,7 @@ fn with_a_token_file_only_those_who_know_the_token_may_ask_for_more_than_health_
         }
         config.write_in_place(&text);
         let output = crate::support::switchover::run(&["run", "--config", config.path.to_str().unwrap()]);
-        assert!(output.code == 1 && output.stderr.contains(said) && output.stderr.contains("admin.token_file"), "{output:?}");
+        assert!(output.code == 78 && output.stderr.contains(said) && output.stderr.contains("admin.token_file"), "{output:?}");
     }
     std::fs::write(config.folder().join("token"), format!("{token}\n")).unwrap();
     let switchover = Switchover::start(&config);

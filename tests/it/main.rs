@@ -11,7 +11,9 @@
 
 mod support;
 
+mod acme;
 mod admin;
+mod check;
 mod deploy;
 mod drain;
 mod files;

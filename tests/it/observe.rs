@@ -104,6 +104,37 @@ fn a_line_of_text_is_combined_and_nothing_a_client_sends_can_end_it() {
     assert!(line.starts_with(start) && line.contains(&rest) && line.ends_with(" abc ok"), "{line}");
 }
 
+/// A full disk, which `/dev/full` is: the lines are counted, the log says it once, and when it is over.
+#[test]
+fn lines_lost_to_a_failed_write_are_counted() {
+    let blue = Origin::start("blue");
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]).top("access_log: {format: json, file: access.log}\n");
+    let file = config.folder().join("access.log");
+    std::os::unix::fs::symlink("/dev/full", &file).unwrap();
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let dropped = |count: f64| {
+        eventually("they are counted", || match switchover.metric("switchover_access_log_dropped_total") {
+            Some(seen) if seen == count => Ok(()),
+            other => Err(other),
+        });
+    };
+    assert_eq!(switchover.get("/first").status, 200);
+    dropped(1.0);
+    assert_eq!(switchover.get("/second").status, 200);
+    dropped(2.0);
+    fs::remove_file(&file).unwrap();
+    switchover.signal(Signal::SIGUSR1);
+    eventually("the file is there again", || {
+        assert_eq!(switchover.get("/again").status, 200);
+        if file.exists() { Ok(()) } else { Err(switchover.log()) }
+    });
+    await_lines(&file, 1);
+    let log = switchover.log();
+    assert_eq!(log.matches("cannot write the access log").count(), 1, "{log}");
+    assert!(log.contains("the access log is written again lines_lost="), "{log}");
+}
+
 #[test]
 fn a_log_that_is_moved_away_is_opened_anew_and_no_line_is_lost() {
     let (_blue, config, switchover) = logged("json");
@@ -153,7 +184,7 @@ fn a_log_that_cannot_be_written_ends_the_process_at_once() {
     let blue = Origin::start("blue");
     let config = ConfigFile::new(&[("blue", &[blue.address()])]).top("access_log: {format: json, file: nowhere/access.log}\n");
     let output = crate::support::switchover::run(&["run", "--config", config.path.to_str().unwrap()]);
-    assert!(output.code == 1 && output.stderr.contains("access_log.file") && output.stderr.contains("nowhere"), "{output:?}");
+    assert!(output.code == 78 && output.stderr.contains("access_log.file") && output.stderr.contains("nowhere"), "{output:?}");
 }
 
 #[test]

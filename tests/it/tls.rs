@@ -83,7 +83,7 @@ fn renewed_files_are_taken_when_they_are_whole_and_valid() {
     said("is not the key of");
     serves("shop.test");
     authority.sign(&folder, "shop", &["old.test"], 2021);
-    said("the one for old.test has expired");
+    said("the certificate for old.test expired on 2021-01-01");
     serves("shop.test");
     fs::write(folder.join("shop.crt"), "nonsense").unwrap();
     said("holds no certificate in PEM");
@@ -92,13 +92,87 @@ fn renewed_files_are_taken_when_they_are_whole_and_valid() {
     for file in ["shop.crt", "shop.key"] {
         fs::copy(elsewhere.path().join(file), folder.join(file)).unwrap();
     }
-    said("certificates renewed");
+    said("certificate renewed");
     serves("new.test");
     assert_eq!((ends("new.test").is_some(), ends("shop.test")), (true, None));
 }
 
+/// An expired pair, an unreadable one and an unreadable client CA are each reported, and hold up nothing else.
 #[test]
-fn a_listener_that_cannot_be_served_ends_the_process_and_says_why() {
+fn one_bad_pair_leaves_the_others_renewing() {
+    let (blue, authority) = (Origin::start("blue"), Authority::new());
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    let folder = config.folder().to_path_buf();
+    let ca = authority.write(&folder);
+    authority.sign(&folder, "shop", &["shop.test"], 2040);
+    authority.sign(&folder, "more", &["more.test"], 2021);
+    let config = config.listener(TLS);
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let serves = |name: &str| {
+        eventually(&format!("it serves {name}"), || match curl(switchover.address, &ca, name, &[]) {
+            Ok(body) if body == "blue" => Ok(()),
+            other => Err((other, switchover.log())),
+        });
+    };
+    let problem = |file: &str, value: f64| {
+        let series = format!("switchover_tls_certificate_problem{{file=\"{file}\",listener=\"127.0.0.1:0\"}}");
+        eventually(&format!("{file} is {value}"), || match switchover.metric(&series) {
+            Some(seen) if seen == value => Ok(()),
+            other => Err((other, switchover.log())),
+        });
+    };
+    let said = |what: &str| eventually(what, || if switchover.log().contains(what) { Ok(()) } else { Err(switchover.log()) });
+    said("file=more.crt");
+    said("the certificate for more.test expired on 2021-01-01");
+    problem("more.crt", 1.0);
+    problem("shop.crt", 0.0);
+
+    // One has expired: the other one is renewed.
+    authority.sign(&folder, "shop", &["shop.test", "second.test"], 2040);
+    serves("second.test");
+    // One cannot be read: the other one is renewed.
+    fs::remove_file(folder.join("more.key")).unwrap();
+    said("there is no file");
+    authority.sign(&folder, "shop", &["shop.test", "third.test"], 2040);
+    serves("third.test");
+    // The bad one is taken as soon as it is good, and the metric agrees.
+    authority.sign(&folder, "more", &["more.test"], 2040);
+    serves("more.test");
+    problem("more.crt", 0.0);
+    serves("third.test");
+}
+
+/// Files that are put right without a new date or another length, as `cp -p` and some mounts do it.
+#[test]
+fn a_pair_is_read_again_without_a_sign_of_a_change() {
+    let (blue, authority) = (Origin::start("blue"), Authority::new());
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    let folder = config.folder().to_path_buf();
+    let ca = authority.write(&folder);
+    authority.sign(&folder, "shop", &["shop.test"], 2040);
+    let key = folder.join("shop.key");
+    let written = fs::metadata(&key).unwrap().modified().unwrap();
+    let config = config.listener("    tls: {certificates: [{certificate: shop.crt, key: shop.key}]}\n");
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let with_old_date = |path: &Path, bytes: &[u8]| {
+        let new = folder.join("new");
+        fs::write(&new, bytes).unwrap();
+        fs::File::options().write(true).open(&new).unwrap().set_modified(written).unwrap();
+        fs::rename(&new, path).unwrap();
+    };
+    let said = |what: &str| eventually(what, || if switchover.log().contains(what) { Ok(()) } else { Err(switchover.log()) });
+    let good = fs::read(&key).unwrap();
+    with_old_date(&key, &vec![b'x'; good.len()]);
+    said("holds no private key in PEM");
+    with_old_date(&key, &good);
+    said("certificate in order again");
+    assert_eq!(curl(switchover.address, &ca, "shop.test", &[]), Ok("blue".to_owned()));
+}
+
+#[test]
+fn run_and_check_reject_a_listener_that_cannot_be_served_and_say_why() {
     let (blue, authority) = (Origin::start("blue"), Authority::new());
     let config = ConfigFile::new(&[("blue", &[blue.address()])]);
     authority.sign(config.folder(), "shop", &["shop.test"], 2040);
@@ -114,9 +188,11 @@ fn a_listener_that_cannot_be_served_ends_the_process_and_says_why() {
         ("shop.crt", "more.key", "is not the key of"),
     ] {
         config = config.listener(&format!("    tls: {{certificates: [{{certificate: {certificate}, key: {key}}}]}}\n"));
-        let output = crate::support::switchover::run(&["run", "--config", config.path.to_str().unwrap()]);
-        assert!(output.code == 1 && output.stderr.contains(said), "{certificate} {key}: {output:?}");
-        assert!(output.stderr.contains("listeners[0].tls"), "{output:?}");
+        for command in ["run", "check"] {
+            let output = crate::support::switchover::run(&[command, "--config", config.path.to_str().unwrap()]);
+            assert!(output.code == 78 && output.stderr.contains(said), "{command} {certificate} {key}: {output:?}");
+            assert!(output.stderr.contains("switchover.yaml:3:") && output.stderr.contains("listeners[0].tls"), "{output:?}");
+        }
     }
 }
 

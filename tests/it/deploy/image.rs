@@ -246,3 +246,14 @@ fn the_image_is_small_starts_at_once_and_idles_on_little() {
     }
     assert!(median(starts.clone()) < Duration::from_millis(100), "{starts:?}");
 }
+
+/// What `upstream.tls` without `ca` verifies peers by. From the build stage, so that the base image needs none.
+#[test]
+#[ignore = "needs podman and the images: make test-deploy"]
+fn the_image_has_root_certificates() {
+    let roots = "/etc/ssl/certs/ca-certificates.crt";
+    let found = podman(&["run", "--rm", "--entrypoint", "grep", IMAGE, "-c", "BEGIN CERTIFICATE", roots]);
+    assert!(found.trim().parse::<usize>().unwrap() > 50, "{found}");
+    let dockerfile = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Dockerfile")).unwrap();
+    assert!(dockerfile.contains(&format!("COPY --from=build {roots} {roots}")), "{dockerfile}");
+}

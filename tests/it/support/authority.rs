@@ -5,7 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd,
+};
 
 /// Somebody who signs.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -28,6 +30,14 @@ impl Authority {
         let certificate = params.signed_by(&key, &self.0).unwrap();
         fs::write(folder.join(format!("{name}.crt")), certificate.pem()).unwrap();
         fs::write(folder.join(format!("{name}.key")), key.serialize_pem()).unwrap();
+    }
+
+    /// The certificate, in PEM, that a request (DER) asks for, ending in this year.
+    pub fn sign_request(&self, request: &[u8], year: i32) -> String {
+        let mut request = CertificateSigningRequestParams::from_der(&request.into()).unwrap();
+        request.params.not_before = date_time_ymd(2020, 1, 1);
+        request.params.not_after = date_time_ymd(year, 1, 1);
+        request.signed_by(&self.0).unwrap().pem()
     }
 
     pub fn write(&self, folder: &Path) -> PathBuf {

@@ -3,6 +3,7 @@
 //! Tests read as stories in its words: [`Switchover`], [`ConfigFile`], [`App`], [`Origin`], [`Client`], [`Load`]. It never
 //! sleeps to hope for the best: whoever waits, waits for a fact with [`eventually`].
 
+pub mod acme_server;
 pub mod app;
 pub mod authority;
 pub mod client;
@@ -19,6 +20,7 @@ use std::{
 };
 
 pub use self::{
+    acme_server::AcmeServer,
     app::App,
     authority::Authority,
     client::{Client, Response},

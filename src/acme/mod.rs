@@ -1,20 +1,19 @@
-//! Certificates from an authority that gives them by itself (ACME, RFC 8555), to whom it reaches under their names.
+//! Certificates from an authority that issues them automatically (ACME, RFC 8555), by `http-01`.
 //!
-//! The composition root makes one [`Acme`] per listener that asks for it, and spawns [`Acme::keep`] once it listens. The certificate
-//! with its key is one file of the store, which [`crate::clients::tls`] reads as it reads any file that is renewed; the account is
-//! beside it, so that a restart asks for nothing. What the authority wants to see meanwhile is in [`Proofs`], from which
-//! [`crate::proxy`] answers. Never on the way of a request, and never a reason for the process to end once it runs.
+//! The composition root makes one [`Acme`] for each certificate, and spawns [`Acme::keep`] once it listens. What is kept over
+//! restarts is in the [`Store`], from which the listeners' TLS reads the certificate as it reads any file that is renewed; what the
+//! authority asks for meanwhile is in the [`ChallengeStore`], from which the proxy answers. Never in the way of a request, and
+//! never a reason for the process to end once it runs.
 
-use std::{
-    error::Error,
-    fs,
-    io::{self, Write},
-    path::Path,
-    pin::Pin,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+mod challenges;
+mod store;
+
+pub use self::{challenges::ChallengeStore, store::Store};
+
+use std::{error::Error, fs, io, path::Path, pin::Pin, time::Duration};
 
 use bytes::Bytes;
+use chrono::DateTime;
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use instant_acme::{
@@ -22,28 +21,28 @@ use instant_acme::{
     OrderStatus, RetryPolicy,
 };
 use log::{error, info};
-use tempfile::NamedTempFile;
 use ureq::{
     Agent,
     tls::{Certificate, RootCerts, TlsConfig},
 };
 
-use crate::{clients::tls, config, proxy::proofs::Proofs};
+use crate::{certificate, config};
 
-/// A certificate is looked at this often.
-const LOOK: Duration = Duration::from_secs(60);
+/// How often the certificate's age is compared with the clock.
+const POLL_INTERVAL: Duration = Duration::from_secs(60);
 /// After a failure; each one doubles it. Authorities count failures, and Let's Encrypt allows five an hour.
 const FIRST_RETRY: Duration = Duration::from_secs(15 * 60);
 const LAST_RETRY: Duration = Duration::from_secs(6 * 60 * 60);
 /// One request to the authority.
-const PATIENCE: Duration = Duration::from_secs(30);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// The certificate of one listener.
 pub struct Acme {
     config: config::Acme,
-    proofs: Proofs,
+    store: Store,
+    challenges: ChallengeStore,
     http: Http,
 }
 
@@ -51,48 +50,47 @@ pub struct Acme {
 #[derive(Clone)]
 struct Http(Agent);
 
-/// The proofs of one order, which nobody needs when it is over.
-struct Shown<'a> {
-    proofs: &'a Proofs,
+/// The challenges of one order, removed when it is over, however it ends.
+struct Pending<'a> {
+    challenges: &'a ChallengeStore,
     tokens: Vec<String>,
 }
 
 impl Acme {
-    /// `config` with absolute paths.
+    /// Relative paths of `config` are in `folder`.
     ///
     /// # Errors
     /// A store that cannot be written, or an authority's certificate that cannot be read, named with the reason.
-    pub fn new(config: config::Acme, proofs: Proofs) -> Result<Self, String> {
-        let folder = config.folder();
-        let unwritable = |e: io::Error| format!("store: {} cannot be written: {e}", folder.display());
-        fs::create_dir_all(&folder).and_then(|()| NamedTempFile::new_in(&folder).map(drop)).map_err(unwritable)?;
-        let roots = match &config.ca {
+    pub fn new(config: config::Acme, folder: &Path, challenges: ChallengeStore) -> Result<Self, String> {
+        let store = Store::new(&config, folder);
+        store.create()?;
+        let roots = match config.ca.as_ref().map(|ca| folder.join(ca)) {
             // Those that browsers know: an image has no others.
             None => RootCerts::WebPki,
             Some(file) => {
-                let pem = fs::read(file).map_err(|e| format!("ca: {} cannot be read: {e}", file.display()))?;
+                let pem = fs::read(&file).map_err(|e| format!("ca: {} cannot be read: {e}", file.display()))?;
                 let ca = Certificate::from_pem(&pem).map_err(|e| format!("ca: {} is no certificate: {e}", file.display()))?;
                 RootCerts::new_with_certs(&[ca])
             }
         };
         let tls = TlsConfig::builder().root_certs(roots).build();
-        let agent = Agent::config_builder().tls_config(tls).http_status_as_error(false).timeout_global(Some(PATIENCE));
-        Ok(Self { config, proofs, http: Http(agent.build().into()) })
+        let agent = Agent::config_builder().tls_config(tls).http_status_as_error(false).timeout_global(Some(REQUEST_TIMEOUT));
+        Ok(Self { config, store, challenges, http: Http(agent.build().into()) })
     }
 
-    /// Gets the certificate if there is none, and renews it when two thirds of its time are over, for ever.
+    /// Orders the certificate when it is due, and keeps it renewed; returns never.
     pub async fn keep(self) {
         let mut retry = FIRST_RETRY;
         loop {
-            let wait = if !self.is_due() {
-                LOOK
+            let wait = if self.due().is_none() {
+                retry = FIRST_RETRY;
+                POLL_INTERVAL
             } else {
                 let names = self.config.names.join(",");
-                match self.obtain().await {
+                match self.renew().await {
                     Ok(()) => {
                         info!("certificate obtained names={names} from={}", self.config.directory);
-                        retry = FIRST_RETRY;
-                        LOOK
+                        POLL_INTERVAL
                     }
                     Err(e) => {
                         let again = humantime::format_duration(retry);
@@ -107,13 +105,31 @@ impl Acme {
         }
     }
 
-    fn is_due(&self) -> bool {
-        let Ok(now) = SystemTime::now().duration_since(UNIX_EPOCH) else { return false };
-        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    /// One order. An authority counts its orders as well as its failures, so a certificate that would have to be ordered again at
+    /// once is a failure: otherwise a wrong clock, or an authority that issues other names, would order without an end.
+    async fn renew(&self) -> Outcome<()> {
+        self.obtain().await?;
+        match self.due() {
+            None => Ok(()),
+            Some(why) => Err(format!("the certificate was issued and is due for renewal already: {why}").into()),
+        }
+    }
+
+    /// Why a certificate has to be ordered; none while there is a good one.
+    fn due(&self) -> Option<String> {
         // Whatever is wrong with the one that is there, a new one is the remedy.
-        let Ok(facts) = tls::facts(&self.config.file()) else { return true };
+        let facts = match certificate::facts(&self.store.certificate()) {
+            Ok(facts) => facts,
+            Err(why) => return Some(why),
+        };
+        if let Some(missing) = self.config.names.iter().find(|name| !facts.names.contains(name)) {
+            return Some(format!("it is for {}, not for {missing}", facts.names.join(",")));
+        }
         let renew = facts.not_before + (facts.not_after - facts.not_before) / 3 * 2;
-        now >= renew || !self.config.names.iter().all(|name| facts.names.contains(name))
+        let date = |seconds| DateTime::from_timestamp(seconds, 0).map_or("?".to_owned(), |at| at.format("%F %R UTC").to_string());
+        let now = certificate::now();
+        let late = || format!("two thirds of its time ended at {}; the clock says {}, is it right?", date(renew), date(now));
+        (now >= renew).then(late)
     }
 
     /// Goes the whole way of an order (RFC 8555, section 7).
@@ -121,7 +137,7 @@ impl Acme {
         let account = self.account().await?;
         let names: Vec<Identifier> = self.config.names.iter().cloned().map(Identifier::Dns).collect();
         let mut order = account.new_order(&NewOrder::new(&names)).await?;
-        let mut shown = Shown { proofs: &self.proofs, tokens: Vec::new() };
+        let mut pending = Pending { challenges: &self.challenges, tokens: Vec::new() };
         let mut authorizations = order.authorizations();
         while let Some(authorization) = authorizations.next().await {
             let mut authorization = authorization?;
@@ -131,8 +147,8 @@ impl Acme {
                 status => return Err(format!("the authority calls a name {status:?}").into()),
             }
             let mut challenge = authorization.challenge(ChallengeType::Http01).ok_or("the authority offers no http-01")?;
-            let proof = challenge.key_authorization().as_str().to_owned();
-            shown.show(&challenge.token, proof);
+            let key_authorization = challenge.key_authorization().as_str().to_owned();
+            pending.insert(&challenge.token, key_authorization);
             challenge.set_ready().await?;
         }
         let status = order.poll_ready(&RetryPolicy::default()).await?;
@@ -141,12 +157,12 @@ impl Acme {
         }
         let key = order.finalize().await?;
         let chain = order.poll_certificate(&RetryPolicy::default()).await?;
-        write(&self.config.file(), format!("{key}{chain}").as_bytes())?;
+        store::write(&self.store.certificate(), format!("{key}{chain}").as_bytes())?;
         Ok(())
     }
 
     async fn account(&self) -> Outcome<Account> {
-        let file = self.config.folder().join("account.json");
+        let file = self.store.account();
         let builder = Account::builder_with_http(Box::new(self.http.clone()));
         match fs::read(&file) {
             Ok(saved) => Ok(builder.from_credentials(serde_json::from_slice(&saved)?).await?),
@@ -155,7 +171,7 @@ impl Acme {
                 let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
                 let new = NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
                 let (account, credentials) = builder.create(&new, self.config.directory.clone(), None).await?;
-                write(&file, &serde_json::to_vec(&credentials)?)?;
+                store::write(&file, &serde_json::to_vec(&credentials)?)?;
                 Ok(account)
             }
             Err(e) => Err(format!("{} cannot be read: {e}", file.display()).into()),
@@ -163,25 +179,16 @@ impl Acme {
     }
 }
 
-/// Writes a file that others see whole or not at all, and nobody else may read.
-fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = NamedTempFile::new_in(path.parent().unwrap_or(Path::new("")))?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
-}
-
-impl Shown<'_> {
-    fn show(&mut self, token: &str, proof: String) {
+impl Pending<'_> {
+    fn insert(&mut self, token: &str, key_authorization: String) {
         self.tokens.push(token.to_owned());
-        self.proofs.show(token, proof);
+        self.challenges.insert(token, key_authorization);
     }
 }
 
-impl Drop for Shown<'_> {
+impl Drop for Pending<'_> {
     fn drop(&mut self) {
-        self.tokens.iter().for_each(|token| self.proofs.hide(token));
+        self.tokens.iter().for_each(|token| self.challenges.remove(token));
     }
 }
 

@@ -1,0 +1,159 @@
+//! Whether a valid configuration can run here: its certificates, files, folders and addresses.
+//!
+//! `check` and `run` ask the same function, so that neither accepts what the other rejects. Called before anything is bound or
+//! started; leaves no trace, and a switchover that runs with the same file does not disturb it.
+
+use std::{
+    fs::{self, OpenOptions},
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rustls::crypto::{CryptoProvider, ring};
+use socket2::{Domain, Socket, Type};
+
+use crate::{
+    acme::Store,
+    admin, certificate,
+    config::{self, Config, Problem},
+};
+
+/// What was found, in the order of the file.
+#[derive(Default)]
+pub struct Findings {
+    /// What keeps it from running.
+    pub problems: Vec<Problem>,
+    /// What does not, and should be seen.
+    pub warnings: Vec<Problem>,
+    /// Addresses that another process listens on at the moment, perhaps a switchover with this very file.
+    pub in_use: Vec<Problem>,
+}
+
+/// Looks at everything that `config`, read from `path` as `text`, needs.
+pub fn look(path: &Path, text: &str, config: &Config) -> Findings {
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let mut found = Findings::default();
+    for (i, listener) in config.listeners.iter().enumerate() {
+        let at = format!("listeners[{i}]");
+        address(&mut found, &format!("{at}.address"), listener.address);
+        if let Some(files) = &listener.tls {
+            tls(&mut found, &format!("{at}.tls"), files, folder);
+        }
+    }
+    address(&mut found, "admin.address", config.admin.address);
+    if let Some(file) = &config.admin.token_file {
+        found.require("admin.token_file", admin::read_token(&folder.join(file)).map(drop));
+    }
+    if let Some(file) = config.access_log.as_ref().and_then(|log| log.file.as_ref()) {
+        found.require("access_log.file", appendable(&folder.join(file)));
+    }
+    for (name, service) in &config.services {
+        if let Some(ca) = service.upstream.tls.as_ref().and_then(|tls| tls.ca.as_ref()) {
+            let at = format!("services.{name}.upstream.tls.ca");
+            found.require(&at, certificate::authorities(&folder.join(ca)).map(drop));
+        }
+    }
+    for list in [&mut found.problems, &mut found.warnings, &mut found.in_use] {
+        config::place(path, text, list);
+    }
+    found
+}
+
+impl Findings {
+    fn require(&mut self, at: &str, outcome: Result<(), String>) {
+        if let Err(message) = outcome {
+            self.problems.push(Problem::new(at, message));
+        }
+    }
+}
+
+fn tls(found: &mut Findings, at: &str, files: &config::Tls, folder: &Path) {
+    let provider = Arc::new(ring::default_provider());
+    let mut names: Vec<String> = Vec::new();
+    for (i, files) in files.certificates.iter().enumerate() {
+        let at = format!("{at}.certificates[{i}]");
+        let facts = match pair(files, folder, &provider) {
+            Ok(pair) => pair.facts,
+            Err((key, why)) => {
+                found.problems.push(Problem::new(&format!("{at}.{key}"), why));
+                continue;
+            }
+        };
+        let warning = |why| Problem::new(&format!("{at}.certificate"), why);
+        found.warnings.extend(facts.untimely(certificate::now()).map(warning));
+        // A warning, because a renewal may change names at any time, and that must not keep the process from starting.
+        if i > 0 && facts.names.iter().all(|name| names.contains(name)) {
+            let why = format!("is never shown, because certificates before it have all of its names: {}", facts.names.join(", "));
+            found.warnings.push(warning(why));
+        }
+        names.extend(facts.names);
+    }
+    if let Some(file) = &files.client_ca {
+        let path = folder.join(file);
+        let usable = certificate::read(&path).and_then(|bytes| certificate::client_verifier(&bytes, &path, &provider).map(drop));
+        found.require(&format!("{at}.client_ca"), usable);
+    }
+    if let Some(acme) = &files.acme {
+        found.require(&format!("{at}.acme.store"), folder_for(Store::new(acme, folder).folder()));
+        let ca = acme.ca.as_ref().map_or(Ok(()), |ca| certificate::authorities(&folder.join(ca)).map(drop));
+        found.require(&format!("{at}.acme.ca"), ca);
+    }
+}
+
+/// Reads a pair, or says which of its keys is to blame and why.
+fn pair(
+    files: &config::Certificate,
+    folder: &Path,
+    provider: &CryptoProvider,
+) -> Result<certificate::Pair, (&'static str, String)> {
+    let [certificate, key] = [&files.certificate, &files.key].map(|file| folder.join(file));
+    let chain = certificate::read(&certificate).map_err(|why| ("certificate", why))?;
+    certificate::facts(&certificate).map_err(|why| ("certificate", why))?;
+    let bytes = certificate::read(&key).map_err(|why| ("key", why))?;
+    certificate::pair((&chain, &certificate), (&bytes, &key), provider).map_err(|why| ("key", why))
+}
+
+/// Binds as the listener will, and lets go at once: nothing listens, so no client notices.
+fn address(found: &mut Findings, at: &str, address: SocketAddr) {
+    let bind = || -> io::Result<()> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())
+    };
+    let Err(e) = bind() else { return };
+    let problem = |why: &str| Problem::new(at, format!("{address}: {why}"));
+    match e.kind() {
+        io::ErrorKind::AddrInUse => found.in_use.push(problem("is in use; stop what listens there, or choose another address")),
+        io::ErrorKind::PermissionDenied => found.problems.push(problem(
+            "this user may not listen on ports below 1024; give the process CAP_NET_BIND_SERVICE, or choose a higher port",
+        )),
+        io::ErrorKind::AddrNotAvailable => {
+            found.problems.push(problem("is not an address of this machine; 0.0.0.0 and [::] are all of its addresses"));
+        }
+        _ => found.problems.push(problem(&format!("cannot be listened on: {e}"))),
+    }
+}
+
+/// Whether lines can be appended to a file, which is created if it is not there.
+fn appendable(path: &Path) -> Result<(), String> {
+    let failed = |e: io::Error| format!("{} cannot be written: {e}", path.display());
+    match fs::metadata(path) {
+        // Opening a pipe waits for its reader.
+        Ok(meta) if !meta.is_file() && !meta.is_dir() => Ok(()),
+        Ok(_) => OpenOptions::new().append(true).open(path).map(drop).map_err(failed),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            tempfile::tempfile_in(parent).map(drop).map_err(failed)
+        }
+        Err(e) => Err(failed(e)),
+    }
+}
+
+/// Whether files can be written into a folder, which is created if it is not there: looks at the part of its path that exists.
+fn folder_for(path: &Path) -> Result<(), String> {
+    let existing: PathBuf = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("")).to_path_buf();
+    let existing = if existing.as_os_str().is_empty() { PathBuf::from(".") } else { existing };
+    tempfile::tempfile_in(&existing).map(drop).map_err(|e| format!("{} cannot be written: {e}", path.display()))
+}

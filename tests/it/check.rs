@@ -1,0 +1,145 @@
+//! `check` and `run` accept the same files, and a problem names its file, line and column wherever it is shown.
+
+use std::{fs, net::TcpListener};
+
+use crate::support::{
+    Authority, ConfigFile, Edit, Origin, Switchover, eventually,
+    switchover::{Output, run},
+};
+
+fn command(command: &str, config: &ConfigFile) -> Output {
+    run(&[command, "--config", config.path.to_str().unwrap()])
+}
+
+#[test]
+fn check_and_run_reject_what_cannot_be_used_here_in_the_same_words() {
+    let authority = Authority::new();
+    let quick = "    health_check: {interval: 100ms}\n";
+    for (listener, top, service, place) in [
+        ("    tls: {certificates: [{certificate: shop.crt, key: shop.key}], client_ca: none.crt}\n", "", quick, ":3:"),
+        ("  - address: 192.0.2.1:8080\n", "", quick, ":3:14: listeners[1].address: 192.0.2.1:8080: is not an address"),
+        ("", "access_log: {format: text, file: none/access.log}\n", quick, ":5:34: access_log.file: "),
+        ("", "", "    upstream: {tls: {ca: none.crt}}\n", ":8:26: services.shop.upstream.tls.ca: there is no file"),
+        ("", "", "    upstream: {tls: {ca: shop.key}}\n", ":8:26: services.shop.upstream.tls.ca: "),
+        ("", "", "    error_pages: {503: none.html}\n", ":8:24: services.shop.error_pages.503: "),
+        (
+            "    tls: {acme: {names: [a.test], store: shop.crt}}\n  - address: 127.0.0.1:0\n",
+            "",
+            quick,
+            ":3:42: listeners[0].tls.acme.store: ",
+        ),
+    ] {
+        let config = ConfigFile::new(&[("blue", &["127.0.0.1:9".parse().unwrap()])]);
+        authority.sign(config.folder(), "shop", &["shop.test"], 2040);
+        let config = config.listener(listener).top(top).service(service);
+        let [checked, ran] = ["check", "run"].map(|name| command(name, &config));
+        let expected = format!("{}{place}", config.path.display());
+        assert_eq!((checked.code, ran.code), (78, 78), "{place}: {checked:?} {ran:?}");
+        assert!(checked.stderr.starts_with(&expected), "{expected}: {checked:?}");
+        assert_eq!(checked.stderr, ran.stderr);
+    }
+}
+
+#[test]
+fn a_token_that_could_be_guessed_is_rejected_with_its_place() {
+    let config = ConfigFile::new(&[("blue", &["127.0.0.1:9".parse().unwrap()])]);
+    fs::write(config.folder().join("token"), "short").unwrap();
+    let text = config.text().replace("  address: 127.0.0.1:0\nservices", "  address: 127.0.0.1:0\n  token_file: token\nservices");
+    config.write(&text, Edit::InPlace);
+    for name in ["check", "run"] {
+        let output = command(name, &config);
+        assert!(output.code == 78 && output.stderr.contains("switchover.yaml:5:15: admin.token_file: "), "{output:?}");
+    }
+}
+
+#[test]
+fn every_problem_is_reported_and_not_only_the_first() {
+    let config = ConfigFile::new(&[("blue", &["127.0.0.1:9".parse().unwrap()])])
+        .top("access_log: {format: text, file: none/access.log}\n")
+        .service("    upstream: {tls: {ca: none.crt}}\n");
+    let output = command("check", &config);
+    assert_eq!(output.stderr.lines().count(), 2, "{output:?}");
+}
+
+/// An address that is in use keeps `run` from starting, and is no fault of the file: a running switchover uses its own.
+#[test]
+fn check_passes_beside_a_running_switchover_and_warns_of_strangers() {
+    let (blue, stranger) = (Origin::start("blue"), TcpListener::bind("127.0.0.1:0").unwrap());
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    let text = config.text();
+    let with = |listener: &str, admin: &str| {
+        text.replacen("127.0.0.1:0", listener, 1)
+            .replace("admin:\n  address: 127.0.0.1:0", &format!("admin:\n  address: {admin}"))
+    };
+    config.write(&with(&stranger.local_addr().unwrap().to_string(), "127.0.0.1:0"), Edit::InPlace);
+    let checked = command("check", &config);
+    assert!(checked.code == 0 && checked.stderr.contains(":2:14: listeners[0].address: "), "{checked:?}");
+    let ran = command("run", &config);
+    assert!(ran.code == 1 && ran.stderr.contains("is in use"), "{ran:?}");
+
+    config.write(&text, Edit::InPlace);
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    config.write(&with(&switchover.address.to_string(), &switchover.admin.to_string()), Edit::InPlace);
+    let checked = command("check", &config);
+    assert_eq!((checked.code, checked.stderr.as_str()), (0, ""));
+}
+
+#[test]
+fn a_certificate_that_has_expired_or_is_never_shown_is_a_warning() {
+    let (blue, authority) = (Origin::start("blue"), Authority::new());
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    authority.sign(config.folder(), "shop", &["shop.test"], 2021);
+    authority.sign(config.folder(), "more", &["shop.test"], 2040);
+    let config = config
+        .listener("    tls: {certificates: [{certificate: shop.crt, key: shop.key}, {certificate: more.crt, key: more.key}]}\n");
+    let checked = command("check", &config);
+    assert_eq!((checked.code, checked.stderr.lines().count()), (0, 2), "{checked:?}");
+    assert!(checked.stderr.contains("the certificate for shop.test expired on 2021-01-01"), "{checked:?}");
+    assert!(checked.stderr.contains("is never shown, because certificates before it have all of its names"), "{checked:?}");
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+}
+
+#[test]
+fn a_byte_order_mark_is_accepted_and_kept_by_a_promotion() {
+    let (blue, green) = (Origin::start("blue"), Origin::start("green"));
+    let config = ConfigFile::new(&[("blue", &[blue.address()]), ("green", &[green.address()])]);
+    let text = format!("\u{feff}{}", config.text());
+    config.write(&text, Edit::InPlace);
+    assert_eq!(command("check", &config).code, 0);
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("green");
+    assert_eq!(switchover.cli(&["promote", "green"]).code, 0);
+    assert_eq!(fs::read_to_string(&config.path).unwrap(), text.replace("active: blue", "active: green"));
+}
+
+/// In the log, in the status as JSON and as text, and in what `reload` and `promote` answer.
+#[test]
+fn a_problem_has_its_file_line_and_column_everywhere() {
+    let blue = Origin::start("blue");
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let (good, file) = (config.text(), config.path.display());
+    for (bad, expected) in [
+        (good.replace("active: blue", "active: gren"), format!("{file}:7:13: services.shop.active: no pool \"gren\"")),
+        (good.replace("active: blue", "active: ["), format!("{file}:8:")),
+        (good.replace("services:", "threads: 3\nservices:"), format!("{file}:5:10: threads: is static")),
+        (
+            good.replace("    pools:", "    error_pages: {503: none.html}\n    pools:"),
+            format!("{file}:9:24: services.shop.error_pages.503: "),
+        ),
+    ] {
+        config.write(&bad, Edit::Rename);
+        for arguments in [["reload"].as_slice(), &["promote", "shop", "blue"]] {
+            let output = switchover.cli(arguments);
+            assert!(output.code == 78 && output.stderr.contains(&expected), "{expected}: {output:?}");
+        }
+        let problem = &switchover.status()["config"]["last_reload"]["problems"][0];
+        assert!(problem["file"] == file.to_string() && problem["line"].is_u64() && problem["column"].is_u64(), "{problem}");
+        let table = switchover.cli(&["status"]);
+        assert!(table.stdout.contains(&expected), "{expected}: {table:?}");
+        eventually("the log has it", || if switchover.log().contains(&expected) { Ok(()) } else { Err(switchover.log()) });
+    }
+}
