@@ -8,7 +8,8 @@ use std::{
 };
 
 use crate::support::{
-    Authority, Client, ConfigFile, Load, Origin, Switchover, eventually, h2_load::H2Load, load::mixed, origin::Act, origin::ok,
+    Authority, Client, ConfigFile, Load, Origin, Protocol, Switchover, eventually, hyper_client::Silent, load::mixed,
+    origin::Act, origin::ok,
 };
 
 fn limited(limits: &str) -> (Origin, ConfigFile, Switchover) {
@@ -233,14 +234,13 @@ fn a_thousand_silent_connections_of_tls_are_not_noticed_by_those_who_are_served(
     let config = config.listener(tls);
     let switchover = Switchover::start(&config);
     switchover.await_ready("blue");
-    let load = H2Load::start(switchover.address, &ca, "http/1.1", 2);
+    let load = Load::start_over(Protocol::Https1, switchover.address, &ca, 2, mixed);
     silence(&switchover, || {
         let mut silent: Vec<Client> = (0..500).map(|_| switchover.client()).collect();
         silent.iter_mut().step_by(2).for_each(|client| client.send(b"\x16\x03\x01\x02").unwrap());
-        (silent, ["h2", "http/1.1"].map(|protocol| H2Load::silent(switchover.address, &ca, protocol, 250)))
+        (silent, [Protocol::H2, Protocol::Https1].map(|protocol| Silent::start(switchover.address, &ca, protocol, 250)))
     });
-    let (done, failures) = load.stop();
-    assert!(failures.is_empty() && done > 100, "{done}: {failures:?}");
+    load.stop().assert_no_failures();
 }
 
 /// They are there, they cost little, and they are gone when their time is up.

@@ -8,9 +8,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use nix::sys::signal::Signal;
-
-use crate::support::{App, Authority, ConfigFile, Edit, Origin, Switchover, eventually, h2_load::H2Load};
+use crate::support::{Authority, ConfigFile, Origin, Protocol, Switchover, eventually, hyper_client::Silent};
 
 const TLS: &str = "    tls: {certificates: [{certificate: shop.crt, key: shop.key}, {certificate: more.crt, key: more.key}]}\n";
 
@@ -190,57 +188,13 @@ fn who_says_nothing_is_let_go_before_and_after_the_handshake() {
     let mut half: Vec<_> = (0..200).map(|_| switchover.client()).collect();
     half.iter_mut().for_each(|client| client.send(b"\x16\x03\x01\x02").unwrap());
     // These have shaken hands, and chosen HTTP/2 or HTTP/1.1; what they ask never comes.
-    let idle: Vec<_> =
-        ["h2", "http/1.1"].map(|protocol| H2Load::silent(switchover.address, &ca, protocol, 1)).into_iter().collect();
+    let idle: Vec<_> = [Protocol::H2, Protocol::Https1]
+        .map(|protocol| Silent::start(switchover.address, &ca, protocol, 1))
+        .into_iter()
+        .collect();
     eventually("all are closed", || match switchover.metric("switchover_downstream_connections") {
         Some(0.0) => Ok(()),
         other => Err(other),
     });
     drop((silent, half, idle));
-}
-
-/// The main promise over TLS, by HTTP/2 and HTTP/1.1 at once.
-#[test]
-fn fifty_swaps_over_tls_and_none_of_the_requests_fails() {
-    swap_under_load(50, "    tls: {certificates: [{certificate: shop.crt, key: shop.key}]}\n", &["h2", "http/1.1"]);
-}
-
-/// And by HTTP/2 without TLS.
-#[test]
-fn fifty_swaps_over_h2c_and_none_of_the_requests_fails() {
-    swap_under_load(50, "", &["h2c"]);
-}
-
-/// With every kind of edit, and the old application killed each second time.
-fn swap_under_load(swaps: usize, listener: &str, protocols: &[&'static str]) {
-    let authority = Authority::new();
-    let mut apps = [App::start("blue", "v0", "0s"), App::start("green", "v0", "0s")];
-    let config = ConfigFile::new(&[("blue", &[apps[0].address]), ("green", &[apps[1].address])]);
-    let ca = authority.write(config.folder());
-    authority.sign(config.folder(), "shop", &["shop.test"], 2040);
-    let config = config.listener(listener);
-    let mut switchover = Switchover::start(&config);
-    switchover.await_ready("blue");
-    let loads: Vec<_> = protocols.iter().map(|protocol| H2Load::start(switchover.address, &ca, protocol, 4)).collect();
-    for swap in 1..=swaps {
-        let (old, new) = if swap % 2 == 1 { (0, 1) } else { (1, 0) };
-        let name = ["blue", "green"];
-        switchover.await_ready(name[new]);
-        match swap % 3 {
-            0 => config.set_active(name[new], Edit::Rename),
-            1 => config.set_active(name[new], Edit::InPlace),
-            _ => assert_eq!(switchover.cli(&["promote", "shop", name[new]]).code, 0),
-        }
-        switchover.await_active(name[new]);
-        switchover.await_safe_to_stop(name[old]);
-        apps[old].stop(swap % 4 < 2);
-        apps[old].restart(&format!("v{swap}"), "0s");
-    }
-    for load in loads {
-        let (done, failures) = load.stop();
-        assert_eq!(failures, Vec::<String>::new(), "of {done}");
-        assert!(done > 500, "{done}");
-    }
-    switchover.signal(Signal::SIGTERM);
-    assert!(switchover.await_exit().0.success());
 }

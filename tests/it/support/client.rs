@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use super::PATIENCE;
+
 /// One connection.
 pub struct Client {
     pub stream: TcpStream,
@@ -37,12 +39,12 @@ impl Response {
 
 impl Client {
     pub fn connect(address: SocketAddr) -> io::Result<Self> {
-        TcpStream::connect_timeout(&address, Duration::from_secs(5)).map(Self::over)
+        TcpStream::connect_timeout(&address, PATIENCE).map(Self::over)
     }
 
     /// Over a connection that is there.
     pub fn over(stream: TcpStream) -> Self {
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
         Self { stream, buffer: Vec::new() }
     }
@@ -150,7 +152,7 @@ impl Client {
             Ok(_) => panic!("said something instead of closing"),
             Err(e) => e.kind() == io::ErrorKind::ConnectionReset,
         };
-        self.stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
         closed
     }
 }
