@@ -21,6 +21,7 @@ mod headers;
 mod http;
 mod lifecycle;
 mod limits;
+mod memory;
 mod metrics;
 mod names;
 mod observe;
@@ -28,7 +29,7 @@ mod proxy_protocol;
 mod refused;
 mod reload;
 mod retry;
-mod speed;
+
 mod swaps;
 mod tls;
 mod upstream;

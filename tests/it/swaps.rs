@@ -48,7 +48,7 @@ impl Swaps {
         let config = ConfigFile::new(&[("blue", &[blue.address]), ("green", &[green.address])]);
         let ca = authority.write(config.folder());
         authority.sign(config.folder(), "shop", &["shop.test"], 2040);
-        let config = config.listener(self.listener);
+        let config = config.listener(self.listener).service("health_check: {interval: 20ms}");
         let links = self.ask.iter().any(|ask| matches!(ask, Ask::File(Edit::Symlink)));
         let config = if links { config.into_config_map() } else { config };
         let mut switchover = Switchover::start(&config);

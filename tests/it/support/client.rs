@@ -1,4 +1,4 @@
-//! A client that shows every byte: one connection, nothing hidden, nothing tried again.
+//! A client that shows every byte: one connection, nothing hidden, nothing retried.
 
 use std::{
     io::{self, Read, Write},
@@ -143,13 +143,17 @@ impl Client {
         }
     }
 
-    /// Whether the other side closes the connection, without a word, within a while.
-    pub fn is_closed_within(&mut self, while_: Duration) -> bool {
-        self.stream.set_read_timeout(Some(while_)).unwrap();
+    /// Whether the other side closes the connection, without another byte, before the default `idle_timeout` would.
+    pub fn is_closed(&mut self) -> bool {
+        self.is_closed_within(PATIENCE / 2)
+    }
+
+    pub fn is_closed_within(&mut self, limit: Duration) -> bool {
+        self.stream.set_read_timeout(Some(limit)).unwrap();
         let mut byte = [0];
         let closed = match self.stream.read(&mut byte) {
             Ok(0) => true,
-            Ok(_) => panic!("said something instead of closing"),
+            Ok(_) => panic!("sent something instead of closing"),
             Err(e) => e.kind() == io::ErrorKind::ConnectionReset,
         };
         self.stream.set_read_timeout(Some(PATIENCE)).unwrap();

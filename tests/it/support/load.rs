@@ -58,9 +58,9 @@ impl Tally {
 /// Small GETs, POSTs with a body, and some requests that are slower than a swap.
 pub fn mixed(turn: usize) -> (&'static str, &'static str, &'static [u8]) {
     match turn % 16 {
-        0 => ("GET", "/slow?ms=200", b""),
+        0 => ("GET", "/slow?ms=100", b""),
         // Never sent twice: if its application is stopped too early, no retry hides that.
-        8 => ("POST", "/slow?ms=200", &[b'x'; 3000]),
+        8 => ("POST", "/slow?ms=100", &[b'x'; 3000]),
         1..=5 => ("POST", "/", &[b'x'; 3000]),
         _ => ("GET", "/", b""),
     }
