@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{Client, ConfigFile, Edit, Origin, Switchover, curl, one_pool, origin::Act};
+use crate::support::{Client, ConfigFile, Edit, Origin, Switchover, curl, eventually, one_pool, origin::Act};
 
 /// What becomes of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -273,9 +273,11 @@ fn requests_that_the_http_2_library_refuses_are_counted_and_logged() {
     client.send([hello(), frame(DATA, 0, 1, b"of no stream")].concat()).unwrap();
     assert_eq!(reply(&mut client), Reply::Closed, "PROTOCOL_ERROR");
     switchover.await_rejected("bad_request", 1);
-    let log = fs::read_to_string(config.folder().join("access.log")).unwrap();
     for ended in ["header_bytes", "streams_per_connection", "bad_request"] {
-        assert!(log.contains(&format!("\"ended\":\"{ended}\"")), "{ended}: {log}");
+        eventually(ended, || {
+            let log = fs::read_to_string(config.folder().join("access.log")).unwrap();
+            if log.contains(&format!("\"ended\":\"{ended}\"")) { Ok(()) } else { Err(log) }
+        });
     }
 }
 
