@@ -121,11 +121,11 @@ fn commands_print_what_they_did() {
     let wrong = switchover.cli(&["promote", "gren"]);
     assert_eq!(wrong.code, 2);
     assert!(wrong.stderr.contains("no pool \"gren\"; pools are blue, green"), "{wrong:?}");
-    assert_eq!(switchover.cli(&["promote", "nobody", "green"]).code, 2);
+    assert_eq!(switchover.cli(&["promote", "stranger", "green"]).code, 2);
     assert!(switchover.cli(&["status"]).stdout.contains("blue -> green, drained"));
-    let nobody = crate::support::switchover::run(&["status", "--admin", "127.0.0.1:1"]);
-    assert_eq!(nobody.code, 1);
-    assert!(nobody.stderr.contains("no answer from the admin address 127.0.0.1:1"), "{nobody:?}");
+    let unreachable = crate::support::switchover::run(&["status", "--admin", "127.0.0.1:1"]);
+    assert_eq!(unreachable.code, 1);
+    assert!(unreachable.stderr.contains("no answer from the admin address 127.0.0.1:1"), "{unreachable:?}");
 }
 
 #[test]

@@ -406,7 +406,7 @@ fn no_answer_reaches_a_client_that_could_be_read_in_two_ways() {
             200,
         ),
         (
-            "a 101 that nobody asked for",
+            "a 101 without an upgrade in the request",
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
             502,
         ),

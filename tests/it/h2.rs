@@ -94,7 +94,7 @@ const REQUESTS: &[Case] = &[
     // Pseudo-header fields.
     Case("two targets", &[(":path", "/other")], No, None, Refused),
     Case("a pseudo-header field behind others", &[("x", "y"), (":path", "/other")], No, None, Refused),
-    Case("one that nobody knows", &[(":other", "x")], No, None, Refused),
+    Case("an unknown one", &[(":other", "x")], No, None, Refused),
     Case("one of answers", &[(":status", "200")], No, None, Refused),
     // Fields.
     Case("capitals", &[("X-Upper", "y")], No, None, Refused),
@@ -137,7 +137,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// Fields as literals that nobody keeps (RFC 7541, section 6.2.2), each string shorter than 127 bytes.
+/// Fields as literals that are not indexed (RFC 7541, section 6.2.2), each string shorter than 127 bytes.
 fn fields(list: &[(&str, &str)]) -> Vec<u8> {
     let string = |text: &str| {
         // One byte each, so that bytes above 127 are what they are.

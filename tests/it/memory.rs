@@ -12,5 +12,5 @@ fn memory_is_bounded() {
     let loaded = switchover.memory();
     load.stop().assert_no_failures();
     println!("memory: {idle:.1} MiB idle, {loaded:.1} MiB under 64 connections");
-    assert!(idle < 20.0 && loaded < 30.0, "{idle} {loaded}");
+    assert!(idle < 10.0 && loaded < 20.0, "{idle} {loaded}");
 }

@@ -9,6 +9,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use switchover::status::Phase;
 use tempfile::TempDir;
 
 use super::spring::{Jar, Spring, patiently};
@@ -69,9 +70,9 @@ impl Host {
     }
 
     fn until_proving(&self) {
-        patiently("it is being proven", || match self.switchover.shop()["swap"]["phase"].as_str() {
-            Some("proving") => Ok(()),
-            other => Err(format!("{other:?}")),
+        patiently("it is being proven", || {
+            let swap = self.switchover.service().swap;
+            if swap.as_ref().is_some_and(|swap| swap.phase == Phase::Proving) { Ok(()) } else { Err(swap) }
         });
     }
 }

@@ -1,4 +1,4 @@
-//! curl, a client that nobody here wrote.
+//! curl: an independent client.
 
 use std::process::Command;
 

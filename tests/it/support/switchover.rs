@@ -253,10 +253,10 @@ impl Switchover {
         })
     }
 
-    /// Resident memory, in MiB.
+    /// Resident memory in MiB, without the pages of the program's file, of which the system keeps as many as it likes.
     pub fn memory(&self) -> f64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
     }
 }
