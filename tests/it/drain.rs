@@ -62,7 +62,7 @@ fn a_drain_waits_for_a_slow_request_and_no_longer() {
 fn a_drain_times_out_and_counts_what_is_left() {
     let (blue, _green, _config, switchover) = shop("300ms");
     let (gate, first) = slow_request(&blue, &switchover);
-    let mut slow = vec![first, switchover.client(), switchover.client()];
+    let mut slow = [first, switchover.client(), switchover.client()];
     slow.iter_mut().skip(1).for_each(|client| client.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").unwrap());
     switchover.await_in_flight("blue", 3);
     let output = switchover.cli(&["promote", "green"]);

@@ -7,6 +7,7 @@
     clippy::unwrap_used,
     reason = "a test that meets what it does not expect has to fail"
 )]
+#![allow(clippy::result_large_err, reason = "what a wait has seen last is kept once, for its message")]
 #![expect(unreachable_pub, reason = "`pub` marks what the kit offers to the tests")]
 
 mod support;

@@ -128,7 +128,7 @@ impl Switchover {
     /// The service `shop`.
     pub fn service(&self) -> ServiceStatus {
         let mut services = self.read_status().services;
-        let shop = services.iter().position(|service| service.name == "shop").expect("there is a service shop");
+        let shop = services.iter().position(|service| service.name == "shop").unwrap();
         services.swap_remove(shop)
     }
 
@@ -180,31 +180,6 @@ impl Switchover {
             seen if seen == times as f64 => Ok(()),
             seen => Err(seen),
         });
-    }
-
-    pub fn status(&self) -> Value {
-        let (status, body) = self.admin_get("/v1/status");
-        assert_eq!(status, 200, "{body}");
-        serde_json::from_str(&body).unwrap()
-    }
-
-    /// The service `shop`.
-    pub fn shop(&self) -> Value {
-        self.status()["services"][0].clone()
-    }
-
-    /// A pool of the service `shop`.
-    pub fn pool(&self, name: &str) -> Value {
-        let shop = self.shop();
-        let pool = shop["pools"].as_array().unwrap().iter().find(|pool| pool["name"] == name);
-        pool.unwrap_or_else(|| panic!("no pool {name}: {shop}")).clone()
-    }
-
-    pub fn await_shop(&self, what: &str, fact: impl Fn(&Value) -> bool) -> Value {
-        eventually(what, || {
-            let shop = self.shop();
-            if fact(&shop) { Ok(shop) } else { Err(shop) }
-        })
     }
 
     pub fn await_active(&self, pool: &str) {
