@@ -42,9 +42,18 @@ struct Seen {
 
 /// Watches `path` until the controller has gone. `written` is the text that the controller began with, and later each one that
 /// it wrote itself: what differs from that is news, even if it is what was read before.
-pub async fn run(path: PathBuf, mut written: watch::Receiver<String>, commands: Commands) {
-    let (sender, mut events) = mpsc::unbounded_channel();
-    let mut eyes = Eyes::new(sender);
+pub async fn run(path: PathBuf, written: watch::Receiver<String>, commands: Commands) {
+    let (sender, events) = mpsc::unbounded_channel();
+    follow(path, Eyes::new(sender), events, written, commands).await;
+}
+
+async fn follow(
+    path: PathBuf,
+    mut eyes: Eyes,
+    mut events: mpsc::UnboundedReceiver<bool>,
+    mut written: watch::Receiver<String>,
+    commands: Commands,
+) {
     eyes.arm(&path);
     let mut announced = Seen { text: Some(written.borrow_and_update().clone().into_bytes()), ..Seen::read(&path) };
     loop {
@@ -59,15 +68,17 @@ pub async fn run(path: PathBuf, mut written: watch::Receiver<String>, commands: 
             announced.file = seen.file;
             continue;
         }
+        let mut since = Instant::now();
         while !(closed && (seen.is_replaced(&announced) || seen.is_whole(&announced))) {
-            // Perhaps half written: it has to stay as it is for a while.
-            let again = quiet(&mut events, Instant::now() + SETTLE).await;
+            // Perhaps half written: it has to stay as it is for a while, whatever else happens in its folder.
+            closed = quiet(&mut events, since + SETTLE).await;
             eyes.arm(&path);
             let now = Seen::read(&path);
-            if now == seen {
+            if now != seen {
+                (seen, since) = (now, Instant::now());
+            } else if since.elapsed() >= SETTLE {
                 break;
             }
-            (seen, closed) = (now, again);
         }
         if seen.text == announced.text {
             continue;
@@ -189,4 +200,100 @@ fn folders(path: &Path) -> BTreeSet<PathBuf> {
         }
     }
     folders
+}
+
+#[cfg(test)]
+mod tests {
+    //! On a clock that the tests move, and with events that they send: how long a file is missing does not depend on the machine.
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const TEXT: &str = "one: 1\ntwo: 2\n";
+    /// After a look, and long before the next one.
+    const MOMENT: Duration = Duration::from_millis(300);
+
+    struct Watched {
+        path: PathBuf,
+        events: mpsc::UnboundedSender<bool>,
+        commands: mpsc::Receiver<Command>,
+        _written: watch::Sender<String>,
+        _folder: TempDir,
+    }
+
+    impl Watched {
+        fn start() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("switchover.yaml");
+            fs::write(&path, TEXT).unwrap();
+            let (events, heard) = mpsc::unbounded_channel();
+            let (written, texts) = watch::channel(TEXT.to_owned());
+            let (sender, commands) = mpsc::channel(8);
+            let eyes = Eyes { watcher: None, folders: BTreeSet::new() };
+            tokio::spawn(follow(path.clone(), eyes, heard, texts, sender));
+            Self { path, events, commands, _written: written, _folder: folder }
+        }
+
+        /// Lets this much time pass; returns how many edits were announced in it.
+        async fn announced_in(&mut self, time: Duration) -> usize {
+            tokio::time::sleep(time).await;
+            std::iter::from_fn(|| self.commands.try_recv().ok()).count()
+        }
+
+        /// Whether an edit that is seen at once, by its event, is announced before the file has settled.
+        async fn is_announced_at_once(&mut self) -> bool {
+            self.events.send(true).unwrap();
+            self.announced_in(MOMENT).await == 1
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_is_missing_or_empty_for_a_moment_is_no_edit() {
+        let mut watched = Watched::start();
+        for gone in [|path: &Path| fs::remove_file(path).unwrap(), |path: &Path| fs::write(path, "").unwrap()] {
+            gone(&watched.path);
+            assert!(!watched.is_announced_at_once().await);
+            fs::write(&watched.path, TEXT).unwrap();
+            assert_eq!(watched.announced_in(POLL * 5).await, 0);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn other_events_in_the_folder_do_not_hurry_it() {
+        let mut watched = Watched::start();
+        fs::remove_file(&watched.path).unwrap();
+        assert!(!watched.is_announced_at_once().await);
+        // An editor's own files, for example.
+        assert!(!watched.is_announced_at_once().await);
+        fs::write(&watched.path, TEXT).unwrap();
+        assert_eq!(watched.announced_in(POLL * 5).await, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_stays_missing_is_an_edit_and_so_is_its_return() {
+        let mut watched = Watched::start();
+        fs::remove_file(&watched.path).unwrap();
+        assert!(!watched.is_announced_at_once().await);
+        assert_eq!(watched.announced_in(SETTLE).await, 1);
+        fs::write(&watched.path, TEXT).unwrap();
+        assert_eq!(watched.announced_in(POLL * 5).await, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_whole_edit_is_announced_at_once_and_a_shorter_one_when_it_has_settled() {
+        let mut watched = Watched::start();
+        fs::write(&watched.path, "one: 1\ntwo: 3\n").unwrap();
+        assert!(watched.is_announced_at_once().await);
+        fs::write(&watched.path, "one: 1\n").unwrap();
+        assert!(!watched.is_announced_at_once().await);
+        assert_eq!(watched.announced_in(SETTLE).await, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_edit_without_events_is_found_by_looking() {
+        let mut watched = Watched::start();
+        fs::write(&watched.path, "one: 1\ntwo: 3\n").unwrap();
+        assert_eq!(watched.announced_in(POLL + SETTLE + MOMENT).await, 1);
+    }
 }

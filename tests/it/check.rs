@@ -136,8 +136,8 @@ fn a_problem_has_its_file_line_and_column_everywhere() {
             let output = switchover.cli(arguments);
             assert!(output.code == 78 && output.stderr.contains(&expected), "{expected}: {output:?}");
         }
-        let problem = &switchover.status()["config"]["last_reload"]["problems"][0];
-        assert!(problem["file"] == file.to_string() && problem["line"].is_u64() && problem["column"].is_u64(), "{problem}");
+        let problem = &switchover.read_status().config.last_reload.problems[0];
+        assert!(problem.file == file.to_string() && problem.line.is_some() && problem.column.is_some(), "{problem:?}");
         let table = switchover.cli(&["status"]);
         assert!(table.stdout.contains(&expected), "{expected}: {table:?}");
         eventually("the log has it", || if switchover.log().contains(&expected) { Ok(()) } else { Err(switchover.log()) });

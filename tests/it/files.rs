@@ -1,4 +1,4 @@
-//! Files: the bad ones with the words that are said of them, and the good ones of the repository.
+//! Configuration files: invalid ones with their messages, and the valid ones of the repository.
 
 use std::{
     fs,
@@ -18,9 +18,9 @@ fn yaml_files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Each `tests/invalid/NAME.yaml` is refused in exactly the words of `NAME.expected`. UPDATE_EXPECTED=1 writes them anew.
+/// Each `tests/invalid/NAME.yaml` is refused with exactly the text of `NAME.expected`. UPDATE_EXPECTED=1 writes these again.
 #[test]
-fn every_bad_file_is_refused_in_the_words_recorded_for_it() {
+fn every_invalid_file_is_refused_with_its_recorded_message() {
     let folder = root().join("tests/invalid");
     let files = yaml_files(&folder);
     assert!(files.len() >= 25, "only {} files", files.len());

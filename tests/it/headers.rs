@@ -1,9 +1,9 @@
-//! What a peer is told, byte for byte.
+//! The header that a peer receives, byte for byte.
 
-use crate::support::{ConfigFile, Origin, Switchover};
+use crate::support::{ConfigFile, Origin, Switchover, one_pool};
 
-/// Sends a request, and gives the header lines that the peer got.
-fn told(blue: &Origin, switchover: &Switchover, headers: &str) -> Vec<(String, String)> {
+/// Sends a request; returns the header lines that the peer received.
+fn received(blue: &Origin, switchover: &Switchover, headers: &str) -> Vec<(String, String)> {
     let before = blue.heads().len();
     let mut client = switchover.client();
     client.send(format!("GET /x?a=%2F&b HTTP/1.1\r\nHost: Shop.Test:1234\r\n{headers}\r\n")).unwrap();
@@ -23,21 +23,18 @@ fn value<'a>(headers: &'a [(String, String)], name: &str) -> Vec<&'a str> {
 }
 
 fn started(top: &str) -> (Origin, ConfigFile, Switchover) {
-    let blue = Origin::start("blue");
-    let config = ConfigFile::new(&[("blue", &[blue.address()])]).top(top);
-    let switchover = Switchover::start(&config);
-    (blue, config, switchover)
+    one_pool(|config| config.top(top))
 }
 
 const CLAIMS: &str = "X-Forwarded-For: 10.9.8.7\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil.test\r\nX-Forwarded-Port: 1\r\n\
      X-Real-IP: 10.9.8.7\r\nForwarded: for=10.9.8.7\r\n";
 
 #[test]
-fn an_untrusted_client_is_told_of_as_it_is() {
+fn forwarding_headers_describe_an_untrusted_client() {
     let (blue, _config, switchover) = started("");
     let port = switchover.address.port().to_string();
     for claims in ["", CLAIMS] {
-        let headers = told(&blue, &switchover, claims);
+        let headers = received(&blue, &switchover, claims);
         for (name, expected) in [
             ("Host", vec!["Shop.Test:1234"]),
             ("X-Real-IP", vec!["127.0.0.1"]),
@@ -53,9 +50,9 @@ fn an_untrusted_client_is_told_of_as_it_is() {
 }
 
 #[test]
-fn a_trusted_proxy_is_believed() {
+fn forwarding_headers_of_a_trusted_proxy_are_kept() {
     let (blue, _config, switchover) = started("trusted_proxies: [127.0.0.0/8]\n");
-    let headers = told(&blue, &switchover, CLAIMS);
+    let headers = received(&blue, &switchover, CLAIMS);
     for (name, expected) in [
         ("X-Real-IP", vec!["10.9.8.7"]),
         ("X-Forwarded-For", vec!["10.9.8.7, 127.0.0.1"]),
@@ -70,7 +67,7 @@ fn a_trusted_proxy_is_believed() {
 #[test]
 fn names_keep_their_case_and_values_their_order() {
     let (blue, _config, switchover) = started("");
-    let headers = told(&blue, &switchover, "aCCept: */*\r\nX-Two: 1\r\nx-other: é\r\nX-TWO: 2\r\n");
+    let headers = received(&blue, &switchover, "aCCept: */*\r\nX-Two: 1\r\nx-other: é\r\nX-TWO: 2\r\n");
     let names: Vec<&str> = headers.iter().map(|(name, _)| name.as_str()).collect();
     for name in ["aCCept", "X-Two", "X-TWO", "x-other"] {
         assert!(names.contains(&name), "{name} of {names:?}");
@@ -80,9 +77,9 @@ fn names_keep_their_case_and_values_their_order() {
 }
 
 #[test]
-fn what_belongs_to_the_connection_stays_behind() {
+fn connection_headers_are_not_forwarded() {
     let (blue, _config, switchover) = started("");
-    let headers = told(
+    let headers = received(
         &blue,
         &switchover,
         "Connection: keep-alive, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nProxy-Connection: x\r\nTE: gzip\r\n",
@@ -93,17 +90,26 @@ fn what_belongs_to_the_connection_stays_behind() {
 }
 
 #[test]
-fn nothing_in_connection_removes_a_forwarding_header() {
+fn connection_cannot_name_a_forwarding_header_away() {
     let (blue, _config, switchover) = started("");
-    for name in ["X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Port", "X-Real-IP", "X-Request-Id"] {
+    // Pingora refuses three of them; the others are set after it has removed what `Connection` names.
+    for (name, status) in [
+        ("X-Forwarded-For", 400),
+        ("X-Forwarded-Proto", 400),
+        ("X-Forwarded-Host", 400),
+        ("X-Forwarded-Port", 200),
+        ("X-Real-IP", 200),
+        ("X-Request-Id", 200),
+    ] {
         let before = blue.heads().len();
         let mut client = switchover.client();
         client.send(format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: close, {name}\r\n\r\n")).unwrap();
-        match client.read_response().unwrap().status {
-            // Refusing is fine as well: then nobody was misled.
-            400 => assert_eq!(blue.heads().len(), before),
-            200 => assert!(blue.heads()[before].to_lowercase().contains(&format!("\r\n{}: ", name.to_lowercase())), "{name}"),
-            other => panic!("{name}: {other}"),
+        assert_eq!(client.read_response().unwrap().status, status, "{name}");
+        let heads = &blue.heads()[before..];
+        if status == 200 {
+            assert!(heads[0].to_lowercase().contains(&format!("\r\n{}: ", name.to_lowercase())), "{name}: {heads:?}");
+        } else {
+            assert!(heads.is_empty(), "{name}: {heads:?}");
         }
     }
 }
@@ -111,8 +117,8 @@ fn nothing_in_connection_removes_a_forwarding_header() {
 #[test]
 fn a_request_id_is_kept_or_made() {
     let (blue, _config, switchover) = started("");
-    assert_eq!(value(&told(&blue, &switchover, "X-Request-Id: mine-1\r\n"), "X-Request-Id"), ["mine-1"]);
-    let (a, b) = (told(&blue, &switchover, ""), told(&blue, &switchover, ""));
+    assert_eq!(value(&received(&blue, &switchover, "X-Request-Id: mine-1\r\n"), "X-Request-Id"), ["mine-1"]);
+    let (a, b) = (received(&blue, &switchover, ""), received(&blue, &switchover, ""));
     assert_ne!(value(&a, "X-Request-Id"), value(&b, "X-Request-Id"));
     assert_eq!(value(&a, "X-Request-Id")[0].len(), 32);
 }

@@ -7,6 +7,7 @@
     clippy::unwrap_used,
     reason = "a test that meets what it does not expect has to fail"
 )]
+#![allow(clippy::result_large_err, reason = "what a wait has seen last is kept once, for its message")]
 #![expect(unreachable_pub, reason = "`pub` marks what the kit offers to the tests")]
 
 mod support;
@@ -23,6 +24,7 @@ mod headers;
 mod http;
 mod lifecycle;
 mod limits;
+mod memory;
 mod metrics;
 mod names;
 mod observe;
@@ -30,7 +32,7 @@ mod proxy_protocol;
 mod refused;
 mod reload;
 mod retry;
-mod speed;
+
 mod swaps;
 mod tls;
 mod upstream;

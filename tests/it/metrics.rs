@@ -1,8 +1,8 @@
-//! The scrape: every name with its labels, nothing that grows with what clients send, nothing of who has left.
+//! The scrape: every metric with its labels, no series that grows with what clients send, and none of peers that have left.
 
 use std::collections::BTreeSet;
 
-use crate::support::{ConfigFile, Origin, Switchover, eventually};
+use crate::support::{ConfigFile, Origin, Switchover, eventually, one_pool};
 
 /// Each metric with its labels.
 const LISTED: &[(&str, &[&str])] = &[
@@ -73,9 +73,7 @@ fn every_listed_metric_is_there_with_its_labels() {
 
 #[test]
 fn nothing_grows_with_what_clients_send() {
-    let blue = Origin::start("blue");
-    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
-    let switchover = Switchover::start(&config);
+    let (blue, _config, switchover) = one_pool(|config| config);
     let ask = |i: usize| {
         let mut client = switchover.client();
         client.send(format!("BREW{i} /path{i} HTTP/1.1\r\nHost: host{i}.test\r\nX-Forwarded-For: 10.0.0.{i}\r\n\r\n")).unwrap();
@@ -113,9 +111,7 @@ fn a_peer_that_leaves_takes_its_series_along() {
 
 #[test]
 fn connections_are_counted() {
-    let blue = Origin::start("blue");
-    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
-    let switchover = Switchover::start(&config);
+    let (_blue, _config, switchover) = one_pool(|config| config);
     let clients: Vec<_> = (0..7).map(|_| switchover.client()).collect();
     let is = |n: f64| {
         eventually("the gauge follows", || match switchover.metric("switchover_downstream_connections") {

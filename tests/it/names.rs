@@ -1,8 +1,8 @@
-//! Peers by name: a container that is made anew has another address, and nobody edits a file to say so.
+//! Peers by name: a container that is created again has another address, and no file is edited for that.
 
-use std::{fs, process::Command, time::Instant};
+use std::{fs, process::Command};
 
-use crate::support::{ConfigFile, Origin, Switchover, eventually};
+use crate::support::{ConfigFile, Origin, Switchover, eventually, not_tested};
 
 /// In a mount namespace of its own, so that `/etc/hosts` is a file of the test.
 fn with_hosts(config: &ConfigFile, hosts: &std::path::Path) -> Command {
@@ -14,17 +14,17 @@ fn with_hosts(config: &ConfigFile, hosts: &std::path::Path) -> Command {
 }
 
 fn can_unshare() -> bool {
-    let works =
-        Command::new("unshare").args(["--map-root-user", "--mount", "true"]).status().is_ok_and(|status| status.success());
-    assert!(works || std::env::var_os("CI").is_none(), "CI has to be able to unshare a mount namespace");
+    let output = Command::new("unshare").args(["--map-root-user", "--mount", "true"]).output();
+    let works = output.as_ref().is_ok_and(|output| output.status.success());
+    assert!(works || std::env::var_os("CI").is_none(), "CI has to be able to unshare a mount namespace: {output:?}");
     if !works {
-        eprintln!("NOT TESTED: this system has no mount namespaces for us");
+        not_tested("a peer whose name gets another address", "this system does not let us unshare a mount namespace");
     }
     works
 }
 
 #[test]
-fn a_name_that_means_another_address_is_found_within_ten_seconds() {
+fn a_name_that_gets_another_address_is_followed_without_an_edit() {
     if !can_unshare() {
         return;
     }
@@ -41,21 +41,19 @@ fn a_name_that_means_another_address_is_found_within_ten_seconds() {
     // A bind mount keeps its inode: written in place.
     fs::write(&hosts, "127.0.0.2 app-blue.test\n").unwrap();
     old.kill();
-    let began = Instant::now();
     eventually("the new one serves", || match switchover.get("/").text() {
         text if text == "new" => Ok(()),
         text => Err(text),
     });
-    assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
-    assert_eq!(switchover.pool("blue")["peers"][0]["resolved"][0], new.address().to_string());
+    assert_eq!(switchover.pool_status("blue").peers[0].resolved, [new.address().to_string()]);
 }
 
 #[test]
-fn a_name_that_means_nothing_is_a_reason() {
+fn a_name_that_cannot_be_resolved_is_the_reason_of_a_refusal() {
     let blue = Origin::start("blue");
     let mut config = ConfigFile::new(&[("blue", &[blue.address()]), ("green", &[])]);
     config.set_peers("green", &["no-such-name.invalid:8080"]);
-    let config = config.service("    health_check: {interval: 100ms}\n    promotion: {ready_timeout: 1s}\n");
+    let config = config.service("promotion: {ready_timeout: 1s}");
     let switchover = Switchover::start(&config);
     let output = switchover.cli(&["promote", "green"]);
     assert_eq!(output.code, 3, "{output:?}");

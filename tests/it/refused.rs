@@ -1,12 +1,14 @@
 //! Releases that must not go live: the old pool serves on, nothing fails, and the reason can be read everywhere.
 
+use switchover::status::Outcome;
+
 use crate::support::{
     ConfigFile, Edit, Load, Origin, Switchover,
     load::mixed,
     origin::{Act, ok, status},
 };
 
-const QUICK: &str = "    health_check: {interval: 100ms}\n    promotion: {ready_timeout: 1s}\n";
+const QUICK: &str = "promotion: {ready_timeout: 1s}";
 
 fn shop(green: &Origin) -> (Origin, ConfigFile) {
     let blue = Origin::start("blue");
@@ -14,7 +16,7 @@ fn shop(green: &Origin) -> (Origin, ConfigFile) {
     (blue, config)
 }
 
-/// Promotes green in vain under load; returns what the command said.
+/// Promotes green in vain under load.
 fn refused(green: &Origin, reason: &str) -> Switchover {
     let (_blue, config) = shop(green);
     let before = std::fs::read_to_string(&config.path).unwrap();
@@ -24,14 +26,22 @@ fn refused(green: &Origin, reason: &str) -> Switchover {
     assert_eq!(output.code, 3, "{output:?}");
     assert!(output.stderr.contains(reason), "{output:?}");
     load.stop().assert_no_failures();
-    let shop = switchover.shop();
-    assert_eq!((&shop["active"], &shop["swap"]["outcome"]), (&"blue".into(), &"not_ready".into()), "{shop}");
-    assert!(shop["swap"]["reason"].as_str().unwrap().contains(reason), "{shop}");
+    let shop = switchover.service();
+    let swap = shop.swap.as_ref().unwrap();
+    assert_eq!((shop.active.as_str(), swap.outcome), ("blue", Some(Outcome::NotReady)), "{shop:?}");
+    assert!(swap.reason.as_ref().is_some_and(|said| said.contains(reason)), "{shop:?}");
     assert!(switchover.log().contains("outcome=not_ready") && switchover.log().contains(reason));
     assert_eq!(switchover.metric("switchover_swaps_total{result=\"not_ready\",service=\"shop\"}"), Some(1.0));
     assert_eq!(std::fs::read_to_string(&config.path).unwrap(), before, "a refused release leaves no mark in the file");
     assert_eq!(switchover.get("/").text(), "blue");
     switchover
+}
+
+/// Waits until the swap is given up.
+fn await_refusal(switchover: &Switchover) {
+    switchover.await_service("the swap is given up", |shop| {
+        shop.swap.as_ref().is_some_and(|swap| swap.outcome == Some(Outcome::NotReady))
+    });
 }
 
 #[test]
@@ -64,12 +74,9 @@ fn a_pool_whose_probes_are_switched_off_or_behind_a_login() {
         "/actuator/health/readiness",
         Act::Say(b"HTTP/1.1 302 Found\r\nLocation: /login\r\nContent-Length: 0\r\n\r\n".to_vec()),
     );
-    let last = |switchover: &Switchover| {
-        switchover.pool("green")["peers"][0]["last_probe"]["reason"].as_str().unwrap_or_default().to_owned()
-    };
-    crate::support::eventually("the reason is the login", || {
-        let reason = last(&switchover);
-        if reason.contains("302 to /login: security is in front") { Ok(()) } else { Err(reason) }
+    switchover.await_pool("green", "the reason is the login", |pool| {
+        let probe = pool.peers[0].last_probe.as_ref();
+        probe.and_then(|probe| probe.reason.as_ref()).is_some_and(|reason| reason.contains("302 to /login: security is in front"))
     });
 }
 
@@ -77,13 +84,13 @@ fn a_pool_whose_probes_are_switched_off_or_behind_a_login() {
 fn a_pool_that_flaps() {
     let green = Origin::start("green");
     let (_blue, config) = shop(&green);
-    let config = config.service("    health_check: {interval: 100ms, ready_after: 4}\n    promotion: {ready_timeout: 2s}\n");
+    let config = config.service("health_check: {interval: 100ms, ready_after: 4}\npromotion: {ready_timeout: 2s}\n");
     let switchover = Switchover::start(&config);
     let load = Load::start(switchover.address, 4, mixed);
     green.on("/actuator/health/readiness", Act::SayInTurn(vec![ok("up"), ok("up"), status(503, "down")]));
     config.set_active("green", Edit::Rename);
-    let shop = switchover.await_shop("the swap is given up", |shop| shop["swap"]["outcome"] == "not_ready");
-    assert_eq!(shop["active"], "blue");
+    await_refusal(&switchover);
+    assert_eq!(switchover.service().active, "blue");
     load.stop().assert_no_failures();
 }
 
@@ -103,13 +110,14 @@ fn a_pool_of_which_one_peer_is_missing() {
 }
 
 #[test]
-fn what_was_refused_can_be_tried_again() {
+fn a_refused_release_can_be_tried_again() {
     let green = Origin::start("green");
     green.readiness(503, "warming up");
     let (_blue, config) = shop(&green);
+    let config = config.service("promotion: {ready_timeout: 3s}");
     let switchover = Switchover::start(&config);
     config.set_active("green", Edit::Rename);
-    switchover.await_shop("given up", |shop| shop["swap"]["outcome"] == "not_ready");
+    await_refusal(&switchover);
     green.readiness(200, "up");
     let output = switchover.cli(&["reload"]);
     assert_eq!(output.code, 0, "{output:?}");

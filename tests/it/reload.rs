@@ -1,17 +1,15 @@
-//! Edits of the file: what is taken, what is refused, and what is left alone.
+//! Edits of the configuration file: which are applied, which are refused, and what they leave as it is.
 
 use std::{fs, thread, time::Duration};
 
 use nix::sys::signal::Signal;
+use switchover::status::ReloadResult;
 
-use crate::support::{App, ConfigFile, Edit, Load, Origin, Switchover, eventually, load::mixed, origin::Act};
+use crate::support::{App, ConfigFile, Load, Origin, Switchover, eventually, load::mixed, one_pool, origin::Act};
 
-/// A file with one more problem than the last one, however it got there, changes nothing.
 #[test]
 fn a_file_that_is_not_valid_changes_nothing_and_says_why() {
-    let blue = Origin::start("blue");
-    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
-    let switchover = Switchover::start(&config);
+    let (blue, config, switchover) = one_pool(|config| config);
     let load = Load::start(switchover.address, 4, mixed);
     let good = config.text();
     let bad = [
@@ -28,8 +26,8 @@ fn a_file_that_is_not_valid_changes_nothing_and_says_why() {
     for (name, text, message) in &bad {
         config.replace_by_rename(text);
         eventually(name, || {
-            let reload = switchover.status()["config"]["last_reload"].clone();
-            if reload["problems"].to_string().replace("\\\"", "\"").contains(message) { Ok(()) } else { Err(reload) }
+            let reload = switchover.read_status().config.last_reload;
+            if reload.problems.iter().any(|problem| problem.to_string().contains(message)) { Ok(()) } else { Err(reload) }
         });
         assert_eq!(switchover.metric("switchover_config_last_reload_successful"), Some(0.0), "{name}");
         let (status, error) = switchover.admin_post("/v1/reload", "");
@@ -39,30 +37,25 @@ fn a_file_that_is_not_valid_changes_nothing_and_says_why() {
         assert_eq!(switchover.get("/").text(), "blue", "{name}");
     }
     config.replace_by_rename(&good);
-    eventually("the good file is taken again", || {
-        if switchover.metric("switchover_config_last_reload_successful") == Some(1.0) { Ok(()) } else { Err(switchover.status()) }
+    eventually("the good file is applied again", || {
+        if switchover.metric("switchover_config_last_reload_successful") == Some(1.0) {
+            Ok(())
+        } else {
+            Err(switchover.read_status())
+        }
     });
     load.stop().assert_no_failures();
 }
 
+/// One that is missing or empty for a moment only is tested beside the watcher, with a clock of its own.
 #[test]
-fn a_missing_or_empty_file_is_no_edit_at_first_and_a_refused_one_if_it_stays() {
-    let blue = Origin::start("blue");
-    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
-    let switchover = Switchover::start(&config);
+fn a_file_that_stays_missing_is_a_problem_and_the_old_one_serves() {
+    let (_blue, config, switchover) = one_pool(|config| config);
     fs::remove_file(&config.path).unwrap();
-    thread::sleep(Duration::from_millis(300)); // Briefly, as editors do it.
-    config.write_in_place(&config.text());
-    thread::sleep(Duration::from_millis(300));
-    config.write_in_place("");
-    thread::sleep(Duration::from_millis(300));
-    config.write_in_place(&config.text());
-    thread::sleep(Duration::from_millis(1500));
-    assert_eq!(switchover.metric("switchover_config_reloads_total{result=\"invalid\"}"), None);
-    fs::remove_file(&config.path).unwrap();
-    eventually("a file that stays away is a problem", || {
-        let problems = switchover.status()["config"]["last_reload"]["problems"].to_string();
-        if problems.contains("there is no such file") { Ok(()) } else { Err(problems) }
+    eventually("it is a problem", || {
+        let reload = switchover.read_status().config.last_reload;
+        let problem = reload.problems.iter().any(|problem| problem.to_string().contains("there is no such file"));
+        if problem { Ok(()) } else { Err(reload) }
     });
     assert_eq!(switchover.get("/").text(), "blue");
 }
@@ -75,11 +68,11 @@ fn a_static_field_is_refused_as_a_whole() {
     let text = config.text().replacen("address: 127.0.0.1:0", "address: 127.0.0.1:1", 1).replace("active: blue", "active: green");
     config.replace_by_rename(&format!("threads: 7\n{text}"));
     eventually("both fields are named", || {
-        let reload = switchover.status()["config"]["last_reload"].clone();
-        let problems = reload["problems"].to_string();
-        if problems.contains("\"listeners\"") && problems.contains("\"threads\"") { Ok(()) } else { Err(reload) }
+        let reload = switchover.read_status().config.last_reload;
+        let named = |key: &str| reload.problems.iter().any(|problem| problem.at == key);
+        if named("listeners") && named("threads") { Ok(()) } else { Err(reload) }
     });
-    assert_eq!(switchover.status()["config"]["last_reload"]["result"], "static_changed");
+    assert_eq!(switchover.read_status().config.last_reload.result, ReloadResult::StaticChanged);
     assert_eq!(switchover.get("/").text(), "blue", "nothing of the file is taken");
     assert_eq!(switchover.cli(&["promote", "green"]).code, 78);
 }
@@ -87,8 +80,8 @@ fn a_static_field_is_refused_as_a_whole() {
 #[test]
 fn a_file_written_in_two_halves_is_taken_whole_wherever_it_was_cut() {
     let (blue, green) = (App::start("blue", "1", "0s"), App::start("green", "1", "0s"));
-    let config = ConfigFile::new(&[("blue", &[blue.address]), ("green", &[green.address])])
-        .service("    health_check: {interval: 100ms}\n    hosts: [shop.test, other.test]\n");
+    let config =
+        ConfigFile::new(&[("blue", &[blue.address]), ("green", &[green.address])]).service("hosts: [shop.test, other.test]");
     let switchover = Switchover::start(&config);
     let load = Load::start(switchover.address, 4, mixed);
     let blue = config.text();
@@ -104,22 +97,18 @@ fn a_file_written_in_two_halves_is_taken_whole_wherever_it_was_cut() {
 
 #[test]
 fn an_edit_that_changes_nothing_touches_nothing() {
-    let blue = Origin::start("blue");
-    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
-    let switchover = Switchover::start(&config);
-    let generation = switchover.status()["generation"].clone();
+    let (_blue, config, switchover) = one_pool(|config| config);
+    let generation = switchover.read_status().generation;
     config.replace_by_rename(&format!("# a comment\n{}", config.text()));
     let (status, applied) = switchover.admin_post("/v1/reload", "{}");
     assert_eq!((status, &applied["result"]), (200, &"unchanged".into()));
     assert_eq!(switchover.cli(&["reload"]).stdout.trim(), "unchanged");
-    assert_eq!(switchover.status()["generation"], generation);
+    assert_eq!(switchover.read_status().generation, generation);
 }
 
 #[test]
 fn sighup_reads_the_file() {
-    let blue = Origin::start("blue");
-    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
-    let switchover = Switchover::start(&config);
+    let (_blue, _config, switchover) = one_pool(|config| config);
     let reloads = || switchover.metrics().lines().filter(|l| l.starts_with("switchover_config_reloads_total")).count();
     assert_eq!(reloads(), 1);
     switchover.signal(Signal::SIGHUP);
@@ -130,27 +119,24 @@ fn sighup_reads_the_file() {
 }
 
 #[test]
-fn a_weight_or_a_timeout_resets_no_health() {
+fn a_new_weight_or_timeout_resets_no_health() {
     let (a, b) = (Origin::start("a"), Origin::start("b"));
     let mut config = ConfigFile::new(&[("blue", &[a.address(), b.address()])]);
     let switchover = Switchover::start(&config);
     switchover.await_ready("blue");
-    // From now on nobody could become ready again.
+    // From now on no peer could become ready again.
     a.readiness(503, "");
     b.readiness(503, "");
     let ready_before = switchover.log().matches("peer is ready").count();
     let (a, b) = (format!("{{address: \"{}\", weight: 5}}", a.address()), format!("\"{}\"", b.address()));
     let slow = config.text();
-    config = config.service("    health_check: {interval: 10s}\n    timeouts: {response: 7s}\n");
+    config = config.service("health_check: {interval: 10s}\ntimeouts: {response: 7s}\n");
     assert_ne!(slow, config.text());
     config.set_peers("blue", &[&a, &b]);
-    switchover.await_shop("the weight is there", |shop| shop["pools"][0]["peers"][0]["weight"] == 5);
+    switchover.await_pool("blue", "the weight is there", |pool| pool.peers[0].weight == 5);
     assert_eq!(switchover.log().matches("peer is ready").count(), ready_before);
-    assert!(
-        switchover.pool("blue")["peers"].as_array().unwrap().iter().all(|peer| peer["ready"] == true),
-        "{}",
-        switchover.shop()
-    );
+    let pool = switchover.pool_status("blue");
+    assert!(pool.peers.iter().all(|peer| peer.ready), "{pool:?}");
 }
 
 #[test]
@@ -161,7 +147,7 @@ fn the_last_ready_peer_stays_until_its_replacement_is_ready() {
     let switchover = Switchover::start(&config);
     let load = Load::start(switchover.address, 4, mixed);
     config.set_peers("blue", &[&format!("\"{}\"", new.address())]);
-    switchover.await_shop("it waits for the new peer", |shop| shop["swap"]["phase"] == "proving");
+    switchover.await_proving();
     assert_eq!(switchover.get("/").text(), "old");
     new.readiness(200, "up");
     eventually("the new peer serves", || match switchover.get("/").text() {
@@ -180,30 +166,28 @@ fn an_added_peer_takes_requests_when_it_is_ready_and_a_removed_one_none() {
     let load = Load::start(switchover.address, 4, mixed);
     let (of_a, of_b) = (format!("\"{}\"", a.address()), format!("\"{}\"", b.address()));
     config.set_peers("blue", &[&of_a, &of_b]);
-    switchover.await_shop("it is there", |shop| shop["pools"][0]["peers"].as_array().unwrap().len() == 2);
-    let before = load.done();
-    eventually("load goes on", || if load.done() > before + 100 { Ok(()) } else { Err(load.done()) });
+    switchover.await_pool("blue", "it is there", |pool| pool.peers.len() == 2);
+    load.await_sent(100);
     assert!(b.heads().is_empty(), "it was not ready");
     b.readiness(200, "up");
     eventually("it takes requests", || if b.heads().len() > 10 { Ok(()) } else { Err(b.heads().len()) });
     config.set_peers("blue", &[&of_b]);
-    switchover.await_shop("the other has left", |shop| shop["pools"][0]["peers"].as_array().unwrap().len() == 1);
+    switchover.await_pool("blue", "the other has left", |pool| pool.peers.len() == 1);
     let last = a.heads().len();
-    let before = load.done();
-    eventually("load goes on", || if load.done() > before + 100 { Ok(()) } else { Err(load.done()) });
+    load.await_sent(100);
     assert_eq!(a.heads().len(), last);
     load.stop().assert_no_failures();
 }
 
 #[test]
-fn a_newer_edit_takes_the_place_of_a_swap_that_is_being_proven() {
+fn a_newer_promotion_supersedes_a_swap_that_is_being_proven() {
     let (blue, green) = (Origin::start("blue"), Origin::start("green"));
     green.readiness(503, "starting");
     let config = ConfigFile::new(&[("blue", &[blue.address()]), ("green", &[green.address()])]);
     let switchover = Switchover::start(&config);
     thread::scope(|scope| {
         let waiter = scope.spawn(|| switchover.admin_post("/v1/services/shop/promote?wait=drained", "{\"pool\": \"green\"}"));
-        switchover.await_shop("proving", |shop| shop["swap"]["phase"] == "proving");
+        switchover.await_proving();
         let output = switchover.cli(&["promote", "blue"]);
         assert_eq!(output.code, 0, "{output:?}");
         let (status, error) = waiter.join().unwrap();
@@ -217,8 +201,7 @@ fn a_newer_edit_takes_the_place_of_a_swap_that_is_being_proven() {
 #[test]
 fn services_come_and_go_with_the_file() {
     let (shop, extra) = (Origin::start("shop"), Origin::start("extra"));
-    let config =
-        ConfigFile::new(&[("blue", &[shop.address()])]).service("    hosts: [shop.test]\n    health_check: {interval: 100ms}\n");
+    let config = ConfigFile::new(&[("blue", &[shop.address()])]).service("hosts: [shop.test]");
     let switchover = Switchover::start(&config);
     let ask = |path: &str| {
         let mut client = switchover.client();
@@ -244,5 +227,4 @@ fn services_come_and_go_with_the_file() {
         || if switchover.metrics().contains("extra") { Err(switchover.metrics()) } else { Ok(()) },
     );
     assert_eq!(switchover.get("/").text(), "shop");
-    config.set_active("blue", Edit::Rename);
 }

@@ -1,35 +1,25 @@
-//! TLS towards clients: which certificate they are shown, how it is renewed, who may come, and swaps under all of it.
+//! TLS towards clients: which certificate they get, how it is renewed, and which clients are let in.
 
 use std::{
     fs,
     net::SocketAddr,
     path::Path,
-    process::Command,
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use nix::sys::signal::Signal;
-
-use crate::support::{App, Authority, ConfigFile, Edit, Origin, Switchover, eventually, h2_load::H2Load};
+use crate::support::{Authority, ConfigFile, Origin, Protocol, Switchover, curl, eventually, hyper_client::Silent};
 
 const TLS: &str = "    tls: {certificates: [{certificate: shop.crt, key: shop.key}, {certificate: more.crt, key: more.key}]}\n";
 
-/// What curl says when it asks for `https://NAME/`.
-fn curl(address: SocketAddr, ca: &Path, name: &str, more: &[&str]) -> Result<String, String> {
+/// What curl prints when it asks for `https://NAME/`.
+fn ask(address: SocketAddr, ca: &Path, name: &str, more: &[&str]) -> Result<String, String> {
     let port = address.port();
-    let output = Command::new("curl")
-        .args(["-sS", "--max-time", "10", "--noproxy", "*", "--cacert", ca.to_str().unwrap()])
-        .args(["--resolve", &format!("{name}:{port}:127.0.0.1")])
-        .args(more)
-        .arg(format!("https://{name}:{port}/"))
-        .output()
-        .unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+    let resolve = format!("{name}:{port}:127.0.0.1");
+    curl(&format!("https://{name}:{port}/"), &[&["--cacert", ca.to_str().unwrap(), "--resolve", &resolve], more].concat())
 }
 
 #[test]
-fn a_client_is_shown_the_certificate_of_the_name_it_asks_for() {
+fn a_client_gets_the_certificate_of_the_name_it_asks_for() {
     let (blue, authority) = (Origin::start("blue"), Authority::new());
     let config = ConfigFile::new(&[("blue", &[blue.address()])]);
     let ca = authority.write(config.folder());
@@ -38,7 +28,7 @@ fn a_client_is_shown_the_certificate_of_the_name_it_asks_for() {
     let config = config.listener(TLS);
     let switchover = Switchover::start(&config);
     switchover.await_ready("blue");
-    let ask = |name: &str, more: &[&str]| curl(switchover.address, &ca, name, more);
+    let ask = |name: &str, more: &[&str]| ask(switchover.address, &ca, name, more);
     for name in ["shop.test", "more.test", "a.wild.test"] {
         assert_eq!(ask(name, &[]), Ok("blue".to_owned()), "{name}");
     }
@@ -59,7 +49,7 @@ fn a_client_is_shown_the_certificate_of_the_name_it_asks_for() {
 }
 
 #[test]
-fn renewed_files_are_taken_when_they_are_whole_and_valid() {
+fn renewed_certificates_are_used_once_they_are_whole_and_valid() {
     let (blue, authority) = (Origin::start("blue"), Authority::new());
     let config = ConfigFile::new(&[("blue", &[blue.address()])]);
     let folder = config.folder().to_path_buf();
@@ -73,7 +63,7 @@ fn renewed_files_are_taken_when_they_are_whole_and_valid() {
     };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
     assert!(ends("shop.test").is_some_and(|end| end > now));
-    let serves = |name: &str| assert_eq!(curl(switchover.address, &ca, name, &[]), Ok("blue".to_owned()), "{name}");
+    let serves = |name: &str| assert_eq!(ask(switchover.address, &ca, name, &[]), Ok("blue".to_owned()), "{name}");
     let said = |what: &str| eventually(what, || if switchover.log().contains(what) { Ok(()) } else { Err(switchover.log()) });
 
     // Half of a pair, one that has expired, and no certificate at all: the old one serves on.
@@ -110,7 +100,7 @@ fn one_bad_pair_leaves_the_others_renewing() {
     let switchover = Switchover::start(&config);
     switchover.await_ready("blue");
     let serves = |name: &str| {
-        eventually(&format!("it serves {name}"), || match curl(switchover.address, &ca, name, &[]) {
+        eventually(&format!("it serves {name}"), || match ask(switchover.address, &ca, name, &[]) {
             Ok(body) if body == "blue" => Ok(()),
             other => Err((other, switchover.log())),
         });
@@ -168,7 +158,7 @@ fn a_pair_is_read_again_without_a_sign_of_a_change() {
     said("holds no private key in PEM");
     with_old_date(&key, &good);
     said("certificate in order again");
-    assert_eq!(curl(switchover.address, &ca, "shop.test", &[]), Ok("blue".to_owned()));
+    assert_eq!(ask(switchover.address, &ca, "shop.test", &[]), Ok("blue".to_owned()));
 }
 
 #[test]
@@ -197,7 +187,7 @@ fn run_and_check_reject_a_listener_that_cannot_be_served_and_say_why() {
 }
 
 #[test]
-fn clients_show_a_certificate_where_one_is_asked_for() {
+fn a_listener_with_client_ca_lets_in_clients_with_its_certificates_only() {
     let (blue, authority, stranger) = (Origin::start("blue"), Authority::new(), Authority::new());
     let config = ConfigFile::new(&[("blue", &[blue.address()])]);
     let folder = config.folder().to_path_buf();
@@ -211,20 +201,19 @@ fn clients_show_a_certificate_where_one_is_asked_for() {
     let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
     let with = |name: &str| {
         let (certificate, key) = (path(&format!("{name}.crt")), path(&format!("{name}.key")));
-        curl(switchover.address, &ca, "shop.test", &["--cert", &certificate, "--key", &key])
+        ask(switchover.address, &ca, "shop.test", &["--cert", &certificate, "--key", &key])
     };
     assert_eq!(with("client"), Ok("blue".to_owned()));
     assert!(with("stranger").is_err());
-    assert!(curl(switchover.address, &ca, "shop.test", &[]).is_err());
-    let refused = "switchover_rejected_requests_total{listener=\"127.0.0.1:0\",reason=\"tls_handshake\"}";
-    eventually("they are counted", || match switchover.metric(refused) {
-        Some(seen) if seen >= 2.0 => Ok(()),
-        other => Err(other),
+    assert!(ask(switchover.address, &ca, "shop.test", &[]).is_err());
+    eventually("they are counted", || match switchover.rejected("tls_handshake") {
+        seen if seen >= 2.0 => Ok(()),
+        seen => Err(seen),
     });
 }
 
 #[test]
-fn a_plain_listener_sends_clients_to_https_but_for_the_proofs_of_names() {
+fn redirect_to_https_redirects_everything_but_acme_challenges() {
     let blue = Origin::start("blue");
     let config = ConfigFile::new(&[("blue", &[blue.address()])]).listener("    redirect_to_https: true\n");
     let switchover = Switchover::start(&config);
@@ -240,19 +229,14 @@ fn a_plain_listener_sends_clients_to_https_but_for_the_proofs_of_names() {
         let answer = client.read_response().unwrap();
         assert_eq!((answer.status, answer.header("location")), (status, Some(location)));
     }
-    let output = Command::new("curl")
-        .args(["-sS", "--noproxy", "*", "--http2-prior-knowledge", "-o", "/dev/null", "-w", "%{http_code} %{redirect_url}"])
-        .arg(format!("http://{}/x", switchover.address))
-        .output()
-        .unwrap();
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "301 https://127.0.0.1/x", "{output:?}");
+    let args = ["--http2-prior-knowledge", "-o", "/dev/null", "-w", "%{http_code} %{redirect_url}"];
+    assert_eq!(curl(&format!("http://{}/x", switchover.address), &args), Ok("301 https://127.0.0.1/x".to_owned()));
     assert_eq!(client.get("/.well-known/acme-challenge/token").unwrap().text(), "blue");
     assert_eq!(blue.heads().len(), 1);
 }
 
-/// Silent connections cost nothing for long on this kind of port either, before and after the handshake.
 #[test]
-fn who_says_nothing_is_let_go_before_and_after_the_handshake() {
+fn a_silent_client_is_disconnected_before_and_after_the_handshake() {
     let (blue, authority) = (Origin::start("blue"), Authority::new());
     let config = ConfigFile::new(&[("blue", &[blue.address()])]);
     let ca = authority.write(config.folder());
@@ -265,58 +249,14 @@ fn who_says_nothing_is_let_go_before_and_after_the_handshake() {
     let silent: Vec<_> = (0..200).map(|_| switchover.client()).collect();
     let mut half: Vec<_> = (0..200).map(|_| switchover.client()).collect();
     half.iter_mut().for_each(|client| client.send(b"\x16\x03\x01\x02").unwrap());
-    // These have shaken hands, and chosen HTTP/2 or HTTP/1.1; what they ask never comes.
-    let idle: Vec<_> =
-        ["h2", "http/1.1"].map(|protocol| H2Load::silent(switchover.address, &ca, protocol, 1)).into_iter().collect();
+    // These have completed the handshake, and chosen HTTP/2 or HTTP/1.1; they send no request.
+    let idle: Vec<_> = [Protocol::H2, Protocol::Https1]
+        .map(|protocol| Silent::start(switchover.address, &ca, protocol, 1))
+        .into_iter()
+        .collect();
     eventually("all are closed", || match switchover.metric("switchover_downstream_connections") {
         Some(0.0) => Ok(()),
         other => Err(other),
     });
     drop((silent, half, idle));
-}
-
-/// The main promise over TLS, by HTTP/2 and HTTP/1.1 at once.
-#[test]
-fn fifty_swaps_over_tls_and_none_of_the_requests_fails() {
-    swap_under_load(50, "    tls: {certificates: [{certificate: shop.crt, key: shop.key}]}\n", &["h2", "http/1.1"]);
-}
-
-/// And by HTTP/2 without TLS.
-#[test]
-fn fifty_swaps_over_h2c_and_none_of_the_requests_fails() {
-    swap_under_load(50, "", &["h2c"]);
-}
-
-/// With every kind of edit, and the old application killed each second time.
-fn swap_under_load(swaps: usize, listener: &str, protocols: &[&'static str]) {
-    let authority = Authority::new();
-    let mut apps = [App::start("blue", "v0", "0s"), App::start("green", "v0", "0s")];
-    let config = ConfigFile::new(&[("blue", &[apps[0].address]), ("green", &[apps[1].address])]);
-    let ca = authority.write(config.folder());
-    authority.sign(config.folder(), "shop", &["shop.test"], 2040);
-    let config = config.listener(listener);
-    let mut switchover = Switchover::start(&config);
-    switchover.await_ready("blue");
-    let loads: Vec<_> = protocols.iter().map(|protocol| H2Load::start(switchover.address, &ca, protocol, 4)).collect();
-    for swap in 1..=swaps {
-        let (old, new) = if swap % 2 == 1 { (0, 1) } else { (1, 0) };
-        let name = ["blue", "green"];
-        switchover.await_ready(name[new]);
-        match swap % 3 {
-            0 => config.set_active(name[new], Edit::Rename),
-            1 => config.set_active(name[new], Edit::InPlace),
-            _ => assert_eq!(switchover.cli(&["promote", "shop", name[new]]).code, 0),
-        }
-        switchover.await_active(name[new]);
-        switchover.await_safe_to_stop(name[old]);
-        apps[old].stop(swap % 4 < 2);
-        apps[old].restart(&format!("v{swap}"), "0s");
-    }
-    for load in loads {
-        let (done, failures) = load.stop();
-        assert_eq!(failures, Vec::<String>::new(), "of {done}");
-        assert!(done > 500, "{done}");
-    }
-    switchover.signal(Signal::SIGTERM);
-    assert!(switchover.await_exit().0.success());
 }

@@ -1,6 +1,6 @@
-//! Peers that are spoken to otherwise than in plain HTTP/1.1: HTTP/2, TLS, both.
+//! Peers that speak HTTP/2, TLS, or both.
 
-use std::{convert::Infallible, fs, net::SocketAddr, path::Path, process::Command, sync::Arc, time::Duration};
+use std::{convert::Infallible, fs, net::SocketAddr, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use http::{Request, Response, Version};
@@ -15,10 +15,11 @@ use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
+use switchover::status::PoolStatus;
 use tokio::{net::TcpListener, runtime::Runtime};
 use tokio_rustls::TlsAcceptor;
 
-use crate::support::{Authority, ConfigFile, Switchover, eventually};
+use crate::support::{Authority, ConfigFile, Switchover, curl, eventually};
 
 /// Answers with the version it was asked in, the length of the body and the cookies.
 struct Peer {
@@ -29,7 +30,7 @@ struct Peer {
 async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
     if head.uri.path() == "/late" {
-        tokio::time::sleep(Duration::from_secs(5)).await;
+        std::future::pending::<()>().await;
     }
     let cookies: Vec<_> = head.headers.get_all("cookie").iter().map(|value| value.to_str().unwrap().to_owned()).collect();
     let length = body.collect().await.map(|body| body.to_bytes().len()).unwrap_or_default();
@@ -113,8 +114,13 @@ fn peers_are_asked_in_what_they_speak() {
             client.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n").unwrap();
             assert_eq!(client.read_response().unwrap().text(), format!("{version} 5 []"));
         }
-        switchover.await_shop("nothing is in flight", |shop| shop["pools"][0]["in_flight"] == 0);
+        switchover.await_in_flight("blue", 0);
     }
+}
+
+/// Why the last probe of the first peer failed.
+fn last_reason(pool: &PoolStatus) -> &str {
+    pool.peers[0].last_probe.as_ref().and_then(|probe| probe.reason.as_deref()).unwrap_or_default()
 }
 
 #[test]
@@ -125,10 +131,7 @@ fn a_peer_whose_certificate_is_not_the_right_one_is_not_ready_until_it_can_be_ve
     let peer = Peer::start(false, Some((folder.path(), "peer")));
     let (_config, switchover) = proxied(&peer, &format!("{{tls: {{ca: \"{}\", server_name: peer.test}}}}", ca.display()));
     let reason = |what: &str| {
-        eventually(what, || {
-            let peers = switchover.pool("blue")["peers"][0]["last_probe"].to_string();
-            if peers.contains(what) { Ok(()) } else { Err(peers) }
-        });
+        switchover.await_pool("blue", what, |pool| last_reason(pool).contains(what));
     };
     reason("invalid peer certificate");
     assert_ne!(switchover.get("/").status, 200);
@@ -143,22 +146,13 @@ fn a_peer_whose_certificate_is_not_the_right_one_is_not_ready_until_it_can_be_ve
     drop(switchover);
 
     let (_config, switchover) = proxied(&peer, &format!("{{tls: {{ca: \"{}\", server_name: other.test}}}}", ca.display()));
-    eventually("another name is refused", || {
-        let probe = switchover.pool("blue")["peers"][0]["last_probe"].to_string();
-        if probe.contains("certificate") { Ok(()) } else { Err(probe) }
-    });
+    switchover.await_pool("blue", "another name is refused", |pool| last_reason(pool).contains("certificate"));
 }
 
 /// What curl prints when it asks by HTTP/2.
-fn curl(switchover: &Switchover, path: &str, args: &[&str]) -> String {
-    let output = Command::new("curl")
-        .args(["-sS", "--noproxy", "*", "--http2-prior-knowledge", "--max-time", "10"])
-        .args(args)
-        .arg(format!("http://{}{path}", switchover.address))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout).unwrap()
+fn by_h2(switchover: &Switchover, path: &str, args: &[&str]) -> String {
+    let args = [&["--http2-prior-knowledge"], args].concat();
+    curl(&format!("http://{}{path}", switchover.address), &args).unwrap()
 }
 
 #[test]
@@ -166,39 +160,40 @@ fn from_h2_to_http1_cookies_are_one_line_and_bodies_end_once() {
     let peer = Peer::start(false, None);
     let (_config, switchover) = proxied(&peer, "{}");
     switchover.await_ready("blue");
-    let curl = |args: &[&str]| curl(&switchover, "/", args);
-    assert_eq!(curl(&["-H", "Cookie: a=1", "-H", "Cookie: b=2"]), "http1 0 [\"a=1; b=2\"]");
-    assert_eq!(curl(&["-d", "hello"]), "http1 5 []");
+    let ask = |args: &[&str]| by_h2(&switchover, "/", args);
+    assert_eq!(ask(&["-H", "Cookie: a=1", "-H", "Cookie: b=2"]), "http1 0 [\"a=1; b=2\"]");
+    assert_eq!(ask(&["-d", "hello"]), "http1 5 []");
     // Without a length the end is an empty frame, which must not become a second end.
     for _ in 0..5 {
-        assert_eq!(curl(&["-H", "Content-Length:", "-d", "hello"]), "http1 5 []");
-        assert_eq!(curl(&[]), "http1 0 []");
+        assert_eq!(ask(&["-H", "Content-Length:", "-d", "hello"]), "http1 5 []");
+        assert_eq!(ask(&[]), "http1 0 []");
     }
 }
 
 #[test]
-fn a_late_peer_of_http_2_is_told_of_and_counted_whatever_the_client_speaks() {
+fn a_late_peer_of_http_2_is_answered_for_and_counted_whatever_the_client_speaks() {
     let peer = Peer::start(true, None);
-    let service =
-        "    upstream: {protocol: h2c}\n    health_check: {interval: 100ms, path: /}\n    timeouts: {response: 300ms}\n";
+    let service = "    upstream: {protocol: h2c}\n    health_check: {interval: 100ms, path: /}\n    timeouts: {response: 1s}\n";
     let config =
         ConfigFile::new(&[("blue", &[peer.address])]).service(service).top("access_log: {format: json, file: access.log}\n");
     let switchover = Switchover::start(&config);
     switchover.await_ready("blue");
     let mut client = switchover.client();
     assert_eq!(client.get("/late").unwrap().status, 504);
-    let answer = curl(&switchover, "/late", &["-i"]);
+    let answer = by_h2(&switchover, "/late", &["-i"]);
     assert!(answer.starts_with("HTTP/2 504") && answer.ends_with("504 the application did not answer in time\n"), "{answer}");
     let grpc = ["-i", "-d", "x", "-H", "Content-Type: application/grpc", "-H", "TE: trailers"];
-    let answer = curl(&switchover, "/late", &grpc);
+    let answer = by_h2(&switchover, "/late", &grpc);
     assert!(answer.starts_with("HTTP/2 200") && answer.contains("grpc-status: 14"), "{answer}");
     // The connection to the peer is shared, and goes on.
-    assert!(curl(&switchover, "/", &grpc).ends_with("h2 1 [] te trailers"));
+    assert!(by_h2(&switchover, "/", &grpc).ends_with("h2 1 [] te trailers"));
     let series = format!(
         "switchover_upstream_errors_total{{kind=\"response_timeout\",peer=\"{}\",pool=\"blue\",service=\"shop\"}}",
         peer.address
     );
     assert_eq!(switchover.metric(&series), Some(3.0));
-    let log = fs::read_to_string(config.folder().join("access.log")).unwrap();
-    assert_eq!(log.matches("\"ended\":\"response_timeout\"").count(), 3, "{log}");
+    eventually("each has its line in the log", || {
+        let log = fs::read_to_string(config.folder().join("access.log")).unwrap();
+        if log.matches("\"ended\":\"response_timeout\"").count() == 3 { Ok(()) } else { Err(log) }
+    });
 }

@@ -75,7 +75,7 @@ fn all_four_kinds_of_calls_deadlines_cancellation_and_trailers_over_h2c_and_tls(
         switchover.await_ready("blue");
         let output = client("calls", switchover.address, tls.then_some(&ca));
         assert!(output.status.success(), "{output:?}");
-        switchover.await_shop("nothing is left", |shop| shop["pools"][0]["in_flight"] == 0);
+        switchover.await_in_flight("blue", 0);
     }
 }
 
@@ -115,8 +115,7 @@ fn swaps_under_calls_fail_none_of_them_and_a_stream_lives_on_until_it_ends() {
     let mut said = BufReader::new(load.stdout.take().unwrap());
     let mut line = String::new();
     said.read_line(&mut line).unwrap();
-    switchover
-        .await_shop("the stream is there", |shop| shop["pools"].as_array().unwrap().iter().any(|pool| pool["in_flight"] != 0));
+    switchover.await_service("the stream is there", |service| service.pools.iter().any(|pool| pool.in_flight != 0));
     for swap in 0..50 {
         let name = ["blue", "green"];
         let (new, old) = (swap % 2, (swap + 1) % 2);
@@ -128,7 +127,7 @@ fn swaps_under_calls_fail_none_of_them_and_a_stream_lives_on_until_it_ends() {
             others[old].restart(swap % 4 < 2);
         }
     }
-    assert!(switchover.pool("first")["in_flight"].as_u64() > Some(0), "the stream is still there");
+    assert!(switchover.pool_status("first").in_flight > 0, "the stream is still there");
     load.stdin.take().unwrap().write_all(b"\n").unwrap();
     let output = load.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -14,14 +14,14 @@ fn six_swaps_under_load_with_uploads_events_and_websockets() {
     let config = ConfigFile::new(&[("set1", &[apps[0].address]), ("set2", &[apps[1].address])]).service(SERVICE);
     apps[0].start("v0", &[]);
     let switchover = Switchover::start(&config);
-    patiently("set1 is ready", || if switchover.get("/").status == 200 { Ok(()) } else { Err(switchover.shop()) });
+    patiently("set1 is ready", || if switchover.get("/").status == 200 { Ok(()) } else { Err(switchover.service()) });
     let load = Load::start(switchover.address, 12, mixed);
     for swap in 1..=6 {
         let (old, new) = ((swap + 1) % 2, swap % 2);
         apps[new].start(&format!("v{swap}"), &[]);
         apps[new].await_port();
         let long = [upload, events, chat].map(|begin| begin(switchover.address));
-        switchover.await_shop("they have begun", |shop| shop["pools"][old]["upgraded"] == 1);
+        switchover.await_service("they have begun", |service| service.pools[old].upgraded == 1);
         let output = switchover.cli(&["promote", if new == 1 { "set2" } else { "set1" }, "--wait", "drained"]);
         assert_eq!(output.code, 0, "{output:?}");
         // The moment it is said to be safe.
@@ -51,7 +51,7 @@ fn a_release_that_cannot_be_asked_or_is_not_ready_is_refused_and_the_reason_is_t
         let config = ConfigFile::new(&[("blue", &[blue.address]), ("green", &[green.address])])
             .service("    promotion: {ready_timeout: 2s}\n    health_check: {interval: 200ms}\n");
         let switchover = Switchover::start(&config);
-        patiently("blue is ready", || if switchover.get("/").status == 200 { Ok(()) } else { Err(switchover.shop()) });
+        patiently("blue is ready", || if switchover.get("/").status == 200 { Ok(()) } else { Err(switchover.service()) });
         let output = switchover.cli(&["promote", "green"]);
         assert_eq!(output.code, 3, "{output:?}");
         assert!(output.stderr.contains(reason), "{reason}: {output:?}");
@@ -71,7 +71,7 @@ fn what_tomcat_does_with_kept_connections_is_seen_by_no_client() {
         .service("    timeouts: {idle: 1s}\n    promotion: {ready_timeout: 60s}\n    health_check: {interval: 500ms}\n");
     let switchover = Switchover::start(&config);
     apps.iter().for_each(Spring::await_port);
-    patiently("set1 is ready", || if switchover.get("/").status == 200 { Ok(()) } else { Err(switchover.shop()) });
+    patiently("set1 is ready", || if switchover.get("/").status == 200 { Ok(()) } else { Err(switchover.service()) });
     let busy = Load::start(switchover.address, 8, mixed);
     // Clients whose pauses end when Tomcat's patience does.
     let hesitant = Load::start(switchover.address, 12, |turn| {
@@ -103,8 +103,8 @@ fn a_peer_that_is_stopped_while_it_serves_is_passed_over() {
     let switchover = Switchover::start(&config);
     apps.iter().for_each(Spring::await_port);
     patiently("both are ready", || {
-        let pool = switchover.pool("both");
-        if pool["peers"].as_array().unwrap().iter().all(|peer| peer["ready"] == true) { Ok(()) } else { Err(pool) }
+        let pool = switchover.pool_status("both");
+        if pool.peers.iter().all(|peer| peer.ready) { Ok(()) } else { Err(pool) }
     });
     // Some that take longer than the stop takes to begin.
     let load = Load::start(switchover.address, 12, |turn| ("GET", if turn % 3 == 0 { "/slow?ms=300" } else { "/" }, b""));
@@ -114,8 +114,8 @@ fn a_peer_that_is_stopped_while_it_serves_is_passed_over() {
         apps[1].stop(true);
         apps[1].start("v1", &[]);
         patiently("it is back", || {
-            let pool = switchover.pool("both");
-            if pool["peers"][1]["ready"] == true { Ok(()) } else { Err(pool) }
+            let pool = switchover.pool_status("both");
+            if pool.peers[1].ready { Ok(()) } else { Err(pool) }
         });
     }
     load.stop().assert_no_failures();

@@ -9,6 +9,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use switchover::status::Phase;
 use tempfile::TempDir;
 
 use super::spring::{Jar, Spring, patiently};
@@ -29,15 +30,18 @@ impl Host {
         let config = ConfigFile::new(&[("blue", &[ports[0].address]), ("green", &[ports[1].address])])
             .service("    promotion: {ready_timeout: 12s}\n    health_check: {interval: 300ms}\n");
         let switchover = Switchover::start(&config);
-        // The test's port for the admin face is not in the file.
+        // The port of the admin API is not in the file.
         let command_line = format!("env SWITCHOVER_ADMIN={} {}", switchover.admin, env!("CARGO_BIN_EXE_switchover"));
         Self { ports, switchover, folder: tempfile::tempdir().unwrap(), command_line, _config: config }
     }
 
     fn release(&self, version: &str, settings: &[(&str, &str)]) -> Command {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let mut command = Command::new(root.join("deploy/release.sh"));
+        // A shell that ignores SIGINT, as one does that runs `make` in the background, passes that on, and no script can undo it.
+        let mut command = Command::new("env");
         command
+            .arg("--default-signal=INT")
+            .arg(root.join("deploy/release.sh"))
             .arg("jar")
             .arg(Jar::Current.path())
             .env("SWITCHOVER", &self.command_line)
@@ -66,9 +70,9 @@ impl Host {
     }
 
     fn until_proving(&self) {
-        patiently("it is being proven", || match self.switchover.shop()["swap"]["phase"].as_str() {
-            Some("proving") => Ok(()),
-            other => Err(format!("{other:?}")),
+        patiently("it is being proven", || {
+            let swap = self.switchover.service().swap;
+            if swap.as_ref().is_some_and(|swap| swap.phase == Phase::Proving) { Ok(()) } else { Err(swap) }
         });
     }
 }

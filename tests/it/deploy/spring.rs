@@ -13,9 +13,8 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tokio::net::TcpSocket;
 
-use crate::support::{Client, eventually};
+use crate::support::{Client, Port, eventually};
 
 /// Which jar: `make test-deploy` builds them.
 #[derive(Clone, Copy)]
@@ -33,18 +32,15 @@ pub struct Spring {
     pub address: SocketAddr,
     name: &'static str,
     jar: Jar,
-    /// Bound, never listening: nobody else is given the port while the process is stopped.
-    _port: TcpSocket,
+    _port: Port,
     child: Option<Child>,
 }
 
 impl Spring {
     /// A port for it; it is not started.
     pub fn new(name: &'static str, jar: Jar) -> Self {
-        let port = TcpSocket::new_v4().unwrap();
-        port.set_reuseaddr(true).unwrap();
-        port.bind(([127, 0, 0, 1], 0).into()).unwrap();
-        Self { address: port.local_addr().unwrap(), name, jar, _port: port, child: None }
+        let port = Port::reserve();
+        Self { address: port.address, name, jar, _port: port, child: None }
     }
 
     /// Starts a release of it with these settings; ready when it says so, which switchover finds out.

@@ -1,4 +1,4 @@
-//! An application in a process of its own, that can really be stopped and killed: the demo's.
+//! An application in a process of its own, which can be stopped and killed: the demo's.
 
 use std::{
     io::{BufRead, BufReader},
@@ -10,25 +10,22 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tokio::net::TcpSocket;
+
+use super::Port;
 
 /// One application, always at the same address.
 pub struct App {
     pub name: String,
     pub address: SocketAddr,
-    /// Bound, never listening: while the application is stopped nobody can connect, and no outgoing connection of the machine
-    /// can be given its port either, which would otherwise make a restart fail once in a thousand swaps.
-    _port: TcpSocket,
+    _port: Port,
     child: Option<Child>,
 }
 
 impl App {
     /// Starts it on a free port, ready after `ready_after`.
     pub fn start(name: &str, version: &str, ready_after: &str) -> Self {
-        let port = TcpSocket::new_v4().unwrap();
-        port.set_reuseaddr(true).unwrap();
-        port.bind(([127, 0, 0, 1], 0).into()).unwrap();
-        let mut app = Self { name: name.to_owned(), address: port.local_addr().unwrap(), _port: port, child: None };
+        let port = Port::reserve();
+        let mut app = Self { name: name.to_owned(), address: port.address, _port: port, child: None };
         app.restart(version, ready_after);
         app
     }

@@ -1,10 +1,12 @@
-//! A client that shows every byte: one connection, nothing hidden, nothing tried again.
+//! A client that shows every byte: one connection, nothing hidden, nothing retried.
 
 use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
     time::Duration,
 };
+
+use super::PATIENCE;
 
 /// One connection.
 pub struct Client {
@@ -37,12 +39,12 @@ impl Response {
 
 impl Client {
     pub fn connect(address: SocketAddr) -> io::Result<Self> {
-        TcpStream::connect_timeout(&address, Duration::from_secs(5)).map(Self::over)
+        TcpStream::connect_timeout(&address, PATIENCE).map(Self::over)
     }
 
     /// Over a connection that is there.
     pub fn over(stream: TcpStream) -> Self {
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
         Self { stream, buffer: Vec::new() }
     }
@@ -141,16 +143,20 @@ impl Client {
         }
     }
 
-    /// Whether the other side closes the connection, without a word, within a while.
-    pub fn is_closed_within(&mut self, while_: Duration) -> bool {
-        self.stream.set_read_timeout(Some(while_)).unwrap();
+    /// Whether the other side closes the connection, without another byte, before the default `idle_timeout` would.
+    pub fn is_closed(&mut self) -> bool {
+        self.is_closed_within(PATIENCE / 2)
+    }
+
+    pub fn is_closed_within(&mut self, limit: Duration) -> bool {
+        self.stream.set_read_timeout(Some(limit)).unwrap();
         let mut byte = [0];
         let closed = match self.stream.read(&mut byte) {
             Ok(0) => true,
-            Ok(_) => panic!("said something instead of closing"),
+            Ok(_) => panic!("sent something instead of closing"),
             Err(e) => e.kind() == io::ErrorKind::ConnectionReset,
         };
-        self.stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
         closed
     }
 }

@@ -11,6 +11,9 @@ use std::{
 
 use tempfile::TempDir;
 
+/// Probes are quick unless a test says otherwise.
+const QUICK: &str = "    health_check: {interval: 100ms}\n";
+
 /// A file in a folder of its own.
 pub struct ConfigFile {
     folder: TempDir,
@@ -44,7 +47,7 @@ impl ConfigFile {
             folder,
             listener: String::new(),
             top: String::new(),
-            service: "    health_check: {interval: 100ms}\n".to_owned(),
+            service: QUICK.to_owned(),
             active: pools[0].0.clone(),
             pools,
         };
@@ -52,21 +55,24 @@ impl ConfigFile {
         file
     }
 
-    /// With other lines of the service than the quick health check; each line ends with a newline and has four spaces.
+    /// With further lines of the service, which replace those that were added before.
     pub fn service(mut self, lines: &str) -> Self {
-        self.service = lines.to_owned();
+        self.service = indented(lines);
+        if !lines.contains("health_check:") {
+            self.service += QUICK;
+        }
         self.write_in_place(&self.text());
         self
     }
 
-    /// With further lines of the listener, or further listeners; each line ends with a newline and has four spaces.
+    /// With further lines of the listener, or further listeners.
     pub fn listener(mut self, lines: &str) -> Self {
-        self.listener = lines.to_owned();
+        self.listener = indented(lines);
         self.write_in_place(&self.text());
         self
     }
 
-    /// With further lines at the top level.
+    /// With further lines at the top level, the last one ended.
     pub fn top(mut self, lines: &str) -> Self {
         self.top = lines.to_owned();
         self.write_in_place(&self.text());
@@ -159,4 +165,14 @@ impl ConfigFile {
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
+}
+
+/// Lines of a listener or a service as deep as these are in the file, where they are not so already. One that begins with `-`
+/// begins another listener.
+fn indented(lines: &str) -> String {
+    if lines.starts_with("    ") {
+        return lines.to_owned();
+    }
+    let indent = |line: &str| if line.starts_with("- ") { format!("  {line}\n") } else { format!("    {line}\n") };
+    lines.lines().map(indent).collect()
 }

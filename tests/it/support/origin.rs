@@ -1,11 +1,11 @@
-//! A server that records exactly what it gets, and misbehaves on demand.
+//! A server that records exactly what it receives, and misbehaves on demand.
 
 use std::{
     collections::HashMap,
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
-        Arc, Mutex,
+        Arc, Condvar, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     thread,
@@ -21,7 +21,9 @@ pub enum Act {
     SayInTurn(Vec<Vec<u8>>),
     /// Answers with these bytes after a while.
     SayAfter(Duration, Vec<u8>),
-    /// Reads the request and never answers.
+    /// Sends the first of these at once, and the second when the gate is opened.
+    SayHeld(Gate, Vec<u8>, Vec<u8>),
+    /// Reads the request and never answers; ends with the connection.
     Hang,
     /// Reads the request and closes the connection.
     Close,
@@ -29,8 +31,28 @@ pub enum Act {
     CloseAtSecond,
     /// Sends these pieces, one after each pause.
     Drip(Duration, Vec<Vec<u8>>),
-    /// Switches to bytes that are sent back as they come, whatever they mean.
+    /// Switches protocols, and sends back every byte that it receives.
     Echo,
+}
+
+/// Holds answers until a test has seen what it wants to see meanwhile.
+#[derive(Clone, Default)]
+pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    /// Closed.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub fn open(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
+    }
+
+    fn pass(&self) {
+        drop(self.0.1.wait_while(self.0.0.lock().unwrap(), |open| !*open).unwrap());
+    }
 }
 
 /// One server.
@@ -104,7 +126,7 @@ impl Origin {
         self.0.bodies.lock().unwrap().clone()
     }
 
-    /// Connections so far.
+    /// Connections so far that carried anything but probes.
     pub fn connections(&self) -> usize {
         self.0.connections.load(SeqCst)
     }
@@ -117,8 +139,8 @@ impl Origin {
         for stream in self.0.open.lock().unwrap().drain(..) {
             stream.shutdown(Shutdown::Both).ok();
         }
-        super::eventually("nobody listens any more", || match TcpStream::connect(self.address()) {
-            Ok(_) => Err("somebody listens"),
+        super::eventually("nothing listens any more", || match TcpStream::connect(self.address()) {
+            Ok(_) => Err("it still listens"),
             Err(_) => Ok(()),
         });
     }
@@ -131,7 +153,6 @@ impl Origin {
                     return;
                 }
                 let Ok(stream) = stream else { return };
-                origin.0.connections.fetch_add(1, SeqCst);
                 origin.0.open.lock().unwrap().push(stream.try_clone().unwrap());
                 let origin = origin.clone();
                 thread::spawn(move || origin.serve(stream));
@@ -143,10 +164,14 @@ impl Origin {
     fn serve(&self, mut stream: TcpStream) -> Option<()> {
         stream.set_nodelay(true).ok()?;
         let mut buffer = Vec::new();
+        let mut counted = false;
         for served in 0.. {
             let (head, body) = read_request(&mut stream, &mut buffer)?;
             let path = head.split(' ').nth(1)?.split('?').next()?.to_owned();
             if !head.contains("User-Agent: switchover/") {
+                if !std::mem::replace(&mut counted, true) {
+                    self.0.connections.fetch_add(1, SeqCst);
+                }
                 self.0.heads.lock().unwrap().push(head);
                 self.0.bodies.lock().unwrap().push(body);
             }
@@ -164,7 +189,14 @@ impl Origin {
                     thread::sleep(pause);
                     stream.write_all(&bytes).ok()?;
                 }
-                Act::Hang => thread::sleep(Duration::from_secs(60)),
+                Act::SayHeld(gate, first, then) => {
+                    stream.write_all(&first).ok()?;
+                    gate.pass();
+                    stream.write_all(&then).ok()?;
+                }
+                Act::Hang => loop {
+                    fill(&mut stream, &mut buffer)?;
+                },
                 Act::Close => return stream.shutdown(Shutdown::Both).ok(),
                 Act::CloseAtSecond if served > 0 => return stream.shutdown(Shutdown::Both).ok(),
                 Act::CloseAtSecond => stream.write_all(&self.named()).ok()?,

@@ -14,6 +14,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
+use switchover::status::{Phase, PoolState, PoolStatus, ServiceStatus, Status};
 
 use super::{Client, ConfigFile, PATIENCE, eventually};
 
@@ -54,9 +55,15 @@ impl Switchover {
         Self::spawn(command(&["run", "--config", config.path.to_str().unwrap()]), config)
     }
 
-    /// Starts it by a command of one's own.
-    pub fn spawn(mut command: Command, config: &ConfigFile) -> Self {
+    /// Starts it by another command.
+    pub fn spawn(command: Command, config: &ConfigFile) -> Self {
+        Self::spawn_and(command, config, |_| {})
+    }
+
+    /// The same; `then` is given the process as soon as there is one, long before it is ready.
+    pub fn spawn_and(mut command: Command, config: &ConfigFile, then: impl FnOnce(Pid)) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        then(pid_of(&child));
         let log = Arc::new(Mutex::new(Vec::new()));
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let kept = Arc::clone(&log);
@@ -106,53 +113,85 @@ impl Switchover {
 
     pub fn admin_request(&self, bytes: &str) -> (u16, String) {
         let mut client = Client::connect(self.admin).unwrap();
-        client.stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         client.send(bytes).unwrap();
         let response = client.read_response().unwrap();
         (response.status, response.text())
     }
 
-    pub fn status(&self) -> Value {
+    /// The whole status.
+    pub fn read_status(&self) -> Status {
         let (status, body) = self.admin_get("/v1/status");
         assert_eq!(status, 200, "{body}");
         serde_json::from_str(&body).unwrap()
     }
 
     /// The service `shop`.
-    pub fn shop(&self) -> Value {
-        self.status()["services"][0].clone()
+    pub fn service(&self) -> ServiceStatus {
+        let mut services = self.read_status().services;
+        let shop = services.iter().position(|service| service.name == "shop").unwrap();
+        services.swap_remove(shop)
     }
 
     /// A pool of the service `shop`.
-    pub fn pool(&self, name: &str) -> Value {
-        let shop = self.shop();
-        let pool = shop["pools"].as_array().unwrap().iter().find(|pool| pool["name"] == name);
-        pool.unwrap_or_else(|| panic!("no pool {name}: {shop}")).clone()
+    pub fn pool_status(&self, name: &str) -> PoolStatus {
+        let service = self.service();
+        let pool = service.pools.iter().find(|pool| pool.name == name);
+        pool.unwrap_or_else(|| panic!("no pool {name}: {service:?}")).clone()
     }
 
-    pub fn await_shop(&self, what: &str, fact: impl Fn(&Value) -> bool) -> Value {
+    /// Waits for a fact about the service `shop`.
+    pub fn await_service(&self, what: &str, fact: impl Fn(&ServiceStatus) -> bool) -> ServiceStatus {
         eventually(what, || {
-            let shop = self.shop();
-            if fact(&shop) { Ok(shop) } else { Err(shop) }
+            let service = self.service();
+            if fact(&service) { Ok(service) } else { Err(service) }
         })
     }
 
+    /// Waits for a fact about a pool of the service `shop`.
+    pub fn await_pool(&self, name: &str, what: &str, fact: impl Fn(&PoolStatus) -> bool) -> PoolStatus {
+        eventually(&format!("{name}: {what}"), || {
+            let pool = self.pool_status(name);
+            if fact(&pool) { Ok(pool) } else { Err(pool) }
+        })
+    }
+
+    pub fn await_in_flight(&self, pool: &str, requests: usize) {
+        self.await_pool(pool, &format!("{requests} in flight"), |pool| pool.in_flight == requests);
+    }
+
+    pub fn await_draining(&self, pool: &str) {
+        self.await_pool(pool, "draining", |pool| pool.state == PoolState::Draining);
+    }
+
+    /// Waits until a swap is being proven.
+    pub fn await_proving(&self) {
+        self.await_service("proving", |service| service.swap.as_ref().is_some_and(|swap| swap.phase == Phase::Proving));
+    }
+
+    /// Requests that were rejected for this reason so far.
+    pub fn rejected(&self, reason: &str) -> f64 {
+        let series = format!("switchover_rejected_requests_total{{listener=\"127.0.0.1:0\",reason=\"{reason}\"}}");
+        self.metric(&series).unwrap_or_else(|| panic!("no {series}"))
+    }
+
+    /// Waits until exactly so many have been.
+    pub fn await_rejected(&self, reason: &str, times: usize) {
+        eventually(&format!("{times} rejected for {reason}"), || match self.rejected(reason) {
+            seen if seen == times as f64 => Ok(()),
+            seen => Err(seen),
+        });
+    }
+
     pub fn await_active(&self, pool: &str) {
-        self.await_shop(&format!("{pool} is active"), |shop| shop["active"] == pool);
+        self.await_service(&format!("{pool} is active"), |service| service.active == pool);
     }
 
     pub fn await_safe_to_stop(&self, pool: &str) {
-        eventually(&format!("{pool} is safe to stop"), || {
-            let pool = self.pool(pool);
-            if pool["safe_to_stop"] == true { Ok(()) } else { Err(pool) }
-        });
+        self.await_pool(pool, "safe to stop", |pool| pool.safe_to_stop);
     }
 
     pub fn await_ready(&self, pool: &str) {
-        eventually(&format!("every peer of {pool} is ready"), || {
-            let pool = self.pool(pool);
-            if pool["peers"].as_array().unwrap().iter().all(|peer| peer["ready"] == true) { Ok(()) } else { Err(pool) }
-        });
+        self.await_pool(pool, "every peer is ready", |pool| pool.peers.iter().all(|peer| peer.ready));
     }
 
     /// Runs one of the commands that talk to it.
@@ -173,7 +212,7 @@ impl Switchover {
     }
 
     pub fn pid(&self) -> Pid {
-        Pid::from_raw(self.child.id().try_into().unwrap())
+        pid_of(&self.child)
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -189,12 +228,17 @@ impl Switchover {
         })
     }
 
-    /// Resident memory, in MiB.
+    /// Resident memory in MiB, without the pages of the program's file, of which the system keeps as many as it likes.
     pub fn memory(&self) -> f64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
     }
+}
+
+/// The process of a child, as signals are sent to it.
+pub fn pid_of(child: &Child) -> Pid {
+    Pid::from_raw(child.id().try_into().unwrap())
 }
 
 impl Drop for Switchover {
