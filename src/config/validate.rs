@@ -4,7 +4,7 @@ use std::{collections::HashMap, net::SocketAddr};
 
 use super::{
     Config, Problem, Service,
-    yaml::{Kind, Node},
+    yaml::{self, Kind, Node},
 };
 
 /// Every problem between values; `document` says where they stand.
@@ -31,7 +31,7 @@ fn addresses(config: &Config, document: &Node) -> Vec<Problem> {
             } else {
                 format!("{address} is taken by {other}, {known}")
             };
-            problems.push(located(document, &at, format!("{message}; choose another port")));
+            problems.push(at_path(document, &at, format!("{message}; choose another port")));
         }
         taken.push((at, address));
     }
@@ -47,7 +47,7 @@ fn proofs(config: &Config, document: &Node) -> Vec<Problem> {
     let asking = config.listeners.iter().enumerate().filter(asks);
     let nowhere = |(i, _)| {
         let message = "needs a listener without tls, which the authority reaches as port 80; add: - address: 0.0.0.0:80";
-        located(document, &format!("listeners[{i}].tls.acme"), message.to_owned())
+        at_path(document, &format!("listeners[{i}].tls.acme"), message.to_owned())
     };
     asking.map(nowhere).collect()
 }
@@ -78,7 +78,7 @@ fn routes(config: &Config, document: &Node) -> Vec<Problem> {
                     service.path_prefix
                 )
             };
-            problems.push(located(document, &at, message));
+            problems.push(at_path(document, &at, message));
         }
     }
     problems
@@ -96,15 +96,21 @@ fn shared_peers(name: &str, service: &Service, document: &Node) -> Vec<Problem> 
                     "{} is in pool {other} as well; a peer belongs to one pool, or stopping one would stop both",
                     peer.address
                 );
-                problems.push(located(document, &at, message));
+                problems.push(at_path(document, &at, message));
             }
         }
     }
     problems
 }
 
+/// A problem at a path of a valid text, with its line and column. For the controller, which finds problems that no text shows.
+pub(crate) fn located(text: &str, at: &str, message: String) -> Problem {
+    let nowhere = Problem { at: at.to_owned(), line: None, column: None, message: message.clone() };
+    yaml::parse(text).ok().flatten().map_or(nowhere, |document| at_path(&document, at, message))
+}
+
 /// A problem at a path, with the place that the path leads to.
-fn located(document: &Node, at: &str, message: String) -> Problem {
+fn at_path(document: &Node, at: &str, message: String) -> Problem {
     let mut node = Some(document);
     for step in at.split('.') {
         let (key, index) = match step.split_once('[') {

@@ -63,7 +63,7 @@ fn it_times_out_and_counts_what_is_left() {
     switchover.await_shop("they run", |shop| shop["pools"][0]["in_flight"] == 3);
     let output = switchover.cli(&["promote", "green"]);
     assert_eq!(output.code, 3, "{output:?}");
-    assert!(output.stderr.contains("3 still running on blue"), "{output:?}");
+    assert!(output.stderr.contains("blue is not safe to stop: 3 requests still run"), "{output:?}");
     let shop = switchover.shop();
     assert_eq!((&shop["swap"]["outcome"], &shop["swap"]["in_flight"]), (&"drain_timed_out".into(), &3.into()), "{shop}");
     assert_eq!((&shop["pools"][0]["state"], &shop["pools"][0]["safe_to_stop"]), (&"standby".into(), &false.into()), "{shop}");

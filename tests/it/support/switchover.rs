@@ -71,8 +71,9 @@ impl Switchover {
         let (admin, address) = (said("] admin on "), said("] listening on "));
         let config = config.path.to_str().unwrap().to_owned();
         let switchover = Self { child, address, admin, config, log };
-        eventually("ready", || match switchover.admin_get("/readyz") {
+        eventually("it serves, or says why it does not", || match switchover.admin_get("/readyz") {
             (200, _) => Ok(()),
+            (503, why) if why.contains("has no pool to serve") && !why.contains("not probed yet") => Ok(()),
             other => Err(other),
         });
         switchover
