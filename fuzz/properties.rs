@@ -99,7 +99,7 @@ pub fn configuration(text: &str) -> bool {
         Ok(config) => {
             for (name, service) in &config.services {
                 for pool in service.pools.keys() {
-                    if let Ok(changed) = config::edit::set_active(text, name, pool) {
+                    if let Ok(changed) = config::edit::promote(text, name, pool, None) {
                         assert_eq!(config::parse(&changed).unwrap().services[name].active, *pool, "{text}");
                     }
                 }

@@ -25,7 +25,7 @@ const CONNECT_BUCKETS: &[f64] = &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005,
 const SWAP_BUCKETS: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
 
 /// The `result` of `swaps_total`.
-const SWAP_RESULTS: [&str; 4] = ["drained", "drain_timed_out", "not_ready", "superseded"];
+const SWAP_RESULTS: [&str; 5] = ["drained", "drain_timed_out", "not_ready", "superseded", "cancelled"];
 
 /// The `kind` of `upstream_errors_total`: why a peer failed a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +84,7 @@ pub struct Metrics {
     probes: IntCounterVec,
     probe_duration: HistogramVec,
     active_pool: IntGaugeVec,
+    config_drift: IntGaugeVec,
     swaps: IntCounterVec,
     swap_duration: HistogramVec,
     swap_last_success: GaugeVec,
@@ -266,6 +267,11 @@ impl Metrics {
                 "1 for the pool that serves, 0 for the others.",
                 &["service", "pool", "version"],
             )?,
+            config_drift: b.gauges(
+                "config_drift",
+                "1 if the file says something else of the service than what serves, because that was refused or cancelled.",
+                &["service"],
+            )?,
             swaps: b.counters("swaps_total", "Swaps, by outcome.", &["service", "result"])?,
             swap_duration: b.histograms(
                 "swap_duration_seconds",
@@ -392,6 +398,14 @@ impl Metrics {
         self.active_pool.reset();
         for (service, pool, version, active) in pools {
             self.active_pool.with_label_values(&[service, pool, version]).set(i64::from(active));
+        }
+    }
+
+    /// Says for which services the file and the process disagree: `(service, drift)`.
+    pub fn set_config_drift<'a>(&self, services: impl Iterator<Item = (&'a str, bool)>) {
+        self.config_drift.reset();
+        for (service, drift) in services {
+            self.config_drift.with_label_values(&[service]).set(i64::from(drift));
         }
     }
 

@@ -1,7 +1,7 @@
 //! Everything a request needs, as one immutable value behind one pointer.
 //!
-//! The controller stores, requests load; a request keeps the snapshot it began with. There is no second cell that a request
-//! reads: what changes together is seen together.
+//! The controller stores it, requests load it; a request keeps the snapshot it began with. Requests read no second cell: what
+//! changes together is seen together.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -21,7 +21,7 @@ pub struct Snapshot {
     pub generation: u64,
     /// Host and path to service.
     pub routes: RouteTable<Arc<Service>>,
-    /// Clients whose forwarding headers are believed.
+    /// Clients whose forwarding headers are trusted.
     pub trusted_proxies: Vec<IpNet>,
     /// Whether a request without a `traceparent` is given one.
     pub tracing: bool,
@@ -49,7 +49,7 @@ pub struct Service {
 pub type SnapshotCell = ArcSwap<Snapshot>;
 
 impl Snapshot {
-    /// The one before the first configuration: nobody takes anything.
+    /// The snapshot before the first configuration: no service takes a request.
     pub fn empty() -> Self {
         Self { generation: 0, routes: RouteTable::new(std::iter::empty()), trusted_proxies: Vec::new(), tracing: false }
     }

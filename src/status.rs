@@ -1,6 +1,6 @@
 //! What `/v1/status` says, shared word for word by the server that writes it and the command line that reads it.
 //!
-//! Plain values only: the controller fills them, the admin face sends them, `switchover status` and `promote` print them.
+//! Plain values only: the controller fills them, the admin API sends them, `switchover status` and `promote` print them.
 
 use std::fmt;
 
@@ -30,6 +30,18 @@ pub struct ConfigStatus {
     pub file: String,
     /// The last reading of the file.
     pub last_reload: Reload,
+    /// Where the pools that served last are remembered for a restart; none without `state_dir` in the file.
+    #[serde(default)]
+    pub state_dir: Option<StateDir>,
+}
+
+/// Where the pools that served last are remembered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateDir {
+    /// The folder.
+    pub path: String,
+    /// Why nothing is remembered there; none while the last write went well.
+    pub problem: Option<String>,
 }
 
 /// One reading of the configuration file.
@@ -68,12 +80,28 @@ pub struct ServiceStatus {
     pub swap: Option<Swap>,
     /// The last swap that ended.
     pub last_swap: Option<Swap>,
+    /// How the file differs from what serves; none when they agree or while the file's wish is being proven.
+    #[serde(default)]
+    pub drift: Option<Drift>,
     /// In the order of their names.
     pub pools: Vec<PoolStatus>,
 }
 
+/// The file and the process disagree about what serves: the file's wish was refused or cancelled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drift {
+    /// The pool that the file names.
+    pub file: String,
+    /// The pool that serves; the same as `file` when other settings of the service were refused.
+    pub serves: String,
+    /// Why the file's wish does not run.
+    pub reason: String,
+    /// Since when, RFC 3339.
+    pub since: String,
+}
+
 /// One swap, from the edit to its outcome.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Swap {
     /// The pool that served before; none at the start of the process.
     pub from: Option<String>,
@@ -93,6 +121,12 @@ pub struct Swap {
     pub prove_seconds: Option<f64>,
     /// How long draining took, once ended.
     pub drain_seconds: Option<f64>,
+    /// How long a pool may take to be proven: `promotion.ready_timeout`, or what the promotion asked for.
+    #[serde(default)]
+    pub timeout_seconds: f64,
+    /// How much of `timeout_seconds` is left while proving; 0 afterwards.
+    #[serde(default)]
+    pub deadline_seconds: f64,
     /// Peers of `to` proven so far.
     pub proven: usize,
     /// Peers of `to` to be proven.
@@ -102,10 +136,11 @@ pub struct Swap {
 }
 
 /// Where a swap stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// The new pool is being probed; the old one serves.
+    #[default]
     Proving,
     /// The new pool serves; running requests of the old one end.
     Draining,
@@ -121,10 +156,12 @@ pub enum Outcome {
     Drained,
     /// The new pool serves; the old one still had requests running when `drain.timeout` ran out.
     DrainTimedOut,
-    /// The new pool did not become ready in `promotion.ready_timeout`; the old one serves.
+    /// The new pool was not ready within `promotion.ready_timeout`, or the file could not be written; the old one serves.
     NotReady,
     /// A newer edit took its place.
     Superseded,
+    /// It was given up on request; the old pool serves.
+    Cancelled,
 }
 
 /// One pool.
@@ -136,8 +173,11 @@ pub struct PoolStatus {
     pub version: Option<String>,
     /// What it does.
     pub state: PoolState,
-    /// Neither active nor draining, and nothing in flight.
+    /// Stopping its processes breaks no request, now or after a swap that has begun.
     pub safe_to_stop: bool,
+    /// Why it is not safe to stop: `blue serves`, `3 requests still run`, `127.0.0.1:8081 also serves api`.
+    #[serde(default)]
+    pub not_safe_because: Option<String>,
     /// Requests and upgraded connections running on it.
     pub in_flight: usize,
     /// Of these, upgraded connections (WebSocket).
@@ -154,6 +194,8 @@ pub enum PoolState {
     Active,
     /// It takes no new request; running ones end.
     Draining,
+    /// It is being proven, to serve next.
+    Proving,
     /// It is probed and waits.
     Standby,
 }
@@ -201,6 +243,19 @@ pub struct Applied {
     pub generation: u64,
     /// The swaps that this command started or joined.
     pub swaps: Vec<ServiceSwap>,
+    /// The services of this command for which the file says something else than what serves.
+    #[serde(default)]
+    pub drift: Vec<ServiceDrift>,
+}
+
+/// A drift and the service it belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceDrift {
+    /// Name of the service.
+    pub service: String,
+    /// The drift.
+    #[serde(flatten)]
+    pub drift: Drift,
 }
 
 /// A swap and the service it belongs to.
@@ -219,6 +274,23 @@ pub struct ServiceSwap {
 pub struct Promote {
     /// The pool to make active.
     pub pool: String,
+    /// The release that it runs; written to `pools.*.version` together with `active`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// How long it may take to be proven, as `20s`; `promotion.ready_timeout` otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<String>,
+}
+
+/// What `POST …/cancel` answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cancelled {
+    /// Name of the service.
+    pub service: String,
+    /// The pool that was being proven.
+    pub cancelled: String,
+    /// The pool that serves.
+    pub serves: String,
 }
 
 /// The one shape of an error.
@@ -244,6 +316,11 @@ pub enum Wait {
     Promoted,
     /// Until the old pool has nothing in flight.
     Drained,
+}
+
+/// `1 request still runs`, `3 requests still run`.
+pub fn still_running(requests: usize) -> String {
+    if requests == 1 { "1 request still runs".to_owned() } else { format!("{requests} requests still run") }
 }
 
 impl Swap {
@@ -273,6 +350,7 @@ impl Outcome {
             Self::DrainTimedOut => "drain_timed_out",
             Self::NotReady => "not_ready",
             Self::Superseded => "superseded",
+            Self::Cancelled => "cancelled",
         }
     }
 }

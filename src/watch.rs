@@ -1,8 +1,8 @@
-//! Sees that the configuration file has changed, however it was changed, and tells the controller once it is whole.
+//! Watches the configuration file for changes of any kind, and sends a reload to the controller once a save is complete.
 //!
 //! Editors rename over the file, `kubectl` swaps a symbolic link two folders up, a bind mount keeps the old inode, some file
-//! systems send no events, and a save can be seen half done. So events only say when to look; what counts is the content, read
-//! again at least every two seconds. This module never parses: whether the text is any good is the controller's affair.
+//! systems send no events, and a save can be seen half done. So events only trigger a look; the content decides, and is read
+//! again at least every two seconds. This module never parses: whether the text is valid is for the controller to say.
 
 use std::{
     collections::BTreeSet,
@@ -24,11 +24,11 @@ use tokio::{
 
 use crate::controller::{Command, Commands, Trigger};
 
-/// Events come in bunches; this much quiet ends a bunch.
-const QUIET: Duration = Duration::from_millis(25);
+/// Events come in bursts; this much silence ends a burst.
+const DEBOUNCE: Duration = Duration::from_millis(25);
 /// How often the content is compared without any event.
-const POLL: Duration = Duration::from_secs(2);
-/// How long a file that looks half written, empty or missing has to stay so before it is believed.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a file that looks half written, empty or missing has to stay so before it counts as a change.
 const SETTLE: Duration = Duration::from_secs(1);
 
 /// The file as it was read.
@@ -40,26 +40,26 @@ struct Seen {
     text: Option<Vec<u8>>,
 }
 
-/// Watches `path` until the controller has gone. `written` is the text that the controller began with, and later each one that
-/// it wrote itself: what differs from that is news, even if it is what was read before.
+/// Watches `path` until the controller has gone. `written` is the text that the controller began with, and later each text that
+/// it wrote itself: what differs from the latest of these is a change, even if it is what was read before.
 pub async fn run(path: PathBuf, written: watch::Receiver<String>, commands: Commands) {
     let (sender, events) = mpsc::unbounded_channel();
-    follow(path, Eyes::new(sender), events, written, commands).await;
+    follow(path, FileEvents::new(sender), events, written, commands).await;
 }
 
 async fn follow(
     path: PathBuf,
-    mut eyes: Eyes,
+    mut file_events: FileEvents,
     mut events: mpsc::UnboundedReceiver<bool>,
     mut written: watch::Receiver<String>,
     commands: Commands,
 ) {
-    eyes.arm(&path);
+    file_events.arm(&path);
     let mut announced = Seen { text: Some(written.borrow_and_update().clone().into_bytes()), ..Seen::read(&path) };
     loop {
-        let mut closed = quiet(&mut events, Instant::now() + POLL).await;
+        let mut closed = quiet(&mut events, Instant::now() + POLL_INTERVAL).await;
         // Re-arm before looking: a link may lead elsewhere now, and what changes from here on must be seen.
-        eyes.arm(&path);
+        file_events.arm(&path);
         let mut seen = Seen::read(&path);
         if written.has_changed().unwrap_or(false) {
             announced.text = Some(written.borrow_and_update().clone().into_bytes());
@@ -72,7 +72,7 @@ async fn follow(
         while !(closed && (seen.is_replaced(&announced) || seen.is_whole(&announced))) {
             // Perhaps half written: it has to stay as it is for a while, whatever else happens in its folder.
             closed = quiet(&mut events, since + SETTLE).await;
-            eyes.arm(&path);
+            file_events.arm(&path);
             let now = Seen::read(&path);
             if now != seen {
                 (seen, since) = (now, Instant::now());
@@ -90,13 +90,13 @@ async fn follow(
     }
 }
 
-/// Waits until `deadline` for events, then for the quiet after them. Returns whether the last thing heard of was a writer that
-/// closed the file, or a rename.
+/// Waits until `deadline` for events, then for the silence after them. Returns whether the last event was a rename, or a writer
+/// that closed the file.
 async fn quiet(events: &mut mpsc::UnboundedReceiver<bool>, deadline: Instant) -> bool {
     let Ok(Some(mut whole)) = timeout_at(deadline, events.recv()).await else {
         return false;
     };
-    while let Ok(Some(next)) = timeout(QUIET, events.recv()).await {
+    while let Ok(Some(next)) = timeout(DEBOUNCE, events.recv()).await {
         whole = next;
     }
     whole
@@ -132,14 +132,14 @@ impl Seen {
 }
 
 /// The system's file events for every folder on the way to the file.
-struct Eyes {
+struct FileEvents {
     watcher: Option<notify::RecommendedWatcher>,
     folders: BTreeSet<PathBuf>,
 }
 
-impl Eyes {
+impl FileEvents {
     fn new(sender: mpsc::UnboundedSender<bool>) -> Self {
-        let hear = move |event: notify::Result<Event>| {
+        let forward = move |event: notify::Result<Event>| {
             let whole = match event {
                 // Our own reading, among others.
                 Ok(Event { kind: EventKind::Access(kind), .. }) if kind != AccessKind::Close(AccessMode::Write) => return,
@@ -153,8 +153,8 @@ impl Eyes {
             // The receiver has gone when the process ends.
             sender.send(whole).unwrap_or_default();
         };
-        let watcher = notify::recommended_watcher(hear)
-            .map_err(|e| warn!("no file events here, looking every {}s error={e}", POLL.as_secs()))
+        let watcher = notify::recommended_watcher(forward)
+            .map_err(|e| warn!("no file events here, looking every {}s error={e}", POLL_INTERVAL.as_secs()))
             .ok();
         Self { watcher, folders: BTreeSet::new() }
     }
@@ -171,7 +171,7 @@ impl Eyes {
         }
         for folder in wanted.difference(&self.folders) {
             if let Err(e) = watcher.watch(folder, RecursiveMode::NonRecursive) {
-                warn!("no file events for {}, looking every {}s error={e}", folder.display(), POLL.as_secs());
+                warn!("no file events for {}, looking every {}s error={e}", folder.display(), POLL_INTERVAL.as_secs());
             }
         }
         self.folders = wanted;
@@ -230,8 +230,8 @@ mod tests {
             let (events, heard) = mpsc::unbounded_channel();
             let (written, texts) = watch::channel(TEXT.to_owned());
             let (sender, commands) = mpsc::channel(8);
-            let eyes = Eyes { watcher: None, folders: BTreeSet::new() };
-            tokio::spawn(follow(path.clone(), eyes, heard, texts, sender));
+            let file_events = FileEvents { watcher: None, folders: BTreeSet::new() };
+            tokio::spawn(follow(path.clone(), file_events, heard, texts, sender));
             Self { path, events, commands, _written: written, _folder: folder }
         }
 
@@ -255,7 +255,7 @@ mod tests {
             gone(&watched.path);
             assert!(!watched.is_announced_at_once().await);
             fs::write(&watched.path, TEXT).unwrap();
-            assert_eq!(watched.announced_in(POLL * 5).await, 0);
+            assert_eq!(watched.announced_in(POLL_INTERVAL * 5).await, 0);
         }
     }
 
@@ -267,7 +267,7 @@ mod tests {
         // An editor's own files, for example.
         assert!(!watched.is_announced_at_once().await);
         fs::write(&watched.path, TEXT).unwrap();
-        assert_eq!(watched.announced_in(POLL * 5).await, 0);
+        assert_eq!(watched.announced_in(POLL_INTERVAL * 5).await, 0);
     }
 
     #[tokio::test(start_paused = true)]
@@ -277,7 +277,7 @@ mod tests {
         assert!(!watched.is_announced_at_once().await);
         assert_eq!(watched.announced_in(SETTLE).await, 1);
         fs::write(&watched.path, TEXT).unwrap();
-        assert_eq!(watched.announced_in(POLL * 5).await, 1);
+        assert_eq!(watched.announced_in(POLL_INTERVAL * 5).await, 1);
     }
 
     #[tokio::test(start_paused = true)]
@@ -294,6 +294,6 @@ mod tests {
     async fn an_edit_without_events_is_found_by_looking() {
         let mut watched = Watched::start();
         fs::write(&watched.path, "one: 1\ntwo: 3\n").unwrap();
-        assert_eq!(watched.announced_in(POLL + SETTLE + MOMENT).await, 1);
+        assert_eq!(watched.announced_in(POLL_INTERVAL + SETTLE + MOMENT).await, 1);
     }
 }

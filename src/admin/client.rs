@@ -77,7 +77,10 @@ impl Client {
     /// # Errors
     /// When nobody answers, when there is no such pool, or when what was waited for did not come.
     pub fn promote(&self, service: &str, pool: &str, wait: Wait) -> Result<Applied, CallError> {
-        self.post(&format!("/v1/services/{service}/promote?wait={wait}"), &Promote { pool: pool.to_owned() })
+        self.post(
+            &format!("/v1/services/{service}/promote?wait={wait}"),
+            &Promote { pool: pool.to_owned(), version: None, timeout: None },
+        )
     }
 
     fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, CallError> {

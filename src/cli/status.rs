@@ -84,6 +84,7 @@ fn row(pool: &PoolStatus, peer: &PeerStatus) -> [String; 7] {
     let state = match pool.state {
         PoolState::Active => "active",
         PoolState::Draining => "draining",
+        PoolState::Proving => "proving",
         PoolState::Standby if pool.safe_to_stop => "standby, safe to stop",
         PoolState::Standby => "standby",
     };

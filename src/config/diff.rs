@@ -1,5 +1,7 @@
 //! What a reload may not change. Pure; called by the controller before it takes anything in.
 
+use std::path::Path;
+
 use super::{Config, Problem};
 
 /// The static fields that differ, each with its two values.
@@ -19,13 +21,18 @@ pub fn static_changes(running: &Config, new: &Config) -> Vec<Problem> {
             Problem::new("listeners", message)
         }),
         differs("admin.address", &running.admin.address.to_string(), &new.admin.address.to_string()),
-        differs("admin.token_file", &format!("{:?}", running.admin.token_file), &format!("{:?}", new.admin.token_file)),
+        differs("admin.token_file", &shown(running.admin.token_file.as_deref()), &shown(new.admin.token_file.as_deref())),
         differs("access_log", &format!("{:?}", running.access_log), &format!("{:?}", new.access_log)),
+        differs("state_dir", &shown(running.state_dir.as_deref()), &shown(new.state_dir.as_deref())),
         differs("threads", &threads(running), &threads(new)),
     ]
     .into_iter()
     .flatten()
     .collect()
+}
+
+fn shown(path: Option<&Path>) -> String {
+    path.map_or("none".to_owned(), |path| path.display().to_string())
 }
 
 fn differs(at: &str, running: &str, new: &str) -> Option<Problem> {

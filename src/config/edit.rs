@@ -1,60 +1,115 @@
-//! The one-line change: `active: blue` becomes `active: green`, and no other byte moves.
+//! The text of a promotion: `active: blue` becomes `active: green`, with the version of the release where one is given, and
+//! no other byte moves.
 //!
-//! Called by the controller for `promote`. Replaces the one token by its position, so comments, order and style stay; never
-//! leaves a file that is half written.
+//! Called by the controller for `promote`. Replaces tokens by their position, so that comments, order and style stay, and
+//! reads the outcome again: it has to be the configuration that was wanted. Writing the file is [`super::write`]'s.
 
-use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Seek, Write},
-    ops::Range,
-    os::unix::fs::{MetadataExt, PermissionsExt, chown},
-    path::{Path, PathBuf},
-};
+use std::ops::Range;
 
 use super::{
-    Problem, parse,
+    Problem, parse, value,
     yaml::{self, Kind, Node},
 };
 
-/// The text with another pool as the active one of a service.
+/// The text with another pool as the active one of a service, and with the version of that pool if one is given.
 ///
 /// # Errors
 /// The problems of a text that is not valid, or would not be afterwards.
-pub fn set_active(text: &str, service: &str, pool: &str) -> Result<String, Vec<Problem>> {
+pub fn promote(text: &str, service: &str, pool: &str, version: Option<&str>) -> Result<String, Vec<Problem>> {
+    if let Some(text) = text.strip_prefix(yaml::BYTE_ORDER_MARK) {
+        return promote(text, service, pool, version).map(|text| format!("{}{text}", yaml::BYTE_ORDER_MARK));
+    }
     let mut wanted = parse(text)?;
     let document = yaml::parse(text).map_err(|problem| vec![problem])?;
-    let at = format!("services.{service}.active");
-    let problem = |message: &str| vec![Problem::new(&at, message)];
-    let node = document
-        .as_ref()
-        .and_then(|d| d.get("services"))
-        .and_then(|services| services.get(service))
-        .and_then(|s| s.get("active"));
-    let body = text.strip_prefix(yaml::BYTE_ORDER_MARK).unwrap_or(text);
-    let token = node.and_then(|node| token(body, node)).ok_or_else(|| problem("cannot be found in the file; edit it by hand"))?;
-    let mut changed = text.to_owned();
-    let mark = text.len() - body.len();
-    changed.replace_range(token.start + mark..token.end + mark, &plain_or_quoted(pool));
-    if let Some(service) = wanted.services.get_mut(service) {
-        pool.clone_into(&mut service.active);
+    let problem = |at: &str, message: &str| vec![Problem::new(&format!("services.{service}.{at}"), message)];
+    let node = document.as_ref().and_then(|d| d.get("services")).and_then(|services| services.get(service));
+    let by_hand = "cannot be found in the file; edit it by hand";
+    let active = node.and_then(|node| node.get("active")).and_then(|node| token(text, node));
+    let active = active.ok_or_else(|| problem("active", by_hand))?;
+    let mut edits = vec![vec![(active, plain_or_quoted(pool))]];
+    if let Some(settings) = wanted.services.get_mut(service) {
+        pool.clone_into(&mut settings.active);
     }
-    if parse(&changed)? == wanted { Ok(changed) } else { Err(problem("cannot be changed by itself; edit it by hand")) }
+    if let Some(version) = version {
+        let settings = wanted.services.get_mut(service).and_then(|service| service.pools.get_mut(pool));
+        let settings = settings.ok_or_else(|| problem(&format!("pools.{pool}"), by_hand))?;
+        if settings.version.as_deref() != Some(version) {
+            settings.version = Some(version.to_owned());
+            let node = node.and_then(|node| node.get("pools")).and_then(|pools| pools.get(pool));
+            let ways = node.map(|node| versions(text, node, version)).unwrap_or_default();
+            edits = ways.into_iter().map(|way| edits.iter().flatten().cloned().chain([way]).collect()).collect();
+        }
+    }
+    let mut refused = None;
+    for changed in edits.into_iter().map(|edits| replaced(text, edits)) {
+        match parse(&changed) {
+            Ok(config) if config == wanted => return Ok(changed),
+            Ok(_) => {}
+            Err(problems) => refused = Some(problems),
+        }
+    }
+    // With a version, problems are those of a guess where to put it.
+    Err(refused
+        .filter(|_| version.is_none())
+        .unwrap_or_else(|| problem("active", "cannot be changed by itself; edit it by hand")))
+}
+
+/// A release's label, if it can be one.
+///
+/// # Errors
+/// What is allowed.
+pub fn check_version(version: &str) -> Result<(), String> {
+    value::label(version).map(drop)
+}
+
+type Replacement = (Range<usize>, String);
+
+fn replaced(text: &str, mut edits: Vec<Replacement>) -> String {
+    let mut changed = text.to_owned();
+    // From the end, so that the places of the others stay.
+    edits.sort_by_key(|(range, _)| std::cmp::Reverse(range.start));
+    for (range, new) in edits {
+        changed.replace_range(range, &new);
+    }
+    changed
+}
+
+/// Ways to give a pool its version: in the place of the one that is there, or as a new first line, or as a new first entry
+/// between braces. Which of the last two is right shows when the outcome is read.
+fn versions(text: &str, pool: &Node, version: &str) -> Vec<Replacement> {
+    let quoted = format!("\"{}\"", version.replace('\\', "\\\\").replace('"', "\\\""));
+    if let Some(node) = pool.get("version") {
+        return token(text, node).map(|range| (range, quoted)).into_iter().collect();
+    }
+    let Kind::Mapping(entries) = &pool.kind else { return Vec::new() };
+    let Some(first) = entries.first().and_then(|(key, _)| byte(text, key.place.start)) else { return Vec::new() };
+    let line = text.get(..first).and_then(|before| before.rfind('\n')).map_or(0, |newline| newline + 1);
+    let indent = text.get(line..first).unwrap_or_default();
+    let newline = if text.get(first..).and_then(|rest| rest.split_once('\n')).is_some_and(|(rest, _)| rest.ends_with('\r')) {
+        "\r\n"
+    } else {
+        "\n"
+    };
+    vec![(line..line, format!("{indent}version: {quoted}{newline}")), (first..first, format!("version: {quoted}, "))]
+}
+
+fn byte(text: &str, character: usize) -> Option<usize> {
+    text.char_indices().map(|(i, _)| i).chain([text.len()]).nth(character)
 }
 
 /// The bytes of a scalar or of an alias.
 fn token(text: &str, node: &Node) -> Option<Range<usize>> {
-    let byte = |character: usize| text.char_indices().map(|(i, _)| i).chain([text.len()]).nth(character);
-    let start = byte(node.place.start)?;
+    let start = byte(text, node.place.start)?;
     let rest = text.get(start..)?;
     let end = match (&node.kind, rest.chars().next()?) {
         (Kind::Scalar { .. }, quote @ ('"' | '\'')) => start + quoted(rest, quote)?,
         (Kind::Scalar { .. }, '|' | '>' | '&') => return None,
-        _ => byte(node.place.end)?,
+        _ => byte(text, node.place.end)?,
     };
     (end > start).then_some(start..end)
 }
 
-/// How long a quoted scalar is, with its quotes; the parser counts what follows it as well.
+/// The length of a quoted scalar, with its quotes; the parser counts what follows it as well.
 fn quoted(text: &str, quote: char) -> Option<usize> {
     let mut characters = text.char_indices().skip(1).peekable();
     while let Some((i, character)) = characters.next() {
@@ -71,65 +126,11 @@ fn quoted(text: &str, quote: char) -> Option<usize> {
     None
 }
 
-/// Names are letters, digits, `-` and `_`; some of these other readers of YAML would take for something else than a name.
+/// Names are letters, digits, `-` and `_`. Some of them are a boolean, a null or a number for other readers of YAML.
 fn plain_or_quoted(name: &str) -> String {
     const WORDS: [&str; 11] = ["true", "false", "yes", "no", "on", "off", "null", "y", "n", "nan", "inf"];
     let letters = name.starts_with(|c: char| c.is_ascii_alphabetic());
     if letters && !WORDS.iter().any(|word| name.eq_ignore_ascii_case(word)) { name.to_owned() } else { format!("\"{name}\"") }
-}
-
-/// Says whether the file could be written, without writing it.
-///
-/// # Errors
-/// When it could not.
-pub fn check_writable(path: &Path) -> io::Result<()> {
-    OpenOptions::new().write(true).open(path).map(drop)
-}
-
-/// Replaces the file's content at once: a reader sees the old text or the new one. Links are followed, permissions kept.
-///
-/// A file that cannot be replaced, because it is a mount of its own or its folder may not be written, is written in place.
-///
-/// # Errors
-/// When it can be written in neither way.
-pub fn write_atomically(path: &Path, text: &str) -> io::Result<()> {
-    let real = fs::canonicalize(path)?;
-    match replace(&real, text) {
-        Err(e)
-            if matches!(
-                e.kind(),
-                io::ErrorKind::ResourceBusy | io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
-            ) =>
-        {
-            write_in_place(&real, text)
-        }
-        outcome => outcome,
-    }
-}
-
-fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let folder: PathBuf = path.parent().unwrap_or(Path::new("/")).to_path_buf();
-    let before = fs::metadata(path)?;
-    let mut new = tempfile::Builder::new().prefix(".switchover-").tempfile_in(&folder)?;
-    new.write_all(text.as_bytes())?;
-    new.as_file().set_permissions(fs::Permissions::from_mode(before.mode() & 0o7777))?;
-    let ours = new.as_file().metadata()?;
-    if (ours.uid(), ours.gid()) != (before.uid(), before.gid()) {
-        // Somebody else's file stays somebody else's, or is written in place.
-        chown(new.path(), Some(before.uid()), Some(before.gid()))?;
-    }
-    new.as_file().sync_all()?;
-    new.persist(path).map_err(|e| e.error)?;
-    // So that the rename outlives a power cut as well.
-    File::open(&folder)?.sync_all()
-}
-
-fn write_in_place(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).open(path)?;
-    file.rewind()?;
-    file.write_all(text.as_bytes())?;
-    file.set_len(text.len() as u64)?;
-    file.sync_all()
 }
 
 #[cfg(test)]
@@ -154,62 +155,82 @@ mod tests {
             ("    active: blue\r\n", "    active: green\r\n"),
             ("    active:\n      blue\n", "    active:\n      green\n"),
         ] {
-            assert_eq!(set_active(&with_active(before), "shop", "green").as_deref(), Ok(with_active(after).as_str()), "{before}");
+            assert_eq!(
+                promote(&with_active(before), "shop", "green", None).as_deref(),
+                Ok(with_active(after).as_str()),
+                "{before}"
+            );
         }
     }
 
     #[test]
     fn a_byte_order_mark_stays() {
         let with_mark = |line: &str| format!("\u{feff}{}", with_active(line));
-        assert_eq!(set_active(&with_mark("    active: blue\n"), "shop", "green"), Ok(with_mark("    active: green\n")));
+        assert_eq!(promote(&with_mark("    active: blue\n"), "shop", "green", None), Ok(with_mark("    active: green\n")));
         // Also where the first line is the one that matters.
         let flow = "\u{feff}{listeners: [{address: 0.0.0.0:80}], services: {shop: {pools: {blue: {peers: [a:1]}, green: {peers: [b:1]}}, active: blue}}}";
-        assert_eq!(set_active(flow, "shop", "green").unwrap(), flow.replace("active: blue", "active: green"));
+        assert_eq!(promote(flow, "shop", "green", None).unwrap(), flow.replace("active: blue", "active: green"));
     }
 
     #[test]
     fn flow_style_and_aliases_are_changed_where_they_stand() {
         let flow = "listeners: [{address: 0.0.0.0:80}]\nservices: {shop: {pools: {blue: {version: &v blue, peers: [a:1]}, green: {peers: [b:1]}}, active: blue}}\n";
-        assert_eq!(set_active(flow, "shop", "green").unwrap(), flow.replace("active: blue", "active: green"));
+        assert_eq!(promote(flow, "shop", "green", None).unwrap(), flow.replace("active: blue", "active: green"));
         let alias = flow.replace("active: blue", "active: *v ");
-        assert_eq!(set_active(&alias, "shop", "green").unwrap(), flow.replace("active: blue", "active: green "));
+        assert_eq!(promote(&alias, "shop", "green", None).unwrap(), flow.replace("active: blue", "active: green "));
     }
 
     #[test]
     fn names_that_others_would_misread_are_quoted() {
         let text = with_active("    active: blue\n");
-        assert_eq!(set_active(&text, "shop", "on").unwrap(), with_active("    active: \"on\"\n"));
-        assert_eq!(set_active(&text, "shop", "1").unwrap(), with_active("    active: \"1\"\n"));
+        assert_eq!(promote(&text, "shop", "on", None).unwrap(), with_active("    active: \"on\"\n"));
+        assert_eq!(promote(&text, "shop", "1", None).unwrap(), with_active("    active: \"1\"\n"));
     }
 
     #[test]
     fn what_would_not_be_valid_is_refused() {
         let text = with_active("    active: blue\n");
-        assert!(set_active(&text, "shop", "gren").unwrap_err()[0].message.contains("did you mean \"green\"?"));
-        assert!(set_active(&text, "stop", "green").is_err());
-        assert!(set_active("nothing", "shop", "green").is_err());
+        assert!(promote(&text, "shop", "gren", None).unwrap_err()[0].message.contains("did you mean \"green\"?"));
+        assert!(promote(&text, "stop", "green", None).is_err());
+        assert!(promote("nothing", "shop", "green", None).is_err());
     }
 
     #[test]
-    fn a_write_follows_links_and_keeps_permissions() {
-        let folder = tempfile::tempdir().unwrap();
-        let (file, link) = (folder.path().join("real.yaml"), folder.path().join("link.yaml"));
-        fs::write(&file, "old").unwrap();
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
-        std::os::unix::fs::symlink("real.yaml", &link).unwrap();
-        write_atomically(&link, "new").unwrap();
-        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
-        assert_eq!((fs::read_to_string(&file).unwrap().as_str(), fs::metadata(&file).unwrap().mode() & 0o777), ("new", 0o640));
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left behind");
-    }
-
-    #[test]
-    fn a_write_in_place_leaves_nothing_of_a_longer_text() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("c.yaml");
-        fs::write(&file, "a longer text").unwrap();
-        write_in_place(&file, "short").unwrap();
-        assert_eq!(fs::read_to_string(&file).unwrap(), "short");
-        assert!(check_writable(&file).is_ok() && check_writable(&folder.path().join("none")).is_err());
+    fn a_version_is_written_with_the_pool_in_block_and_in_flow_style() {
+        let head = "listeners: [{address: 0.0.0.0:80}]\nservices:\n  shop:\n    active: blue # keep\n    pools:\n";
+        for (before, after) in [
+            (
+                "      blue: {peers: [a:1]}\n      green:\n        # two\n        peers: [b:1]\n",
+                "      blue: {peers: [a:1]}\n      green:\n        # two\n        version: \"2.0\"\n        peers: [b:1]\n",
+            ),
+            (
+                "      blue: {peers: [a:1]}\n      green: { peers: [b:1] } # keep\n",
+                "      blue: {peers: [a:1]}\n      green: { version: \"2.0\", peers: [b:1] } # keep\n",
+            ),
+            (
+                "      blue: {peers: [a:1]}\n      green: {\n        peers: [b:1]}\n",
+                "      blue: {peers: [a:1]}\n      green: {\n        version: \"2.0\", peers: [b:1]}\n",
+            ),
+            (
+                "      blue: {peers: [a:1]}\r\n      green:\r\n        peers:\r\n          - b:1\r\n",
+                "      blue: {peers: [a:1]}\r\n      green:\r\n        version: \"2.0\"\r\n        peers:\r\n          - b:1\r\n",
+            ),
+            (
+                "      blue: {peers: [a:1]}\n      green:\n        peers: [b:1]\n        version: 1.40 # old\n",
+                "      blue: {peers: [a:1]}\n      green:\n        peers: [b:1]\n        version: \"2.0\" # old\n",
+            ),
+        ] {
+            let wanted = format!("{head}{after}").replace("active: blue", "active: green");
+            assert_eq!(
+                promote(&format!("{head}{before}"), "shop", "green", Some("2.0")).as_deref(),
+                Ok(wanted.as_str()),
+                "{before}"
+            );
+        }
+        let text = format!("{head}      blue: {{peers: [a:1]}}\n");
+        let odd = promote(&text, "shop", "blue", Some("a \"b\" \\ #c")).unwrap();
+        let odd = parse(&odd).unwrap();
+        assert_eq!(odd.services["shop"].pools["blue"].version.as_deref(), Some("a \"b\" \\ #c"));
+        assert!(check_version("2.0").is_ok() && check_version("two\nlines").is_err() && check_version("").is_err());
     }
 }

@@ -28,11 +28,12 @@ pub(super) fn read(document: &Node, r: &mut Reader) -> Option<Config> {
     let trusted_proxies = trusted.iter().filter_map(|field| r.value(field, value::network)).collect();
     let access_log = map.get("access_log").and_then(|field| access_log_of(r, &field));
     let tracing = r.value_or(&mut map, "tracing", false, tracing);
+    let state_dir = map.get("state_dir").and_then(|field| r.value(&field, value::file));
     let services = r.required(&mut map, "services", "name at least one service with its pools");
     let services = services.map(|field| services_of(r, &field)).unwrap_or_default();
     r.finish(&map);
     let admin = admin.unwrap_or(Admin { address: ADMIN_ADDRESS, token_file: None });
-    Some(Config { listeners, admin, threads, shutdown_timeout, trusted_proxies, access_log, tracing, services })
+    Some(Config { listeners, admin, threads, shutdown_timeout, trusted_proxies, access_log, tracing, state_dir, services })
 }
 
 /// `off`, a format, or a format and a file.

@@ -11,6 +11,7 @@ mod problem;
 mod reader;
 mod validate;
 mod value;
+pub mod write;
 mod yaml;
 
 use std::{
@@ -24,12 +25,13 @@ use std::{
 
 use ipnet::IpNet;
 
+pub(crate) use self::reader::nearest;
 pub use self::{
     listener::{Acme, Certificate, Limits, Listener, Tls},
     problem::{LoadError, Problem, place},
 };
 
-/// Where the admin face is unless the file says otherwise: where nobody from outside can ask for anything.
+/// Default admin address: loopback only.
 const ADMIN_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
 
 /// A whole, valid configuration.
@@ -49,6 +51,8 @@ pub struct Config {
     pub access_log: Option<AccessLog>,
     /// Whether a request without a `traceparent` is given one. Default false.
     pub tracing: bool,
+    /// Where the pools that served last are remembered; relative to the configuration file's folder. Static.
+    pub state_dir: Option<PathBuf>,
     /// By name. Never empty.
     pub services: BTreeMap<String, Service>,
 }
@@ -65,7 +69,7 @@ pub struct AccessLog {
 /// What a line looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// `text`: the combined format, and what else is known.
+    /// `text`: the combined format with more fields.
     Text,
     /// `json`: an object.
     Json,
@@ -76,8 +80,7 @@ pub enum LogFormat {
 pub struct Admin {
     /// Default `127.0.0.1:9901`.
     pub address: SocketAddr,
-    /// Holds the bearer token that `/v1` asks for; relative to the configuration file's folder, and read for each request.
-    /// Without it `/v1` is for clients on loopback alone.
+    /// Holds the bearer token that `/v1` asks for, read for each request. Without it `/v1` is for clients on loopback.
     pub token_file: Option<PathBuf>,
 }
 
@@ -271,10 +274,10 @@ pub fn parse(text: &str) -> Result<Config, Vec<Problem>> {
     Err(problems)
 }
 
-/// As [`parse`], with the pages that the text names read from `folder`.
+/// As [`parse`], with the error pages read from `folder`.
 ///
 /// # Errors
-/// Every problem of it, and every page that cannot be read.
+/// Every problem, and every page that cannot be read.
 pub fn parse_in(folder: &Path, text: &str) -> Result<Config, Vec<Problem>> {
     let mut config = parse(text)?;
     let mut problems = Vec::new();
@@ -313,8 +316,7 @@ pub fn load(path: &Path) -> Result<(String, Config), LoadError> {
     }
 }
 
-/// The admin face that a file names, be the rest of it valid or not: whoever asks a running switchover how it is must not be held
-/// up by an edit that is only half done.
+/// Reads only the `admin` section, so that `status` works while the rest of the file is being edited.
 ///
 /// # Errors
 /// When the file cannot be read.

@@ -159,7 +159,7 @@ impl Reader {
 }
 
 /// `(did you mean "green"?)`, if something is near enough to be meant.
-pub(super) fn nearest<'a>(wrong: &str, right: impl Iterator<Item = &'a str>) -> String {
+pub(crate) fn nearest<'a>(wrong: &str, right: impl Iterator<Item = &'a str>) -> String {
     let near = right.map(|right| (strsim::damerau_levenshtein(wrong, right), right)).min();
     match near {
         Some((distance, right)) if distance <= 1 + right.len().min(wrong.len()) / 4 => format!(" (did you mean \"{right}\"?)"),

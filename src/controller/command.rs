@@ -1,43 +1,60 @@
 //! What the controller can be asked, and what it answers.
 //!
-//! Signals, the watcher and the admin face send commands; [`super::Controller`] alone executes them.
+//! Signals, the watcher and the admin API send commands; [`super::Controller`] alone executes them.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    config::Problem,
-    status::{self, ReloadResult},
+    config::{Problem, nearest},
+    status::{self, Cancelled, ReloadResult},
 };
 
 /// What the controller does for others.
 pub enum Command {
-    /// Read the file and do what it says.
+    /// Read the file and apply it.
     Reload {
         /// Why.
         trigger: Trigger,
-        /// Who waits; nobody, if a signal or the watcher asks.
-        reply: Option<Reply>,
+        /// Where the answer goes; none for a signal or the watcher.
+        reply: Option<Reply<Accepted>>,
     },
     /// Make a pool the active one, and write that into the file.
     Promote {
+        /// What to promote.
+        promotion: Promotion,
+        /// Where the answer goes.
+        reply: Reply<Accepted>,
+    },
+    /// Give up the swap of a service that is being proven.
+    Cancel {
         /// Name of the service.
         service: String,
-        /// Name of the pool.
-        pool: String,
-        /// Who waits.
-        reply: Reply,
+        /// Where the answer goes.
+        reply: Reply<Cancelled>,
     },
 }
 
+/// A pool to promote.
+pub struct Promotion {
+    /// Name of the service.
+    pub service: String,
+    /// Name of the pool.
+    pub pool: String,
+    /// What to write as the pool's version; it has to be a valid one.
+    pub version: Option<String>,
+    /// How long it may take to be proven, instead of `promotion.ready_timeout`.
+    pub timeout: Option<Duration>,
+}
+
 /// Where an answer goes.
-pub type Reply = oneshot::Sender<Result<Accepted, Refusal>>;
+pub type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 
 /// Why the file is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trigger {
-    /// Somebody asked for it.
+    /// The admin API.
     Asked,
     /// SIGHUP.
     Signal,
@@ -45,29 +62,41 @@ pub enum Trigger {
     FileChanged,
 }
 
-/// A command that was taken.
+/// A command that was accepted.
 pub struct Accepted {
     /// `applied` or `unchanged`.
     pub result: ReloadResult,
     /// Number of the snapshot that serves.
     pub generation: u64,
-    /// The swaps to wait for, by service.
-    pub swaps: Vec<(String, watch::Receiver<status::Swap>)>,
+    /// The services that the command is about.
+    pub targets: Vec<Target>,
 }
 
-/// A command that was not taken; nothing has changed.
+/// A service that a command is about.
+pub struct Target {
+    /// Name of the service.
+    pub service: String,
+    /// The pool that the command wants to serve.
+    pub pool: String,
+    /// The swap that leads there; none if the pool serves already and nothing drains.
+    pub swap: Option<watch::Receiver<status::Swap>>,
+}
+
+/// A command that was refused; nothing has changed.
 #[derive(Clone, Debug)]
 pub enum Refusal {
     /// The file cannot be read, or something in it is wrong.
     Invalid(Vec<Problem>),
     /// The file changes what only a restart can change.
     StaticChanged(Vec<Problem>),
-    /// No such service; these there are.
+    /// No such service; these exist.
     UnknownService(String, Vec<String>),
-    /// No such pool; these there are.
+    /// No such pool; these exist.
     UnknownPool(String, Vec<String>),
     /// The file cannot be written.
     NotWritable(String),
+    /// No swap that could be given up.
+    NothingToCancel(String),
 }
 
 /// Where commands go.
@@ -82,10 +111,11 @@ impl Refusal {
             Self::UnknownService(..) => "unknown-service",
             Self::UnknownPool(..) => "unknown-pool",
             Self::NotWritable(_) => "not-writable",
+            Self::NothingToCancel(_) => "nothing-to-cancel",
         }
     }
 
-    /// What is wrong with the file, if that is it.
+    /// What is wrong with the file, if that is the reason.
     pub fn problems(&self) -> &[Problem] {
         match self {
             Self::Invalid(problems) | Self::StaticChanged(problems) => problems,
@@ -96,16 +126,21 @@ impl Refusal {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unknown = |what: &str, name: &str, known: &[String]| {
+            let hint = nearest(name, known.iter().map(String::as_str));
+            format!("no {what} \"{name}\"; {what}s are {}{hint}", known.join(", "))
+        };
         match self {
             Self::Invalid(problems) | Self::StaticChanged(problems) => {
                 let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
                 f.write_str(&problems.join("; "))
             }
-            Self::UnknownService(name, known) => write!(f, "no service \"{name}\"; services are {}", known.join(", ")),
-            Self::UnknownPool(name, known) => write!(f, "no pool \"{name}\"; pools are {}", known.join(", ")),
+            Self::UnknownService(name, known) => f.write_str(&unknown("service", name, known)),
+            Self::UnknownPool(name, known) => f.write_str(&unknown("pool", name, known)),
             Self::NotWritable(why) => {
                 write!(f, "the configuration file cannot be written: {why}; edit it where it is kept, and the swap will follow")
             }
+            Self::NothingToCancel(why) => f.write_str(why),
         }
     }
 }

@@ -1,61 +1,79 @@
 //! The only writer: every edit, signal and command ends here as a [`Command`], and every snapshot begins here.
 //!
 //! One task. It reads the file, diffs, prepares, proves, promotes and drains (docs/architecture.md has the picture), publishes
-//! a [`View`] after each step and answers who waits. Requests never wait for it, and it knows neither the proxy, nor the admin
-//! face, nor the watcher.
+//! a [`View`] after each step and then answers those who wait. Requests never wait for it, and it knows neither the proxy, nor
+//! the admin API, nor the watcher. It never waits for a disk to take a write: see [`promotion`] and [`memory`].
 
+mod apply;
 mod command;
-mod edit;
+mod drain;
+mod drift;
+mod history;
+mod memory;
 mod peers;
+mod promotion;
+mod proof;
+mod safety;
 mod service;
+mod start;
 mod swap;
 mod view;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Instant, SystemTime},
 };
 
-use log::{error, info, warn};
+use log::info;
 use pingora::connectors::http::Connector;
 use tokio::sync::{Notify, mpsc, watch};
 
 pub use self::{
-    command::{Accepted, Command, Commands, Refusal, Reply, Trigger},
+    command::{Accepted, Command, Commands, Promotion, Refusal, Reply, Target, Trigger},
     view::View,
 };
 use self::{
-    edit::{Edit, Refused},
-    peers::Means,
-    service::{Service, Taken, Why},
+    memory::Memory,
+    peers::Deps,
+    promotion::{Writing, Written},
+    service::{Due, Service},
     view::LastReload,
 };
 use crate::{
-    config::{self, Config, Problem},
+    config::Config,
     metrics::Metrics,
     route::RouteTable,
     snapshot::{Snapshot, SnapshotCell},
     status::{Outcome, ReloadResult},
 };
 
-/// Commands that may wait for the controller: more only if somebody floods it.
+/// Commands that may wait for the controller: more only in a flood.
 const QUEUE: usize = 64;
 
 /// The only writer.
 pub struct Controller {
     path: PathBuf,
+    /// What the file says, as far as it was accepted.
     config: Config,
     services: BTreeMap<String, Service>,
     snapshot: Arc<SnapshotCell>,
     generation: u64,
-    means: Arc<Means>,
+    deps: Arc<Deps>,
     commands: mpsc::Receiver<Command>,
     last_reload: LastReload,
-    settled: bool,
+    /// The services that the last change of the file, or the last promotion, was about.
+    last_change: BTreeSet<String>,
+    /// The change of the file that is being written; commands wait for it.
+    writing: Option<Writing>,
+    memory: Option<Memory>,
+    /// Whether the process was ready to serve once.
+    was_ready: bool,
     views: watch::Sender<Arc<View>>,
     written: watch::Sender<String>,
+    /// Answers that are sent once the view is published.
+    answers: Vec<Box<dyn FnOnce() + Send>>,
 }
 
 /// What others need of a controller.
@@ -79,13 +97,15 @@ impl Controller {
     ) -> (Self, Handles) {
         let (sender, commands) = mpsc::channel(QUEUE);
         let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
-        let means = Means { metrics, connector: Arc::new(Connector::new(None)), folder, changed: Arc::new(Notify::new()) };
+        let deps = Deps { metrics, connector: Arc::new(Connector::new(None)), folder, changed: Arc::new(Notify::new()) };
+        let state_dir = config.state_dir.as_ref().map(|state_dir| deps.folder.join(state_dir));
         let last_reload = LastReload { result: ReloadResult::Applied, at: SystemTime::now(), problems: Vec::new() };
         let view = View {
             generation: 0,
-            settled: false,
+            not_ready: Some("starting".to_owned()),
             file: path.display().to_string(),
             last_reload: last_reload.clone(),
+            state_dir: None,
             services: Vec::new(),
             shutdown_timeout: config.shutdown_timeout,
         };
@@ -97,23 +117,37 @@ impl Controller {
             services: BTreeMap::new(),
             snapshot,
             generation: 0,
-            means: Arc::new(means),
+            memory: state_dir.map(|state_dir| Memory::open(state_dir, Arc::clone(&deps.changed))),
+            deps: Arc::new(deps),
             commands,
             last_reload,
-            settled: false,
+            last_change: BTreeSet::new(),
+            writing: None,
+            was_ready: false,
             views,
             written,
+            answers: Vec::new(),
         };
         // A start is a change from nothing.
         controller.apply(config, None);
+        controller.remember_served_last();
         controller.reloaded(ReloadResult::Applied, Vec::new());
         controller.show();
         (controller, Handles { commands: sender, view, written: texts })
     }
 
-    /// Runs until nobody can send commands any more.
+    fn remember_served_last(&mut self) {
+        let Some(memory) = &self.memory else { return };
+        for (name, service) in &mut self.services {
+            if let Some(pool) = memory.last.get(name) {
+                service.remember(pool);
+            }
+        }
+    }
+
+    /// Runs until every sender of commands is gone.
     pub async fn run(mut self) {
-        let changed = Arc::clone(&self.means.changed);
+        let changed = Arc::clone(&self.deps.changed);
         loop {
             let deadline = self.services.values().filter_map(Service::next_deadline).min();
             let time_alone = async {
@@ -123,10 +157,12 @@ impl Controller {
                 }
             };
             tokio::select! {
-                command = self.commands.recv() => match command {
+                // Commands that come while the file is being written are taken after it, in their order.
+                command = self.commands.recv(), if self.writing.is_none() => match command {
                     Some(command) => self.execute(command),
                     None => return,
                 },
+                (service, outcome) = written(&mut self.writing) => self.wrote(&service, outcome),
                 () = changed.notified() => {}
                 () = time_alone => {}
             }
@@ -140,140 +176,70 @@ impl Controller {
             Command::Reload { trigger, reply } => {
                 let outcome = self.reload(trigger);
                 if let Some(reply) = reply {
-                    answer(reply, outcome);
+                    self.answer(reply, outcome);
                 }
             }
-            Command::Promote { service, pool, reply } => {
-                let outcome = self.promote(&service, &pool);
-                answer(reply, outcome);
+            Command::Promote { promotion, reply } => {
+                let outcome = self.promote(promotion);
+                self.answer(reply, outcome);
+            }
+            Command::Cancel { service, reply } => {
+                let outcome = self.cancel(&service);
+                self.answer(reply, outcome);
             }
         }
     }
 
-    fn reload(&mut self, trigger: Trigger) -> Result<Accepted, Refusal> {
-        let (text, config) = match config::load(&self.path) {
-            Ok(loaded) => loaded,
-            Err(e) => return Err(self.refuse(Refusal::Invalid(e.problems))),
-        };
-        self.check_static(&text, &config)?;
-        let accepted = self.apply(config, None);
-        let silent =
-            trigger == Trigger::FileChanged && accepted.result == ReloadResult::Unchanged && self.last_reload.problems.is_empty();
-        if !silent {
-            info!("configuration read result={} generation={}", accepted.result.label(), self.generation);
-            self.reloaded(accepted.result, Vec::new());
-        }
-        Ok(accepted)
-    }
-
-    fn promote(&mut self, service: &str, pool: &str) -> Result<Accepted, Refusal> {
-        let (before, config) = config::load(&self.path).map_err(|e| self.refuse(Refusal::Invalid(e.problems)))?;
-        self.check_static(&before, &config)?;
-        let Some(known) = config.services.get(service) else {
-            return Err(Refusal::UnknownService(service.to_owned(), config.services.keys().cloned().collect()));
-        };
-        if !known.pools.contains_key(pool) {
-            return Err(Refusal::UnknownPool(pool.to_owned(), known.pools.keys().cloned().collect()));
-        }
-        let mut edit = None;
-        let mut wanted = config.clone();
-        if known.active != pool {
-            let invalid = |text: &str, mut problems: Vec<Problem>| {
-                config::place(&self.path, text, &mut problems);
-                Refusal::Invalid(problems)
-            };
-            let after = config::edit::set_active(&before, service, pool).map_err(|problems| invalid(&before, problems))?;
-            let folder = self.path.parent().unwrap_or(Path::new(""));
-            wanted = config::parse_in(folder, &after).map_err(|problems| invalid(&after, problems))?;
-            config::edit::check_writable(&self.path).map_err(|e| Refusal::NotWritable(e.to_string()))?;
-            let base = known.clone();
-            edit = Some(Box::new(Edit { path: self.path.clone(), service: service.to_owned(), pool: pool.to_owned(), base }));
-        }
-        Ok(self.apply(wanted, Some((service, edit))))
-    }
-
-    fn check_static(&mut self, text: &str, config: &Config) -> Result<(), Refusal> {
-        let mut problems = config::diff::static_changes(&self.config, config);
-        config::place(&self.path, text, &mut problems);
-        if problems.is_empty() { Ok(()) } else { Err(self.refuse(Refusal::StaticChanged(problems))) }
-    }
-
-    /// Takes in a valid configuration: what needs no proof is published at once, in one store. `promoted` is the service that
-    /// a promotion is about, with the change of the file that it needs.
-    fn apply(&mut self, config: Config, mut promoted: Option<(&str, Option<Box<Edit>>)>) -> Accepted {
-        let now = Instant::now();
-        let mut changed = false;
-        let mut ready = Vec::new();
-        for (name, wanted) in &config.services {
-            let service = self.services.entry(name.clone()).or_insert_with(|| Service::new(name, Arc::clone(&self.means)));
-            let why = match promoted.take_if(|(of, _)| of == name) {
-                Some((_, edit)) => Why::Promotion(edit),
-                None => Why::File,
-            };
-            let taken = service.want(wanted.clone(), why, now);
-            changed |= taken != Taken::Unchanged;
-            if taken == Taken::Publish {
-                ready.push(name.clone());
+    fn answer<T: Send + 'static>(&mut self, reply: Reply<T>, outcome: Result<T, Refusal>) {
+        self.answers.push(Box::new(move || {
+            if reply.send(outcome).is_err() {
+                info!("the sender of a command has gone; what it asked for is done");
             }
-        }
-        let common = config.trusted_proxies != self.config.trusted_proxies
-            || config.tracing != self.config.tracing
-            || config.shutdown_timeout != self.config.shutdown_timeout;
-        let leaves = |(name, service): (&String, &Service)| !config.services.contains_key(name) && service.published().is_some();
-        let common = common || self.services.iter().any(leaves);
-        changed |= common;
-        self.config = config;
-        self.write_edits(&mut ready, now);
-        if common || !ready.is_empty() {
-            self.publish(&ready, now);
-        }
-        let names = self.config.services.keys();
-        let swaps = names.filter_map(|name| Some((name.clone(), self.services.get(name)?.current_swap()?))).collect();
-        let result = if changed { ReloadResult::Applied } else { ReloadResult::Unchanged };
-        Accepted { result, generation: self.generation, swaps }
+        }));
     }
 
-    /// Moves every service on; publishes those that have proven themselves.
+    /// Moves every service on; writes the file for one that is proven, publishes those that may serve.
     fn advance(&mut self) {
         let now = Instant::now();
-        let mut proven: Vec<String> =
-            self.services.iter_mut().filter_map(|(name, service)| service.advance(now).then(|| name.clone())).collect();
-        self.write_edits(&mut proven, now);
-        if !proven.is_empty() {
-            self.publish(&proven, now);
+        let due: Vec<(String, Due)> =
+            self.services.iter_mut().map(|(name, service)| (name.clone(), service.advance(now))).collect();
+        let publish: Vec<String> = due.iter().filter(|(_, due)| *due == Due::Publish).map(|(name, _)| name.clone()).collect();
+        if !publish.is_empty() {
+            self.publish(&publish, now);
             self.services.values_mut().for_each(|service| {
                 service.advance(now);
             });
         }
-        self.services.retain(|_, service| !service.is_gone());
+        for (name, _) in due.iter().filter(|(_, due)| *due == Due::Write) {
+            if self.writing.is_none() {
+                let edit = self.services.get_mut(name).and_then(|service| service.begin_write(&self.path.display().to_string()));
+                self.writing = edit.map(|edit| edit.write(&self.path, &self.config));
+            }
+        }
     }
 
-    /// Writes the changes of the file that go with what is about to be published; what cannot be written is not published.
-    fn write_edits(&mut self, ready: &mut Vec<String>, now: Instant) {
-        ready.retain(|name| {
-            let Some(service) = self.services.get_mut(name) else { return false };
-            let Some(edit) = service.take_edit() else { return true };
-            let (outcome, reason) = match edit.commit() {
-                Ok(text) => {
-                    self.written.send_replace(text);
-                    return true;
-                }
-                // The watcher sees what it was changed to.
-                Err(Refused::Overtaken) => {
-                    (Outcome::Superseded, "the service was changed in the file in the meantime".to_owned())
-                }
-                Err(Refused::Io(e)) => (Outcome::NotReady, format!("cannot write {}: {e}", self.path.display())),
-            };
-            error!("nothing is promoted service={name} reason={reason}");
-            service.give_up(outcome, Some(reason), now);
-            false
-        });
+    /// A change of the file was written, or not: then nothing is promoted.
+    fn wrote(&mut self, name: &str, outcome: Result<Written, (Outcome, String)>) {
+        self.writing = None;
+        let now = Instant::now();
+        let Some(service) = self.services.get_mut(name) else { return };
+        match outcome {
+            Ok(Written { text, config }) => {
+                service.written();
+                self.take_in_written(text, config);
+                self.last_change.insert(name.to_owned());
+            }
+            Err((outcome, reason)) => {
+                service.give_up(outcome, Some(reason), now);
+            }
+        }
     }
 
-    /// The only visible moment. Peers open before it, so that who sees the new snapshot finds them open; peers close after it,
-    /// so that who finds them closed finds a newer snapshot.
-    fn publish(&mut self, ready: &[String], now: Instant) {
-        self.services.iter_mut().filter(|(name, _)| ready.contains(name)).for_each(|(_, service)| service.open());
+    /// The only visible moment. Peers open before it, so that a request that sees the new snapshot finds them open; peers close
+    /// after it, so that a request that finds them closed finds a newer snapshot.
+    fn publish(&mut self, names: &[String], now: Instant) {
+        let services = self.services.iter_mut().filter(|(name, _)| names.contains(name));
+        let opened: Vec<_> = services.filter_map(|(name, service)| Some((name.clone(), service.open(now)?))).collect();
         self.generation += 1;
         let wanted = |name: &String| self.config.services.contains_key(name);
         let routes = self.services.iter().filter(|(name, _)| wanted(name)).filter_map(|(_, service)| service.published());
@@ -285,48 +251,59 @@ impl Controller {
             trusted_proxies: self.config.trusted_proxies.clone(),
             tracing: self.config.tracing,
         }));
+        for (name, publication) in opened {
+            if let Some(service) = self.services.get_mut(&name) {
+                service.close(publication, self.generation, now);
+            }
+        }
         for (name, service) in &mut self.services {
-            if ready.contains(name) {
-                service.close_others(self.generation, now);
-            } else if !self.config.services.contains_key(name) && service.published().is_some() {
+            if !self.config.services.contains_key(name) && service.published().is_some() {
                 service.remove(now);
             }
         }
     }
 
-    fn refuse(&mut self, refusal: Refusal) -> Refusal {
-        let (result, problems) = match &refusal {
-            Refusal::StaticChanged(problems) => (ReloadResult::StaticChanged, problems),
-            Refusal::Invalid(problems) => (ReloadResult::Invalid, problems),
-            _ => return refusal,
-        };
-        warn!("configuration refused, the old one serves result={} problems={refusal}", result.label());
-        let problems = problems.clone();
-        self.reloaded(result, problems);
-        refusal
-    }
-
-    fn reloaded(&mut self, result: ReloadResult, problems: Vec<Problem>) {
-        self.means.metrics.reloaded(result.label(), problems.is_empty());
-        self.last_reload = LastReload { result, at: SystemTime::now(), problems };
-    }
-
+    /// Publishes the view, then notifies those who wait for something in it.
     fn show(&mut self) {
-        self.settled = self.settled || self.services.values().all(Service::is_settled);
+        self.services.values_mut().for_each(Service::update_drift);
+        let names: Vec<String> =
+            self.services.iter().filter(|(_, service)| service.is_gone()).map(|(name, _)| name.clone()).collect();
+        let mut gone: Vec<Service> = names.iter().filter_map(|name| self.services.remove(name)).collect();
+        let not_ready = self.not_ready();
+        self.was_ready |= not_ready.is_none();
+        if let Some(memory) = &self.memory {
+            let mut pools = memory.last.clone();
+            pools.retain(|name, _| self.config.services.contains_key(name));
+            pools.extend(self.services.iter().filter_map(|(name, service)| Some((name.clone(), service.serves()?.to_owned()))));
+            memory.remember(pools);
+        }
         self.views.send_replace(Arc::new(View {
             generation: self.generation,
-            settled: self.settled,
+            not_ready,
             file: self.path.display().to_string(),
             last_reload: self.last_reload.clone(),
+            state_dir: self.memory.as_ref().map(Memory::status),
             services: self.services.values().map(Service::view).collect(),
             shutdown_timeout: self.config.shutdown_timeout,
         }));
+        self.services.values_mut().chain(&mut gone).for_each(Service::announce);
+        self.answers.drain(..).for_each(|answer| answer());
+    }
+
+    /// Why the process is not ready to serve; none once it was. A service may hold it back until its pool had its time, and all
+    /// of them together for as long as none has a pool to serve.
+    fn not_ready(&self) -> Option<String> {
+        let services = || self.services.values();
+        let waits = services().any(Service::is_starting) || services().all(|service| service.serves().is_none());
+        let reasons: Vec<String> = services().filter_map(Service::not_ready).collect();
+        (!self.was_ready && waits && !reasons.is_empty()).then(|| reasons.join("; "))
     }
 }
 
-/// Whoever asked may have gone in the meantime; what was done stays done.
-fn answer(reply: Reply, outcome: Result<Accepted, Refusal>) {
-    if reply.send(outcome).is_err() {
-        info!("nobody waits any more for the answer to a command");
+/// The outcome of the change that is being written; never, if there is none.
+async fn written(writing: &mut Option<Writing>) -> (String, Result<Written, (Outcome, String)>) {
+    match writing {
+        Some(writing) => (writing.service.clone(), writing.outcome().await),
+        None => std::future::pending().await,
     }
 }

@@ -1,7 +1,7 @@
-//! Every peer of one service, also those that are not in the file any more but still have requests: the task that looks after each,
-//! the way to speak to them, and the metrics of their pools.
+//! Every peer of one service, also those that have left the file and still have requests: the task that resolves and probes
+//! each, the connection settings, and the metrics of their pools.
 //!
-//! [`super::service`] says whom to have, whom to prove and whom to keep. Nothing here opens or closes a peer.
+//! [`super::service`] decides which peers to have, to prove and to keep. Nothing here opens or closes a peer.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,21 +9,29 @@ use std::{
     sync::Arc,
 };
 
+use log::warn;
 use pingora::connectors::http::Connector;
 use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
 };
 
-use super::{swap::Swap, view::PeerView};
+use super::{
+    proof::{Need, Proof},
+    view::PeerView,
+};
 use crate::{
     config::{self, PeerAddress},
     metrics::{Metrics, PoolMetrics},
-    pool::{Peer, Pool, Slot, Upstream, probe, probe::Pace, resolve},
+    pool::{
+        Peer, Pool, Slot, Upstream,
+        probe::{self, Settings},
+        resolve,
+    },
 };
 
-/// What every service needs to make peers.
-pub(super) struct Means {
+/// What every service needs to make and probe peers.
+pub(super) struct Deps {
     pub metrics: Arc<Metrics>,
     pub connector: Arc<Connector>,
     /// Where the configuration file is.
@@ -38,17 +46,17 @@ type Identity = (String, PeerAddress);
 /// The peers of one service.
 pub(super) struct Peers {
     service: String,
-    means: Arc<Means>,
+    deps: Arc<Deps>,
     tracked: BTreeMap<Identity, Tracked>,
-    /// Of what runs and of what is being proven.
+    /// Of the settings that run and of those that are being proven.
     upstreams: Vec<Arc<Upstream>>,
     pool_metrics: BTreeMap<String, Arc<PoolMetrics>>,
 }
 
-/// A peer and the task that looks after it, which ends with it.
+/// A peer and the task that resolves and probes it, which ends with it.
 struct Tracked {
     peer: Arc<Peer>,
-    pace: watch::Sender<Pace>,
+    settings: watch::Sender<Option<Settings>>,
     task: JoinHandle<()>,
 }
 
@@ -59,60 +67,63 @@ impl Drop for Tracked {
 }
 
 impl Peers {
-    pub(super) fn new(service: &str, means: Arc<Means>) -> Self {
+    pub(super) fn new(service: &str, deps: Arc<Deps>) -> Self {
         let service = service.to_owned();
-        Self { service, means, tracked: BTreeMap::new(), upstreams: Vec::new(), pool_metrics: BTreeMap::new() }
+        Self { service, deps, tracked: BTreeMap::new(), upstreams: Vec::new(), pool_metrics: BTreeMap::new() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.tracked.is_empty()
     }
 
-    /// Makes what `wanted` needs and is not there yet, and begins to probe it.
+    /// Makes the peers and settings of `wanted` that do not exist yet, and begins to probe them.
     pub(super) fn prepare(&mut self, wanted: &config::Service, running: Option<&config::Service>) {
         let running = running.map(|running| &running.upstream);
         self.upstreams.retain(|upstream| Some(upstream.config()) == running || *upstream.config() == wanted.upstream);
-        if !self.upstreams.iter().any(|upstream| *upstream.config() == wanted.upstream) {
-            self.upstreams.push(Arc::new(Upstream::new(wanted.upstream.clone(), &self.means.folder)));
-        }
-        let usual = self.usual_pace(wanted);
+        let settings = self.settings(wanted);
         for id in wanted.pools.keys().flat_map(|pool| identities(pool, wanted)) {
             self.tracked.entry(id).or_insert_with_key(|(pool, address)| {
-                let metrics = self.means.metrics.peer(&self.service, pool, &address.to_string());
-                let peer = Arc::new(Peer::new(&self.service, pool, address.clone(), metrics, Arc::clone(&self.means.changed)));
-                let (pace, paces) = watch::channel(usual.clone());
-                let task = tokio::spawn(look_after(Arc::clone(&peer), paces, Arc::clone(&self.means.connector)));
-                Tracked { peer, pace, task }
+                let metrics = self.deps.metrics.peer(&self.service, pool, &address.to_string());
+                let peer = Arc::new(Peer::new(&self.service, pool, address.clone(), metrics, Arc::clone(&self.deps.changed)));
+                let (sender, receiver) = watch::channel(Some(settings.clone()));
+                let task = tokio::spawn(resolve_and_probe(Arc::clone(&peer), receiver, Arc::clone(&self.deps.connector)));
+                Tracked { peer, settings: sender, task }
             });
         }
     }
 
-    /// Says how to probe: as the candidate has it who has to pass its proof, as what runs has it otherwise.
-    pub(super) fn pace(&self, running: &config::Service, candidate: Option<(&config::Service, &Swap)>) {
-        let usual = self.usual_pace(running);
-        let proving = candidate.map(|(config, swap)| (Pace { proof: Some(swap.began), ..self.usual_pace(config) }, swap));
+    /// Begins to prove the active pool of `wanted`. While a peer serves under other settings, the results are kept apart from
+    /// its verdict.
+    pub(super) fn prove(&mut self, wanted: &config::Service, need: Need, running: Option<&config::Service>) -> Proof {
+        let settings = self.settings(wanted);
+        let same = running.is_none_or(|running| !asks_differently(running, wanted));
+        let counts = |peer: &Peer| same || !peer.is_open();
+        Proof::begin(self.of_active(wanted), need, &settings, counts, &self.deps.connector)
+    }
+
+    /// Lets every peer be probed as `running` says; the probes of those that a proof judges rest.
+    pub(super) fn probe_as(&mut self, running: &config::Service, proofs: &[&Proof]) {
+        let settings = self.settings(running);
         for tracked in self.tracked.values() {
-            let is_proven_by = |swap: &Swap| swap.proof.peers.iter().any(|peer| Arc::ptr_eq(peer, &tracked.peer));
-            let pace = proving.as_ref().filter(|(_, swap)| is_proven_by(swap)).map_or(&usual, |(pace, _)| pace);
-            tracked.pace.send_if_modified(|current| {
-                let changed = current != pace;
-                // A proof that ends is no reason to probe at once.
-                let wakes = current.check != pace.check || pace.proof.is_some();
-                *current = pace.clone();
-                changed && wakes
+            let judged = proofs.iter().any(|proof| proof.judges(&tracked.peer));
+            let wanted = (!judged).then_some(&settings);
+            tracked.settings.send_if_modified(|current| {
+                let changed = current.as_ref() != wanted;
+                *current = wanted.cloned();
+                changed
             });
         }
     }
 
-    fn usual_pace(&self, config: &config::Service) -> Pace {
-        Pace { check: Arc::new(config.health_check.clone()), upstream: self.upstream(config), proof: None }
+    fn settings(&mut self, config: &config::Service) -> Settings {
+        Settings { check: Arc::new(config.health_check.clone()), upstream: self.upstream(config) }
     }
 
-    /// Lets go of those that are in none of `configs`, have nothing in flight and are not draining.
+    /// Drops the peers that are in none of `configs`, have nothing in flight and are not draining.
     pub(super) fn forget(&mut self, configs: &[&config::Service], is_draining: impl Fn(&Arc<Peer>) -> bool) {
         let pools = || configs.iter().flat_map(|config| config.pools.keys().map(move |pool| (pool, *config)));
         let kept: BTreeSet<Identity> = pools().flat_map(|(pool, config)| identities(pool, config)).collect();
-        let metrics = &self.means.metrics;
+        let metrics = &self.deps.metrics;
         self.tracked.retain(|id, tracked| {
             let keep = kept.contains(id) || tracked.peer.in_flight() > 0 || is_draining(&tracked.peer);
             if !keep {
@@ -129,13 +140,13 @@ impl Peers {
         });
     }
 
-    /// Those of the pool that `config` makes active.
+    /// The peers of the pool that `config` makes active.
     pub(super) fn of_active(&self, config: &config::Service) -> Vec<Arc<Peer>> {
         let tracked = identities(&config.active, config).filter_map(|id| self.tracked.get(&id));
         tracked.map(|tracked| Arc::clone(&tracked.peer)).collect()
     }
 
-    /// Those that take requests.
+    /// The peers that take requests.
     pub(super) fn open(&self) -> Vec<Arc<Peer>> {
         self.tracked.values().map(|tracked| &tracked.peer).filter(|peer| peer.is_open()).cloned().collect()
     }
@@ -151,22 +162,30 @@ impl Peers {
         let metrics = self
             .pool_metrics
             .entry(config.active.clone())
-            .or_insert_with(|| Arc::new(self.means.metrics.pool(&self.service, &config.active)));
+            .or_insert_with(|| Arc::new(self.deps.metrics.pool(&self.service, &config.active)));
         Pool::new(&config.active, slots, config.balance, config.fail_open, Arc::clone(metrics))
     }
 
-    /// How to speak to those of `config`.
-    pub(super) fn upstream(&self, config: &config::Service) -> Arc<Upstream> {
-        let known = self.upstreams.iter().find(|upstream| *upstream.config() == config.upstream);
-        known.map_or_else(|| Arc::new(Upstream::new(config.upstream.clone(), &self.means.folder)), Arc::clone)
+    /// The connection settings of `config`, made if they do not exist yet.
+    pub(super) fn upstream(&mut self, config: &config::Service) -> Arc<Upstream> {
+        if let Some(known) = self.upstreams.iter().find(|upstream| *upstream.config() == config.upstream) {
+            return Arc::clone(known);
+        }
+        let upstream = Arc::new(Upstream::new(config.upstream.clone(), &self.deps.folder));
+        // A start goes on without its CA file, and probes say why their peers are not ready.
+        if let Err(e) = upstream.refresh() {
+            warn!("no peer can be verified service={} reason={e}", self.service);
+        }
+        self.upstreams.push(Arc::clone(&upstream));
+        upstream
     }
 
-    /// The pools that they are of.
+    /// The pools of the peers.
     pub(super) fn pools(&self) -> impl Iterator<Item = &String> {
         self.tracked.keys().map(|(pool, _)| pool)
     }
 
-    /// What the status shows of those of a pool, in the order of the file.
+    /// What the status shows of the peers of a pool, in the order of the file.
     pub(super) fn views(
         &self,
         name: &str,
@@ -188,10 +207,17 @@ impl Peers {
     }
 }
 
-/// Finds a peer, then keeps finding and probing it.
-async fn look_after(peer: Arc<Peer>, paces: watch::Receiver<Pace>, connector: Arc<Connector>) {
+/// Whether the two reach their peers, or ask them for their health, in different ways.
+pub(super) fn asks_differently(a: &config::Service, b: &config::Service) -> bool {
+    let asks =
+        |service: &config::Service| (service.upstream.clone(), service.health_check.kind.clone(), service.health_check.port);
+    asks(a) != asks(b)
+}
+
+/// Resolves a peer, then keeps resolving and probing it.
+async fn resolve_and_probe(peer: Arc<Peer>, settings: watch::Receiver<Option<Settings>>, connector: Arc<Connector>) {
     resolve::first(&peer).await;
-    tokio::join!(resolve::run(Arc::clone(&peer)), probe::run(peer, paces, connector));
+    tokio::join!(resolve::run(Arc::clone(&peer)), probe::run(peer, settings, connector));
 }
 
 fn identities(pool: &str, config: &config::Service) -> impl Iterator<Item = Identity> {

@@ -1,28 +1,31 @@
 //! What the controller shows of itself: the shape of things by value, the counts by reference.
 //!
-//! Published through a watch channel after every step, so that nobody has to ask the controller and a status is never older
-//! than its reader's question.
+//! Published through a watch channel after every step, so that readers never wait for the controller.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use super::swap::Swap;
 use crate::{
     config::Problem,
     metrics::Metrics,
     pool::Peer,
-    status::{self, PeerStatus, PoolState, PoolStatus, ReloadResult, ServiceStatus, Status},
+    status::{self, PeerStatus, PoolState, PoolStatus, ReloadResult, ServiceDrift, ServiceStatus, Status},
 };
 
 /// Everything the status and a scrape show.
 #[derive(Clone)]
 pub struct View {
     pub(super) generation: u64,
-    /// Whether the first look at every active pool has said something.
-    pub(super) settled: bool,
+    /// Why the process is not ready to serve at its start; none once it was.
+    pub(super) not_ready: Option<String>,
     pub(super) file: String,
     pub(super) last_reload: LastReload,
+    pub(super) state_dir: Option<status::StateDir>,
     pub(super) services: Vec<ServiceView>,
-    pub(super) shutdown_timeout: std::time::Duration,
+    pub(super) shutdown_timeout: Duration,
 }
 
 /// The last reading of the file.
@@ -39,6 +42,8 @@ pub(super) struct ServiceView {
     pub active: String,
     pub swap: Option<Swap>,
     pub last_swap: Option<status::Swap>,
+    pub drift: Option<status::Drift>,
+    pub drain_timeout: Duration,
     pub pools: Vec<PoolView>,
 }
 
@@ -59,13 +64,13 @@ pub(super) struct PeerView {
 }
 
 impl View {
-    /// Whether the first look at every active pool has said something, good or bad; stays so.
-    pub fn is_settled(&self) -> bool {
-        self.settled
+    /// Why the process is not ready to serve at its start; none once it was.
+    pub fn not_ready(&self) -> Option<&str> {
+        self.not_ready.as_deref()
     }
 
     /// How long a stopping process waits for running requests.
-    pub fn shutdown_timeout(&self) -> std::time::Duration {
+    pub fn shutdown_timeout(&self) -> Duration {
         self.shutdown_timeout
     }
 
@@ -82,21 +87,47 @@ impl View {
                     at: rfc3339(self.last_reload.at),
                     problems: self.last_reload.problems.clone(),
                 },
+                state_dir: self.state_dir.clone(),
             },
-            services: self.services.iter().map(ServiceView::status).collect(),
+            services: self.services.iter().map(|service| self.service_status(service)).collect(),
         }
     }
 
-    /// Whether a pool is safe to stop; none if there is no such pool.
-    pub fn safe_to_stop(&self, service: &str, pool: &str) -> Option<bool> {
-        let service = self.services.iter().find(|known| known.name == service)?;
-        service.pools.iter().find(|known| known.name == pool).map(PoolView::safe_to_stop)
+    fn service_status(&self, service: &ServiceView) -> ServiceStatus {
+        ServiceStatus {
+            name: service.name.clone(),
+            active: service.active.clone(),
+            swap: service.swap.as_ref().map(Swap::status),
+            last_swap: service.last_swap.clone(),
+            drift: service.drift.clone(),
+            pools: service.pools.iter().map(|pool| pool.status(self.not_safe(service, pool))).collect(),
+        }
+    }
+
+    pub(super) fn service(&self, name: &str) -> Option<&ServiceView> {
+        self.services.iter().find(|service| service.name == name)
+    }
+
+    /// The pool of a service that serves; none if there is no such service.
+    pub fn active(&self, service: &str) -> Option<&str> {
+        self.service(service).map(|service| service.active.as_str())
+    }
+
+    /// The drift of a service, or of all of them.
+    pub fn drift(&self, service: Option<&str>) -> Vec<ServiceDrift> {
+        let services = self.services.iter().filter(|known| service.is_none_or(|name| name == known.name));
+        let drift = |service: &ServiceView| Some(ServiceDrift { service: service.name.clone(), drift: service.drift.clone()? });
+        services.filter_map(drift).collect()
+    }
+
+    /// `drain.timeout` of a service; none if there is no such service.
+    pub fn drain_timeout(&self, service: &str) -> Option<Duration> {
+        self.service(service).map(|service| service.drain_timeout)
     }
 
     /// Names of the pools of a service; none if there is no such service.
     pub fn pools(&self, service: &str) -> Option<Vec<&str>> {
-        let service = self.services.iter().find(|known| known.name == service)?;
-        Some(service.pools.iter().map(|pool| pool.name.as_str()).collect())
+        Some(self.service(service)?.pools.iter().map(|pool| pool.name.as_str()).collect())
     }
 
     /// Names of the services.
@@ -112,39 +143,25 @@ impl View {
             let version = pool.version.as_deref().unwrap_or_default();
             (service.name.as_str(), pool.name.as_str(), version, pool.state == PoolState::Active)
         }));
+        metrics.set_config_drift(self.services.iter().map(|service| (service.name.as_str(), service.drift.is_some())));
         for view in pools.flat_map(|(_, pool)| &pool.peers) {
             view.peer.metrics.set(&view.peer.facts(view.draining));
         }
     }
 }
 
-impl ServiceView {
-    fn status(&self) -> ServiceStatus {
-        ServiceStatus {
-            name: self.name.clone(),
-            active: self.active.clone(),
-            swap: self.swap.as_ref().map(Swap::status),
-            last_swap: self.last_swap.clone(),
-            pools: self.pools.iter().map(PoolView::status).collect(),
-        }
-    }
-}
-
 impl PoolView {
-    fn in_flight(&self) -> usize {
+    pub(super) fn in_flight(&self) -> usize {
         self.peers.iter().map(|view| view.peer.in_flight()).sum()
     }
 
-    fn safe_to_stop(&self) -> bool {
-        self.state == PoolState::Standby && self.in_flight() == 0
-    }
-
-    fn status(&self) -> PoolStatus {
+    fn status(&self, not_safe_because: Option<String>) -> PoolStatus {
         PoolStatus {
             name: self.name.clone(),
             version: self.version.clone(),
             state: self.state,
-            safe_to_stop: self.safe_to_stop(),
+            safe_to_stop: not_safe_because.is_none(),
+            not_safe_because,
             in_flight: self.in_flight(),
             upgraded: self.peers.iter().map(|view| view.peer.upgraded()).sum(),
             peers: self.peers.iter().map(PeerView::status).collect(),
@@ -159,7 +176,7 @@ impl PeerView {
             at: rfc3339(probe.at),
             ok: probe.failure.is_none(),
             milliseconds: u64::try_from(probe.took.as_millis()).unwrap_or(u64::MAX),
-            reason: probe.failure,
+            reason: probe.failure.map(|failure| failure.to_string()),
         };
         PeerStatus {
             address: peer.address.to_string(),
@@ -174,6 +191,6 @@ impl PeerView {
     }
 }
 
-fn rfc3339(at: SystemTime) -> String {
+pub(super) fn rfc3339(at: SystemTime) -> String {
     humantime::format_rfc3339_millis(at).to_string()
 }

@@ -1,16 +1,19 @@
-//! What probes say of a peer: ready or not, since when, and why.
+//! What probes say of a peer under the settings that run: ready or not, since when, and why.
 //!
-//! Written by the peer's own probe task alone; read by requests (two flags, no lock), by the controller and by the status.
+//! Written by the tasks that probe the peer; read by requests (two flags, no lock), by the controller and by the status. What
+//! probes under a candidate's settings say is kept apart, in [`super::proof`].
 
 use std::{
+    fmt,
+    net::SocketAddr,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
-/// A peer's readiness. One that was never probed is not ready.
+/// A peer's readiness. A peer that was never probed is not ready.
 #[derive(Default)]
 pub struct Health {
     ready: AtomicBool,
@@ -23,11 +26,8 @@ pub struct Health {
 pub struct Record {
     /// None before the first probe.
     pub last: Option<ProbeResult>,
-    /// Passes in a row, across probes of any pace.
     passes: u32,
     failures: u32,
-    /// Passes in a row since the proof began.
-    proof: Option<Proof>,
 }
 
 /// One probe.
@@ -38,13 +38,16 @@ pub struct ProbeResult {
     /// How long it took.
     pub took: Duration,
     /// Why it failed; none if it passed.
-    pub failure: Option<String>,
+    pub failure: Option<Failure>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Proof {
-    since: Instant,
-    passes: u32,
+/// Why a probe failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Nothing listens on this address.
+    Refused(SocketAddr),
+    /// Anything else, in words a person can act on.
+    Other(String),
 }
 
 /// How many probes in a row change the verdict.
@@ -56,13 +59,22 @@ pub struct Thresholds {
     pub not_ready_after: u32,
 }
 
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(address) => write!(f, "connection refused: nothing listens on {address}; is it started?"),
+            Self::Other(reason) => f.write_str(reason),
+        }
+    }
+}
+
 impl Health {
     /// Whether probes say it is ready.
     pub fn is_ready(&self) -> bool {
         self.ready.load(Relaxed)
     }
 
-    /// Whether it was ever ready: such a peer may be tried when nobody is ready.
+    /// Whether it was ever ready: such a peer may be tried when no peer is ready.
     pub fn was_ready(&self) -> bool {
         self.was_ready.load(Relaxed)
     }
@@ -72,37 +84,40 @@ impl Health {
         self.lock().clone()
     }
 
-    /// Passes since the proof that began at `since`.
-    pub fn proven(&self, since: Instant) -> u32 {
-        self.lock().proof.filter(|proof| proof.since == since).map_or(0, |proof| proof.passes)
-    }
-
-    /// Takes in one probe; `proof` is when the proof that it counts for began. Returns whether the verdict changed.
-    pub fn probed(&self, result: ProbeResult, thresholds: Thresholds, proof: Option<Instant>) -> bool {
+    /// Takes in one probe. Returns whether the verdict changed.
+    pub fn probed(&self, result: ProbeResult, thresholds: Thresholds) -> bool {
         let mut record = self.lock();
         let passed = result.failure.is_none();
         record.last = Some(result);
         let before = if passed { record.passes } else { record.failures };
         let run = before.saturating_add(1);
         (record.passes, record.failures) = if passed { (run, 0) } else { (0, run) };
-        record.proof = proof.map(|since| {
-            let before = record.proof.filter(|proof| proof.since == since).map_or(0, |proof| proof.passes);
-            Proof { since, passes: if passed { before.saturating_add(1) } else { 0 } }
-        });
         let ready = match self.is_ready() {
             false => record.passes >= thresholds.ready_after,
             true => record.failures < thresholds.not_ready_after,
         };
-        if ready {
-            self.was_ready.store(true, Relaxed);
-        }
-        self.ready.swap(ready, Relaxed) != ready
+        self.set(ready) != ready
     }
 
-    /// Forgets the verdict: somebody else listens at this name now.
+    /// Takes over the outcome of a proof: the peer is ready under the settings that are about to run. Returns whether that
+    /// changes the verdict.
+    pub fn adopt(&self, last: ProbeResult, passes: u32) -> bool {
+        *self.lock() = Record { last: Some(last), passes, failures: 0 };
+        !self.set(true)
+    }
+
+    /// Forgets the verdict: another server may listen at this name now.
     pub fn reset(&self) {
         *self.lock() = Record::default();
         self.ready.store(false, Relaxed);
+    }
+
+    /// Returns the verdict before.
+    fn set(&self, ready: bool) -> bool {
+        if ready {
+            self.was_ready.store(true, Relaxed);
+        }
+        self.ready.swap(ready, Relaxed)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Record> {
@@ -116,9 +131,13 @@ mod tests {
 
     const TWO_THREE: Thresholds = Thresholds { ready_after: 2, not_ready_after: 3 };
 
-    fn probe(health: &Health, passed: bool, proof: Option<Instant>) -> bool {
-        let failure = (!passed).then(|| "refused".to_owned());
-        health.probed(ProbeResult { at: SystemTime::now(), took: Duration::ZERO, failure }, TWO_THREE, proof)
+    fn result(passed: bool) -> ProbeResult {
+        let failure = (!passed).then(|| Failure::Other("refused".to_owned()));
+        ProbeResult { at: SystemTime::now(), took: Duration::ZERO, failure }
+    }
+
+    fn probe(health: &Health, passed: bool) -> bool {
+        health.probed(result(passed), TWO_THREE)
     }
 
     #[test]
@@ -139,36 +158,33 @@ mod tests {
             (true, false, false),
             (true, true, true),
         ] {
-            assert_eq!((probe(&health, passed, None), health.is_ready()), (changed, ready));
+            assert_eq!((probe(&health, passed), health.is_ready()), (changed, ready));
         }
         assert!(health.was_ready());
     }
 
     #[test]
-    fn a_proof_counts_only_passes_in_a_row_since_it_began() {
+    fn an_adopted_proof_makes_a_peer_ready_and_its_failures_count_from_zero() {
         let health = Health::default();
         for _ in 0..5 {
-            probe(&health, true, None);
+            probe(&health, false);
         }
-        let since = Instant::now();
-        assert_eq!(health.proven(since), 0, "what was ready before has to prove itself again");
-        probe(&health, true, Some(since));
-        probe(&health, false, Some(since));
-        assert_eq!(health.proven(since), 0);
-        probe(&health, true, Some(since));
-        probe(&health, true, Some(since));
-        assert_eq!(health.proven(since), 2);
-        assert_eq!(health.proven(since + Duration::from_secs(1)), 0, "a later proof starts anew");
+        assert!(health.adopt(result(true), 2) && health.is_ready() && health.was_ready());
+        assert!(!health.adopt(result(true), 2), "it was ready already");
+        probe(&health, false);
+        probe(&health, false);
+        assert!(health.is_ready());
+        assert!(probe(&health, false) && !health.is_ready());
     }
 
     #[test]
     fn another_address_behind_the_name_has_to_become_ready_again_but_may_be_tried() {
         let health = Health::default();
-        probe(&health, true, None);
-        probe(&health, true, None);
+        probe(&health, true);
+        probe(&health, true);
         health.reset();
         assert!(!health.is_ready() && health.was_ready());
-        probe(&health, true, None);
+        probe(&health, true);
         assert!(!health.is_ready());
     }
 }

@@ -6,6 +6,7 @@
 pub mod health;
 pub mod peer;
 pub mod probe;
+pub mod proof;
 pub mod resolve;
 pub mod upstream;
 

@@ -1,7 +1,8 @@
-//! Active health checks: one probe, the pace of probes, and the reason when one fails.
+//! Active health checks: one probe, the rhythm of probes, and the reason when one fails.
 //!
-//! The controller runs one [`run`] task per peer for as long as the peer is in the file or drains. A probe goes by Pingora's
-//! connector, as requests do, but never over a kept connection: it has to prove that a new request would get through.
+//! The controller runs one [`run`] task per peer for as long as the peer is in the file or drains, and one task of
+//! [`super::proof`] per peer that a swap has to prove. A probe uses Pingora's connector, as requests do, but never a kept
+//! connection: it has to show that a new request would get through.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -21,99 +22,111 @@ use pingora::{
 use tokio::{net::TcpStream, sync::watch, time::timeout};
 
 use super::{
-    health::{ProbeResult, Thresholds},
+    health::{Failure, ProbeResult, Thresholds},
     peer::Peer,
     upstream::Upstream,
 };
 use crate::config::{HealthCheck, ProbeKind};
 
-/// Between two passes of a proof: long enough to be two looks, short enough not to be noticed in a swap.
-const PROOF_GAP: Duration = Duration::from_millis(10);
-/// Between a failure and the next probe while somebody waits: an application that starts should not wait for us.
-const HURRY_GAP: Duration = Duration::from_millis(100);
+/// Between two passes of a new peer.
+const NEW_PEER_GAP: Duration = Duration::from_millis(10);
 /// How much of a failing answer's body is shown.
 const BODY_SHOWN: usize = 120;
 /// How much of an answer's body is read at most: enough to show, whatever the peer sends.
 const BODY_READ: usize = 4096;
 
-/// What a peer's probe task goes by; the controller changes it while the task runs.
+/// How a peer is probed.
 #[derive(Clone)]
-pub struct Pace {
+pub struct Settings {
     /// What to ask, how often, and how many answers count.
     pub check: Arc<HealthCheck>,
-    /// How to speak to it.
+    /// How to speak to the peer.
     pub upstream: Arc<Upstream>,
-    /// When the proof that waits for this peer began; none if nobody waits.
-    pub proof: Option<Instant>,
 }
 
-impl PartialEq for Pace {
+impl PartialEq for Settings {
     fn eq(&self, other: &Self) -> bool {
-        self.check == other.check && self.proof == other.proof && self.upstream.config() == other.upstream.config()
+        self.check == other.check && self.upstream.config() == other.upstream.config()
     }
 }
 
-/// Probes `peer` for ever: at once, then at the interval, with a little jitter so that many peers are not probed in step;
-/// quickly while a proof waits or while a new peer has yet to become ready.
-pub async fn run(peer: Arc<Peer>, mut pace: watch::Receiver<Pace>, connector: Arc<Connector>) {
+/// Probes `peer` until the task is aborted: at once, then at the interval, with a little jitter so that many peers are not
+/// probed in step; quickly after the first pass of a new peer. Changed settings start over at once, and an answer to the old
+/// settings that is still awaited does not count. Without settings the probes rest.
+pub async fn run(peer: Arc<Peer>, mut settings: watch::Receiver<Option<Settings>>, connector: Arc<Connector>) {
     loop {
-        let Pace { check, upstream, proof } = pace.borrow_and_update().clone();
-        let began = Instant::now();
-        let failure = match timeout(check.timeout, probe(&peer, &check, &upstream, &connector)).await {
-            Ok(outcome) => outcome.err(),
-            Err(_) => Some(format!("no answer within {}", humantime::format_duration(check.timeout))),
-        };
-        // A stopped container's name is gone before its address is known to be dead: that is what a person has to be told.
-        let failure = failure.map(|reason| peer.unresolved().unwrap_or(reason));
-        let passed = failure.is_none();
-        let took = began.elapsed();
-        peer.metrics.probe_duration.observe(took.as_secs_f64());
-        if passed {
-            peer.metrics.probes_passed.inc();
-        } else {
-            peer.metrics.probes_failed.inc();
-            peer.connect_failed.notify_one();
-        }
-        let thresholds = Thresholds { ready_after: check.ready_after, not_ready_after: check.not_ready_after };
-        let changed =
-            peer.health.probed(ProbeResult { at: SystemTime::now(), took, failure: failure.clone() }, thresholds, proof);
-        if changed {
-            let Peer { service, pool, address, .. } = &*peer;
-            match failure {
-                None => info!("peer is ready service={service} pool={pool} peer={address}"),
-                Some(reason) => warn!("peer is not ready service={service} pool={pool} peer={address} reason={reason}"),
+        let current = settings.borrow_and_update().clone();
+        let round = async {
+            let Some(current) = current else { return std::future::pending().await };
+            let was_ready = peer.health.was_ready();
+            let result = observe(&peer, &current, &connector).await;
+            let (took, passed) = (result.took, result.failure.is_none());
+            if judge(&peer, result, &current.check) || !was_ready {
+                peer.notify();
             }
-        }
-        if changed || proof.is_some() || !peer.health.was_ready() {
-            peer.notify();
-        }
-
-        let proving = proof.is_some_and(|since| peer.health.proven(since) < check.ready_after);
-        let rest = match passed {
-            true if proving || !peer.health.was_ready() => PROOF_GAP.min(check.interval),
-            false if proving => HURRY_GAP.min(check.interval),
-            _ => jittered(check.interval).saturating_sub(took),
+            let interval = current.check.interval;
+            tokio::time::sleep(match passed && !peer.health.was_ready() {
+                true => NEW_PEER_GAP.min(interval),
+                false => jittered(interval).saturating_sub(took),
+            })
+            .await;
         };
         tokio::select! {
-            () = tokio::time::sleep(rest) => {}
-            // A changed pace is a reason to look at once; a closed channel means that the controller has gone.
-            changed = pace.changed() => if changed.is_err() { return },
+            () = round => {}
+            // A closed channel means that the controller has gone.
+            changed = settings.changed() => if changed.is_err() { return },
         }
     }
+}
+
+/// One probe, counted in the metrics.
+pub(super) async fn observe(peer: &Peer, settings: &Settings, connector: &Connector) -> ProbeResult {
+    let Settings { check, upstream } = settings;
+    let began = Instant::now();
+    let failure = match timeout(check.timeout, probe(peer, check, upstream, connector)).await {
+        Ok(outcome) => outcome.err(),
+        Err(_) => Some(Failure::Other(format!("no answer within {}", humantime::format_duration(check.timeout)))),
+    };
+    // The name of a stopped container disappears before its address is known to be dead, and explains more.
+    let failure = failure.map(|failure| peer.unresolved().map_or(failure, Failure::Other));
+    let took = began.elapsed();
+    peer.metrics.probe_duration.observe(took.as_secs_f64());
+    if failure.is_none() {
+        peer.metrics.probes_passed.inc();
+    } else {
+        peer.metrics.probes_failed.inc();
+        peer.connect_failed.notify_one();
+    }
+    ProbeResult { at: SystemTime::now(), took, failure }
+}
+
+/// Lets a probe count for the peer's verdict. Returns whether the verdict changed.
+pub(super) fn judge(peer: &Peer, result: ProbeResult, check: &HealthCheck) -> bool {
+    let thresholds = Thresholds { ready_after: check.ready_after, not_ready_after: check.not_ready_after };
+    let failure = result.failure.clone();
+    let changed = peer.health.probed(result, thresholds);
+    if changed {
+        let Peer { service, pool, address, .. } = peer;
+        match failure {
+            None => info!("peer is ready service={service} pool={pool} peer={address}"),
+            Some(reason) => warn!("peer is not ready service={service} pool={pool} peer={address} reason={reason}"),
+        }
+    }
+    changed
 }
 
 /// The interval, up to a tenth more or less.
-fn jittered(interval: Duration) -> Duration {
+pub(super) fn jittered(interval: Duration) -> Duration {
     let random = RandomState::new().hash_one(()) % 1000;
     interval.mul_f64(0.9 + 0.2 * random as f64 / 1000.0)
 }
 
-async fn probe(peer: &Peer, check: &HealthCheck, upstream: &Upstream, connector: &Connector) -> Result<(), String> {
-    upstream.refresh()?;
+async fn probe(peer: &Peer, check: &HealthCheck, upstream: &Upstream, connector: &Connector) -> Result<(), Failure> {
+    upstream.refresh().map_err(Failure::Other)?;
     let Some(target) = peer.target() else {
-        return Err(peer.unresolved().unwrap_or_else(|| format!("{} is not resolved yet", peer.address.host)));
+        return Err(Failure::Other(peer.unresolved().unwrap_or_else(|| format!("{} is not resolved yet", peer.address.host))));
     };
-    let mut address = *target.addresses.first().ok_or("not an IP address")?;
+    let mut address = *target.addresses.first().ok_or_else(|| Failure::Other("not an IP address".to_owned()))?;
     if let Some(port) = check.port {
         address.set_port(port);
     }
@@ -131,7 +144,7 @@ async fn probe(peer: &Peer, check: &HealthCheck, upstream: &Upstream, connector:
                 http_peer.options.max_h2_streams = 1;
             }
             let (answer, body) = get(connector, &http_peer, path, &host, headers).await?;
-            judge(path, expect_status, &answer, &body)
+            expected(path, expect_status, &answer, &body).map_err(Failure::Other)
         }
     }
 }
@@ -142,25 +155,28 @@ async fn get(
     path: &str,
     host: &str,
     headers: &[(String, String)],
-) -> Result<(ResponseHeader, Vec<u8>), String> {
-    let address = *http_peer.address().as_inet().ok_or("not an IP address")?;
+) -> Result<(ResponseHeader, Vec<u8>), Failure> {
+    let other = |e: BError| Failure::Other(root_cause(&e));
+    let address = *http_peer.address().as_inet().ok_or_else(|| Failure::Other("not an IP address".to_owned()))?;
     let connected = connector.get_http_session(http_peer).await;
     let (mut session, _) = connected.map_err(|e| match e.etype() {
-        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => tls_failure(&e, address),
+        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => {
+            Failure::Other(tls_failure(&e, address))
+        }
         _ => connect_failure(&root_cause(&e), address, io_kind(&e)),
     })?;
-    let mut request = RequestHeader::build("GET", path.as_bytes(), Some(3 + headers.len())).map_err(|e| root_cause(&e))?;
-    request.insert_header("Host", host).map_err(|e| root_cause(&e))?;
-    request.insert_header("User-Agent", concat!("switchover/", env!("CARGO_PKG_VERSION"))).map_err(|e| root_cause(&e))?;
+    let mut request = RequestHeader::build("GET", path.as_bytes(), Some(3 + headers.len())).map_err(other)?;
+    request.insert_header("Host", host).map_err(other)?;
+    request.insert_header("User-Agent", concat!("switchover/", env!("CARGO_PKG_VERSION"))).map_err(other)?;
     if session.as_http2().is_none() {
-        request.insert_header("Connection", "close").map_err(|e| root_cause(&e))?;
+        request.insert_header("Connection", "close").map_err(other)?;
     }
     for (name, value) in headers {
-        request.insert_header(name.clone(), value).map_err(|e| root_cause(&e))?;
+        request.insert_header(name.clone(), value).map_err(other)?;
     }
     exchange(&mut session, request).await.map_err(|e| match e.etype() {
-        ErrorType::InvalidHTTPHeader => format!("{address} does not answer in HTTP: {}", root_cause(&e)),
-        _ => format!("{address} closed the connection before it answered"),
+        ErrorType::InvalidHTTPHeader => Failure::Other(format!("{address} does not answer in HTTP: {}", root_cause(&e))),
+        _ => Failure::Other(format!("{address} closed the connection before it answered")),
     })
 }
 
@@ -179,7 +195,7 @@ async fn exchange(session: &mut HttpSession, request: RequestHeader) -> Result<(
     Ok((header, body))
 }
 
-fn judge(path: &str, expected: &[RangeInclusive<u16>], answer: &ResponseHeader, body: &[u8]) -> Result<(), String> {
+fn expected(path: &str, expected: &[RangeInclusive<u16>], answer: &ResponseHeader, body: &[u8]) -> Result<(), String> {
     let status = answer.status.as_u16();
     if expected.iter().any(|range| range.contains(&status)) {
         return Ok(());
@@ -205,15 +221,15 @@ fn judge(path: &str, expected: &[RangeInclusive<u16>], answer: &ResponseHeader, 
     })
 }
 
-fn connect_failure(cause: &str, address: std::net::SocketAddr, kind: std::io::ErrorKind) -> String {
-    match kind {
-        std::io::ErrorKind::ConnectionRefused => format!("connection refused: nothing listens on {address}"),
+fn connect_failure(cause: &str, address: std::net::SocketAddr, kind: std::io::ErrorKind) -> Failure {
+    Failure::Other(match kind {
+        std::io::ErrorKind::ConnectionRefused => return Failure::Refused(address),
         std::io::ErrorKind::HostUnreachable | std::io::ErrorKind::NetworkUnreachable => {
             format!("{address} is unreachable: {cause}")
         }
         std::io::ErrorKind::TimedOut => format!("no connection to {address} in time"),
         _ => format!("cannot connect to {address}: {cause}"),
-    }
+    })
 }
 
 /// Pingora's context is a chain of its own errors, of which rustls' is the last.
@@ -243,7 +259,7 @@ mod tests {
     fn reason(path: &str, status: u16, body: &str) -> String {
         let mut answer = ResponseHeader::build(status, None).unwrap();
         answer.insert_header("Location", "/login").unwrap();
-        judge(path, &[200..=299], &answer, body.as_bytes()).unwrap_err()
+        expected(path, &[200..=299], &answer, body.as_bytes()).unwrap_err()
     }
 
     #[test]
@@ -255,7 +271,7 @@ mod tests {
         assert!(reason(readiness, 401, "").contains("security is in front of /actuator/health/readiness"));
         assert!(reason(readiness, 302, "").starts_with("302 to /login: security"));
         assert!(reason(readiness, 500, &"x".repeat(5000)).len() < 150);
-        assert!(judge("/", &[200..=204, 301..=301], &ResponseHeader::build(301, None).unwrap(), b"").is_ok());
+        assert!(expected("/", &[200..=204, 301..=301], &ResponseHeader::build(301, None).unwrap(), b"").is_ok());
     }
 
     #[test]

@@ -67,7 +67,7 @@ fn a_drain_times_out_and_counts_what_is_left() {
     switchover.await_in_flight("blue", 3);
     let output = switchover.cli(&["promote", "green"]);
     assert_eq!(output.code, 3, "{output:?}");
-    assert!(output.stderr.contains("3 still running on blue"), "{output:?}");
+    assert!(output.stderr.contains("blue is not safe to stop: 3 requests still run"), "{output:?}");
     let swap = switchover.service().swap.unwrap();
     assert_eq!((swap.outcome, swap.in_flight), (Some(Outcome::DrainTimedOut), 3), "{swap:?}");
     let pool = switchover.pool_status("blue");

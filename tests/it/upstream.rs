@@ -149,6 +149,48 @@ fn a_peer_whose_certificate_is_not_the_right_one_is_not_ready_until_it_can_be_ve
     switchover.await_pool("blue", "another name is refused", |pool| last_reason(pool).contains("certificate"));
 }
 
+/// Probes are far apart, so that they cannot bring in what the edit should have brought.
+#[test]
+fn an_edit_of_the_name_or_the_authority_of_peers_fails_no_request() {
+    let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    let ca = authority.write(folder.path());
+    authority.sign(folder.path(), "peer", &["peer.test", "other.test"], 2040);
+    let peer = Peer::start(false, Some((folder.path(), "peer")));
+    let service = |ca: &Path, name: &str| {
+        let upstream = format!("{{tls: {{ca: \"{}\", server_name: {name}}}}}", ca.display());
+        format!("    upstream: {upstream}\n    health_check: {{interval: 1h, path: /}}\n    promotion: {{ready_timeout: 1s}}\n")
+    };
+    let config = ConfigFile::new(&[("blue", &[peer.address])]).service(&service(&ca, "peer.test"));
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let copy = folder.path().join("copy.pem");
+    fs::copy(&ca, &copy).unwrap();
+    let mut client = switchover.client();
+    for (ca, name, outcome) in [
+        (&ca, "other.test", "drained"),
+        (&copy, "other.test", "drained"),
+        (&copy, "wrong.test", "not_ready"),
+        (&copy, "peer.test", "drained"),
+    ] {
+        let swaps = |outcome: &str| {
+            switchover.metric(&format!("switchover_swaps_total{{result=\"{outcome}\",service=\"shop\"}}")).unwrap()
+        };
+        let before = swaps(outcome);
+        let text = config.text();
+        let at = text.find("    upstream:").unwrap();
+        let end = text.find("    pools:").unwrap();
+        config.replace_by_rename(&format!("{}{}{}", &text[..at], service(ca, name), &text[end..]));
+        eventually("the edit is taken or refused", || {
+            assert_eq!(client.get("/").unwrap().text(), "http1 0 []");
+            if swaps(outcome) > before { Ok(()) } else { Err(switchover.shop()) }
+        });
+        for _ in 0..20 {
+            // Also over connections that are made from now on.
+            assert_eq!(switchover.get("/").text(), "http1 0 []");
+        }
+    }
+}
+
 /// What curl prints when it asks by HTTP/2.
 fn by_h2(switchover: &Switchover, path: &str, args: &[&str]) -> String {
     let args = [&["--http2-prior-knowledge"], args].concat();

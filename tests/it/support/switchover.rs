@@ -78,8 +78,9 @@ impl Switchover {
         let (admin, address) = (said("] admin on "), said("] listening on "));
         let config = config.path.to_str().unwrap().to_owned();
         let switchover = Self { child, address, admin, config, log };
-        eventually("ready", || match switchover.admin_get("/readyz") {
+        eventually("it serves, or says why it does not", || match switchover.admin_get("/readyz") {
             (200, _) => Ok(()),
+            (503, why) if why.contains("has no pool to serve") && !why.contains("not probed yet") => Ok(()),
             other => Err(other),
         });
         switchover
@@ -180,6 +181,29 @@ impl Switchover {
             seen if seen == times as f64 => Ok(()),
             seen => Err(seen),
         });
+    }
+
+    /// The status as a script sees it.
+    pub fn status(&self) -> Value {
+        serde_json::to_value(self.read_status()).unwrap()
+    }
+
+    /// The service `shop`, as a script sees it.
+    pub fn shop(&self) -> Value {
+        self.status()["services"][0].clone()
+    }
+
+    pub fn pool(&self, name: &str) -> Value {
+        let shop = self.shop();
+        let pool = shop["pools"].as_array().unwrap().iter().find(|pool| pool["name"] == name);
+        pool.unwrap_or_else(|| panic!("no pool {name}: {shop}")).clone()
+    }
+
+    pub fn await_shop(&self, what: &str, fact: impl Fn(&Value) -> bool) -> Value {
+        eventually(what, || {
+            let shop = self.shop();
+            if fact(&shop) { Ok(shop) } else { Err(shop) }
+        })
     }
 
     pub fn await_active(&self, pool: &str) {

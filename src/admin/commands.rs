@@ -1,0 +1,248 @@
+//! The handlers that change something, and those that wait for a change.
+//!
+//! A command goes to the controller; what is waited for afterwards is a step of a swap, or a fact in the controller's view.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{Path, Query, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::{sync::oneshot, time::timeout};
+
+use super::{Admin, error};
+use crate::{
+    config,
+    controller::{Accepted, Command, Promotion, Refusal, Reply, Target, Trigger, View},
+    status::{ApiError, Applied, Outcome, Phase, Promote, ServiceSwap, Swap, Wait},
+};
+
+/// The longest `timeout` of a promotion.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+#[derive(Deserialize)]
+pub(super) struct WaitQuery {
+    wait: Option<String>,
+}
+
+/// Why an answer is not 200.
+struct Failed {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+}
+
+pub(super) async fn reload(State(admin): State<Admin>, Query(query): Query<WaitQuery>, body: Bytes) -> Response {
+    if let Err(response) = no_body(&body) {
+        return *response;
+    }
+    let wait = match parse_wait(query.wait.as_deref()) {
+        Ok(wait) => wait,
+        Err(response) => return *response,
+    };
+    match send(&admin, |reply| Command::Reload { trigger: Trigger::Asked, reply: Some(reply) }).await {
+        Ok(accepted) => follow(admin, None, accepted, wait).await,
+        Err(response) => *response,
+    }
+}
+
+pub(super) async fn promote(
+    State(admin): State<Admin>,
+    Path(service): Path<String>,
+    Query(query): Query<WaitQuery>,
+    body: Bytes,
+) -> Response {
+    let promotion = match promotion(service.clone(), &body) {
+        Ok(promotion) => promotion,
+        Err(message) => return error(StatusCode::BAD_REQUEST, "bad-request", message),
+    };
+    let wait = match parse_wait(query.wait.as_deref()) {
+        Ok(wait) => wait,
+        Err(response) => return *response,
+    };
+    match send(&admin, |reply| Command::Promote { promotion, reply }).await {
+        Ok(accepted) => follow(admin, Some(&service), accepted, wait).await,
+        Err(response) => *response,
+    }
+}
+
+pub(super) async fn cancel(State(admin): State<Admin>, Path(service): Path<String>, body: Bytes) -> Response {
+    if let Err(response) = no_body(&body) {
+        return *response;
+    }
+    match send(&admin, |reply| Command::Cancel { service, reply }).await {
+        Ok(cancelled) => Json(cancelled).into_response(),
+        Err(response) => *response,
+    }
+}
+
+fn promotion(service: String, body: &[u8]) -> Result<Promotion, String> {
+    let Promote { pool, version, timeout } =
+        serde_json::from_slice(body).map_err(|e| format!("the body is not {{\"pool\": \"NAME\"}}: {e}"))?;
+    if let Some(version) = &version {
+        config::edit::check_version(version).map_err(|e| format!("version: {e}"))?;
+    }
+    let timeout = timeout.map(|text| {
+        let duration =
+            humantime::parse_duration(&text).map_err(|_| format!("timeout: \"{text}\" is not a duration; write 20s"))?;
+        let allowed = !duration.is_zero() && duration <= LONGEST;
+        allowed.then_some(duration).ok_or_else(|| format!("timeout: \"{text}\" is not allowed; use 1ms to 1day"))
+    });
+    Ok(Promotion { service, pool, version, timeout: timeout.transpose()? })
+}
+
+/// Sends a command and waits for its answer.
+async fn send<T>(admin: &Admin, make: impl FnOnce(Reply<T>) -> Command) -> Result<T, Box<Response>> {
+    let (reply, answer) = oneshot::channel();
+    let sent = admin.commands.send(make(reply)).await;
+    let Ok(outcome) = answer.await else {
+        debug_assert!(sent.is_err(), "a command was accepted and never answered");
+        return Err(Box::new(error(StatusCode::SERVICE_UNAVAILABLE, "stopping", "switchover is stopping".to_owned())));
+    };
+    outcome.map_err(|refusal| Box::new(refused(&refusal)))
+}
+
+/// Waits for as much as was asked for, and answers. `service` is the one that the command names, if it names one.
+async fn follow(mut admin: Admin, service: Option<&str>, mut accepted: Accepted, wait: Wait) -> Response {
+    let mut failed = None;
+    for target in &mut accepted.targets {
+        if let Err(failure) = reached(&mut admin, target, wait).await {
+            // With several services the message has to say which.
+            let message = if service.is_some() { failure.message } else { format!("{}: {}", target.service, failure.message) };
+            failed.get_or_insert(Failed { message, ..failure });
+        }
+    }
+    if let Some(Failed { status, code, message }) = failed {
+        return error(status, code, message);
+    }
+    let swap =
+        |target: &Target| Some(ServiceSwap { service: target.service.clone(), swap: target.swap.as_ref()?.borrow().clone() });
+    Json(Applied {
+        result: accepted.result,
+        generation: accepted.generation,
+        swaps: accepted.targets.iter().filter_map(swap).collect(),
+        drift: admin.view.borrow().drift(service),
+    })
+    .into_response()
+}
+
+/// Waits until a service has come as far as was asked for.
+async fn reached(admin: &mut Admin, target: &mut Target, wait: Wait) -> Result<(), Failed> {
+    let mut timed_out = false;
+    if let Some(swap) = &mut target.swap {
+        let far_enough = |swap: &Swap| match wait {
+            Wait::None => true,
+            Wait::Promoted => swap.phase != Phase::Proving,
+            Wait::Drained => swap.phase == Phase::Done,
+        };
+        // An error says that the swap is forgotten; its last step stays readable.
+        let _forgotten = swap.wait_for(far_enough).await.is_err();
+        let swap = swap.borrow();
+        swap_failed(&swap)?;
+        timed_out = swap.outcome == Some(Outcome::DrainTimedOut);
+    }
+    if wait == Wait::Drained { drained(admin, target, timed_out).await } else { Ok(()) }
+}
+
+fn swap_failed(swap: &Swap) -> Result<(), Failed> {
+    let to = &swap.to;
+    let what = if swap.from.as_ref() == Some(to) { format!("the change of {to}") } else { format!("promotion of {to}") };
+    let reason = swap.reason.as_deref().unwrap_or("no reason is known");
+    let (status, code, message) = match swap.outcome {
+        Some(Outcome::NotReady) => (StatusCode::GATEWAY_TIMEOUT, "not-ready", format!("{what} failed: {reason}")),
+        Some(Outcome::Superseded) => (StatusCode::CONFLICT, "superseded", format!("{what} was superseded: {reason}")),
+        Some(Outcome::Cancelled) => (StatusCode::CONFLICT, "cancelled", format!("{what} was {reason}")),
+        _ => return Ok(()),
+    };
+    Err(Failed { status, code, message })
+}
+
+/// Waits until every pool of the service but the one that serves is safe to stop, for `drain.timeout` at most; no longer if a
+/// drain has just taken that time.
+async fn drained(admin: &mut Admin, target: &Target, timed_out: bool) -> Result<(), Failed> {
+    let Target { service, pool, .. } = target;
+    let bound = if timed_out { Duration::ZERO } else { admin.view.borrow().drain_timeout(service).unwrap_or_default() };
+    let serves = |view: &Arc<View>| view.active(service) == Some(pool);
+    let done = |view: &Arc<View>| !serves(view) || view.not_safe_others(service).is_empty();
+    let waited = timeout(bound, admin.view.wait_for(done)).await.is_ok();
+    let view = admin.view.borrow();
+    if !serves(&view) {
+        let now = view.active(service).map_or("the service has left the file".to_owned(), |active| format!("{active} serves"));
+        return Err(Failed {
+            status: StatusCode::CONFLICT,
+            code: "superseded",
+            message: format!("promotion of {pool} was superseded: {now}"),
+        });
+    }
+    let left: Vec<String> =
+        view.not_safe_others(service).into_iter().map(|(pool, reason)| format!("{pool} is not safe to stop: {reason}")).collect();
+    if waited || left.is_empty() {
+        return Ok(());
+    }
+    Err(Failed {
+        status: StatusCode::GATEWAY_TIMEOUT,
+        code: "drain-timed-out",
+        message: format!("{pool} serves, but {}", left.join("; ")),
+    })
+}
+
+pub(super) async fn safe_to_stop(
+    State(mut admin): State<Admin>,
+    Path((service, pool)): Path<(String, String)>,
+    Query(query): Query<WaitQuery>,
+) -> Response {
+    let wait = match query.wait.as_deref().map(humantime::parse_duration).transpose() {
+        Ok(wait) => wait.unwrap_or(Duration::ZERO),
+        Err(e) => return error(StatusCode::BAD_REQUEST, "bad-request", format!("wait: {e}; write 30s")),
+    };
+    {
+        let view = admin.view.borrow();
+        let Some(pools) = view.pools(&service) else {
+            return refused(&Refusal::UnknownService(service, view.services().map(str::to_owned).collect()));
+        };
+        if !pools.contains(&pool.as_str()) {
+            return refused(&Refusal::UnknownPool(pool, pools.into_iter().map(str::to_owned).collect()));
+        }
+    }
+    // A pool that leaves the file during the wait is gone once it has drained.
+    let is_safe = |view: &Arc<View>| view.not_safe_because(&service, &pool).is_none();
+    if timeout(wait, admin.view.wait_for(is_safe)).await.is_ok_and(|view| view.is_ok()) {
+        return Json(json!({"service": service, "pool": pool, "safe_to_stop": true})).into_response();
+    }
+    let reason = admin.view.borrow().not_safe_because(&service, &pool).unwrap_or_default();
+    error(StatusCode::GATEWAY_TIMEOUT, "not-safe-to-stop", format!("{pool} is not safe to stop: {reason}"))
+}
+
+fn no_body(body: &[u8]) -> Result<(), Box<Response>> {
+    if body.is_empty() || serde_json::from_slice::<serde_json::Value>(body).is_ok_and(|body| body == json!({})) {
+        return Ok(());
+    }
+    Err(Box::new(error(StatusCode::BAD_REQUEST, "bad-request", "this takes no body, or {}".to_owned())))
+}
+
+fn parse_wait(wait: Option<&str>) -> Result<Wait, Box<Response>> {
+    match wait {
+        None | Some("none") => Ok(Wait::None),
+        Some("promoted") => Ok(Wait::Promoted),
+        Some("drained") => Ok(Wait::Drained),
+        Some(other) => {
+            let message = format!("wait: \"{other}\" is not one of none, promoted, drained");
+            Err(Box::new(error(StatusCode::BAD_REQUEST, "bad-request", message)))
+        }
+    }
+}
+
+fn refused(refusal: &Refusal) -> Response {
+    let status = match refusal {
+        Refusal::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        Refusal::StaticChanged(_) | Refusal::NotWritable(_) | Refusal::NothingToCancel(_) => StatusCode::CONFLICT,
+        Refusal::UnknownService(..) | Refusal::UnknownPool(..) => StatusCode::NOT_FOUND,
+    };
+    let error = ApiError { code: refusal.code().to_owned(), message: refusal.to_string(), problems: refusal.problems().to_vec() };
+    (status, Json(error)).into_response()
+}

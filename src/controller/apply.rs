@@ -1,0 +1,190 @@
+//! Commands carried out: what a reading of the file, a promotion or a cancellation changes.
+
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Instant};
+
+use log::{info, warn};
+
+use super::{
+    Accepted, Controller, Promotion, Refusal, Service, Target, Trigger,
+    promotion::Edit,
+    service::{Source, Taken},
+    view::LastReload,
+};
+use crate::{
+    config::{self, Config, Problem},
+    pool::Upstream,
+    status::{Cancelled, ReloadResult},
+};
+
+/// The service that a promotion is about.
+pub(super) struct Wanted {
+    service: String,
+    config: config::Service,
+    source: Source,
+}
+
+/// What a valid configuration has changed.
+pub(super) struct Changes {
+    services: BTreeSet<String>,
+    /// Settings of no service, or services that have left.
+    common: bool,
+}
+
+impl Controller {
+    pub(super) fn reload(&mut self, trigger: Trigger) -> Result<Accepted, Refusal> {
+        let (text, config) = config::load(&self.path).map_err(|e| self.refuse(Refusal::Invalid(e.problems)))?;
+        self.check(&text, &config)?;
+        let changes = self.apply(config, None);
+        let result = if changes.any() { ReloadResult::Applied } else { ReloadResult::Unchanged };
+        // The watcher also sees changes that say the same.
+        let silent = trigger == Trigger::FileChanged && !changes.any() && self.last_reload.problems.is_empty();
+        if !silent {
+            info!("configuration read result={} generation={}", result.label(), self.generation);
+            self.reloaded(result, Vec::new());
+        }
+        let names = self.last_change.iter();
+        // What the last change was about, also if the watcher was quicker to take it in. Not a swap that has nothing to do
+        // with it, and not a wish that was refused before.
+        let targets = names.filter_map(|name| {
+            let service = self.services.get(name)?;
+            let pool = service.follows_file()?.to_owned();
+            Some(Target { service: name.clone(), pool, swap: service.current_swap() })
+        });
+        Ok(Accepted { result, generation: self.generation, targets: targets.collect() })
+    }
+
+    pub(super) fn promote(&mut self, promotion: Promotion) -> Result<Accepted, Refusal> {
+        let Promotion { service, pool, version, timeout } = promotion;
+        let (text, config) = config::load(&self.path).map_err(|e| self.refuse(Refusal::Invalid(e.problems)))?;
+        self.check(&text, &config)?;
+        let Some(known) = config.services.get(&service) else {
+            return Err(Refusal::UnknownService(service, config.services.keys().cloned().collect()));
+        };
+        let Some(of_pool) = known.pools.get(&pool) else {
+            return Err(Refusal::UnknownPool(pool, known.pools.keys().cloned().collect()));
+        };
+        let mut wanted = known.clone();
+        let mut edit = None;
+        if known.active != pool || (version.is_some() && version != of_pool.version) {
+            let needed = Edit { service: service.clone(), pool: pool.clone(), version, base: known.clone() };
+            let invalid = |text: &str, problems| Refusal::Invalid(self.placed(text, problems));
+            let after = needed.applied_to(&text).map_err(|problems| invalid(&text, problems))?;
+            let after = config::parse_in(self.folder(), &after).map_err(|problems| invalid(&after, problems))?;
+            wanted = after.services.get(&service).unwrap_or(known).clone();
+            config::write::check_writable(&self.path).map_err(|e| Refusal::NotWritable(e.to_string()))?;
+            edit = Some(Box::new(needed));
+        }
+        let wanted = Wanted { service: service.clone(), config: wanted, source: Source::Promotion { edit, timeout } };
+        let changes = self.apply(config, Some(wanted));
+        if changes.common || changes.services.iter().any(|name| *name != service) {
+            // The watcher has not seen them yet.
+            self.reloaded(ReloadResult::Applied, Vec::new());
+        }
+        let result = if changes.services.contains(&service) { ReloadResult::Applied } else { ReloadResult::Unchanged };
+        let swap = self.services.get(&service).and_then(Service::current_swap);
+        Ok(Accepted { result, generation: self.generation, targets: vec![Target { service, pool, swap }] })
+    }
+
+    pub(super) fn cancel(&mut self, name: &str) -> Result<Cancelled, Refusal> {
+        let Some(service) = self.services.get_mut(name) else {
+            return Err(Refusal::UnknownService(name.to_owned(), self.services.keys().cloned().collect()));
+        };
+        service.cancel(Instant::now()).map_err(Refusal::NothingToCancel)
+    }
+
+    /// The file was written, with what others had saved in it: that is applied as a reload would.
+    pub(super) fn take_in_written(&mut self, text: String, config: Config) {
+        let accepted = self.check(&text, &config).is_ok();
+        self.written.send_replace(text);
+        if accepted && self.apply(config, None).any() {
+            info!("configuration read result=applied generation={}", self.generation);
+            self.reloaded(ReloadResult::Applied, Vec::new());
+        }
+    }
+
+    /// What a valid configuration still must not do.
+    fn check(&mut self, text: &str, config: &Config) -> Result<(), Refusal> {
+        let problems = config::diff::static_changes(&self.config, config);
+        if !problems.is_empty() {
+            return Err(self.refuse(Refusal::StaticChanged(self.placed(text, problems))));
+        }
+        let changed = |name: &String, service: &config::Service| {
+            self.config.services.get(name).is_none_or(|known| known.upstream != service.upstream)
+        };
+        let unreadable = |(name, service): (&String, &config::Service)| {
+            let e = Upstream::new(service.upstream.clone(), self.folder()).refresh().err()?;
+            let reason = e.strip_prefix("upstream.tls.ca: ").unwrap_or(&e).to_owned();
+            Some(Problem::new(&format!("services.{name}.upstream.tls.ca"), reason))
+        };
+        let services = config.services.iter().filter(|(name, service)| changed(name, service));
+        let problems: Vec<Problem> = services.filter_map(unreadable).collect();
+        if problems.is_empty() { Ok(()) } else { Err(self.refuse(Refusal::Invalid(self.placed(text, problems)))) }
+    }
+
+    /// Takes in a valid configuration: what needs no proof is published at once, in one store.
+    pub(super) fn apply(&mut self, config: Config, mut promoted: Option<Wanted>) -> Changes {
+        let now = Instant::now();
+        let mut changed = BTreeSet::new();
+        let mut ready = Vec::new();
+        for (name, in_file) in &config.services {
+            let service = self.services.entry(name.clone()).or_insert_with(|| Service::new(name, Arc::clone(&self.deps)));
+            let (wanted, source) = match promoted.take_if(|promoted| promoted.service == *name) {
+                Some(promoted) => (promoted.config, promoted.source),
+                None => (in_file.clone(), Source::File),
+            };
+            let taken = service.want(wanted, source, now);
+            if taken != Taken::Unchanged {
+                changed.insert(name.clone());
+            }
+            if taken == Taken::Publish {
+                ready.push(name.clone());
+            }
+        }
+        let leaves = |(name, service): (&String, &Service)| !config.services.contains_key(name) && service.published().is_some();
+        let common = config.trusted_proxies != self.config.trusted_proxies
+            || config.tracing != self.config.tracing
+            || config.shutdown_timeout != self.config.shutdown_timeout
+            || self.services.iter().any(leaves);
+        self.config = config;
+        if common || !ready.is_empty() {
+            self.publish(&ready, now);
+        }
+        if common || !changed.is_empty() {
+            self.last_change.clone_from(&changed);
+        }
+        Changes { services: changed, common }
+    }
+
+    fn refuse(&mut self, refusal: Refusal) -> Refusal {
+        let (result, problems) = match &refusal {
+            Refusal::StaticChanged(problems) => (ReloadResult::StaticChanged, problems),
+            Refusal::Invalid(problems) => (ReloadResult::Invalid, problems),
+            _ => return refusal,
+        };
+        warn!("configuration refused, the old one serves result={} problems={refusal}", result.label());
+        let problems = problems.clone();
+        self.reloaded(result, problems);
+        refusal
+    }
+
+    pub(super) fn reloaded(&mut self, result: ReloadResult, problems: Vec<Problem>) {
+        self.deps.metrics.reloaded(result.label(), problems.is_empty());
+        self.last_reload = LastReload { result, at: std::time::SystemTime::now(), problems };
+    }
+
+    /// With the file, and the line and column in `text`.
+    fn placed(&self, text: &str, mut problems: Vec<Problem>) -> Vec<Problem> {
+        config::place(&self.path, text, &mut problems);
+        problems
+    }
+
+    fn folder(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new(""))
+    }
+}
+
+impl Changes {
+    pub(super) fn any(&self) -> bool {
+        self.common || !self.services.is_empty()
+    }
+}

@@ -1,0 +1,56 @@
+//! The swaps of one service as the status shows them: the current or last one, and the last that has ended.
+//!
+//! Kept by [`super::service`]. Waiters are notified in [`History::announce`] alone, after the view is published.
+
+use std::sync::Arc;
+
+use super::swap::Swap;
+use crate::{metrics::Metrics, status};
+
+/// The swaps of one service.
+pub(super) struct History {
+    service: String,
+    metrics: Arc<Metrics>,
+    current: Option<Swap>,
+    last: Option<status::Swap>,
+    /// Steps that waiters have not been notified of.
+    news: Vec<Swap>,
+}
+
+impl History {
+    pub(super) fn new(service: &str, metrics: Arc<Metrics>) -> Self {
+        Self { service: service.to_owned(), metrics, current: None, last: None, news: Vec::new() }
+    }
+
+    /// A swap has been promoted or given up: it is the one to show.
+    pub(super) fn show(&mut self, swap: &Swap) {
+        self.current = Some(swap.clone());
+        self.news.push(swap.clone());
+    }
+
+    /// A swap has ended. It is shown unless a newer one is on its way.
+    pub(super) fn ended(&mut self, swap: &Swap) {
+        let status = swap.status();
+        if let Some(outcome) = status.outcome {
+            self.metrics.swap_ended(&self.service, outcome.label(), swap.prove_took(), swap.drain_took(), swap.took());
+        }
+        self.last = Some(status);
+        if self.current.as_ref().is_some_and(|current| current.same_as(swap)) {
+            self.current = Some(swap.clone());
+        }
+        self.news.push(swap.clone());
+    }
+
+    /// Notifies waiters of what has happened.
+    pub(super) fn announce(&mut self) {
+        self.news.drain(..).for_each(|swap| swap.announce());
+    }
+
+    pub(super) fn current(&self) -> Option<&Swap> {
+        self.current.as_ref()
+    }
+
+    pub(super) fn last(&self) -> Option<&status::Swap> {
+        self.last.as_ref()
+    }
+}

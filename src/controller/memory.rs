@@ -1,0 +1,120 @@
+//! Remembers across restarts which pool of each service served last, in one small file.
+//!
+//! The configuration file says which pool is to serve. When it names a release that was refused, a restart has to find the
+//! pool that served instead: that is all this file is for. The controller hands over what serves; a task of its own writes it,
+//! so that a slow disk holds up nothing.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use log::{info, warn};
+use tokio::{
+    sync::{Notify, watch},
+    task::spawn_blocking,
+};
+
+use crate::{config::write::replace_own, status::StateDir};
+
+/// The file in `state_dir`: a line for each service, with its pool.
+const FILE: &str = "served-last";
+
+/// The active pool of each service.
+pub(super) type Pools = BTreeMap<String, String>;
+
+/// What was remembered, and where to remember it.
+pub(super) struct Memory {
+    folder: PathBuf,
+    pub last: Pools,
+    pools: watch::Sender<Pools>,
+    problem: watch::Receiver<Option<String>>,
+}
+
+impl Memory {
+    /// Reads what was remembered, and begins to write what changes. `changed` wakes the controller. Nothing here fails: what
+    /// goes wrong is logged, and is in the status.
+    pub(super) fn open(folder: PathBuf, changed: Arc<Notify>) -> Self {
+        let file = folder.join(FILE);
+        let (last, problem) = match fs::read_to_string(&file) {
+            Ok(text) => (parse(&text), None),
+            Err(e) if e.kind() == ErrorKind::NotFound => (Pools::new(), None),
+            Err(e) => (Pools::new(), Some(e.to_string())),
+        };
+        let text = format(&last);
+        let problem = problem.or_else(|| replace_own(&file, &text).err().map(|e| e.to_string()));
+        match &problem {
+            None => info!("remembering which pool serves file={}", file.display()),
+            Some(e) => warn!("cannot remember which pool serves file={} reason={e}", file.display()),
+        }
+        let (pools, receiver) = watch::channel(last.clone());
+        let (problems, problem) = watch::channel(problem);
+        tokio::spawn(write(file, receiver, problems, changed));
+        Self { folder, last, pools, problem }
+    }
+
+    /// Remembers what serves now.
+    pub(super) fn remember(&self, pools: Pools) {
+        self.pools.send_if_modified(|known| {
+            let changed = *known != pools;
+            *known = pools;
+            changed
+        });
+    }
+
+    pub(super) fn status(&self) -> StateDir {
+        StateDir { path: self.folder.display().to_string(), problem: self.problem.borrow().clone() }
+    }
+}
+
+async fn write(file: PathBuf, mut pools: watch::Receiver<Pools>, problems: watch::Sender<Option<String>>, changed: Arc<Notify>) {
+    while pools.changed().await.is_ok() {
+        let text = format(&pools.borrow_and_update());
+        let path = file.clone();
+        let outcome = spawn_blocking(move || replace_own(&path, &text)).await;
+        let problem = match outcome {
+            Ok(outcome) => outcome.err().map(|e| e.to_string()),
+            Err(e) => Some(e.to_string()),
+        };
+        if problems.send_if_modified(|known| {
+            let news = known.is_some() != problem.is_some();
+            known.clone_from(&problem);
+            news
+        }) {
+            report(&file, problem.as_deref());
+            changed.notify_one();
+        }
+    }
+}
+
+fn report(file: &Path, problem: Option<&str>) {
+    match problem {
+        None => info!("remembering again which pool serves file={}", file.display()),
+        Some(e) => warn!("cannot remember which pool serves file={} reason={e}", file.display()),
+    }
+}
+
+/// Lines that cannot be understood are left out: the worst that can happen is that nothing is remembered.
+fn parse(text: &str) -> Pools {
+    let line = |line: &str| line.split_once(' ').map(|(service, pool)| (service.to_owned(), pool.trim().to_owned()));
+    text.lines().filter_map(line).collect()
+}
+
+fn format(pools: &Pools) -> String {
+    pools.iter().map(|(service, pool)| format!("{service} {pool}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_and_nonsense_is_left_out() {
+        let pools = Pools::from([("api".to_owned(), "one".to_owned()), ("shop".to_owned(), "blue".to_owned())]);
+        assert_eq!(parse(&format(&pools)), pools);
+        assert_eq!(parse("shop blue\r\nnonsense\n\n\u{0}"), Pools::from([("shop".to_owned(), "blue".to_owned())]));
+    }
+}

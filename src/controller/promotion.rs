@@ -1,0 +1,90 @@
+//! The change of the file that goes with `promote`: prepared when the command comes, made when the new pool is proven.
+//!
+//! Made first, a pool that never becomes ready would be the active one of the next start, and a refused release would leave
+//! its mark. Whatever else is in the file by then stays as it is. The write may wait for a slow disk, so it runs on a thread
+//! of its own: see [`Writing`].
+
+use std::path::Path;
+
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use crate::{
+    config::{
+        self, Config, Problem, edit,
+        write::{self, Failure},
+    },
+    status::Outcome,
+};
+
+/// One promotion's change of one service.
+#[derive(Clone)]
+pub(super) struct Edit {
+    pub service: String,
+    pub pool: String,
+    pub version: Option<String>,
+    /// The service as the file had it when the change was asked for.
+    pub base: config::Service,
+}
+
+/// A change that is being written.
+pub(super) struct Writing {
+    pub service: String,
+    task: JoinHandle<Result<Written, (Outcome, String)>>,
+}
+
+/// A file that was written.
+pub(super) struct Written {
+    /// Its text.
+    pub text: String,
+    /// What it says: the change, and what others have saved since the command.
+    pub config: Config,
+}
+
+impl Edit {
+    /// Begins to write the file. `running` tells what a reload may not change.
+    pub(super) fn write(self, path: &Path, running: &Config) -> Writing {
+        let (service, path, running) = (self.service.clone(), path.to_path_buf(), running.clone());
+        Writing { service, task: spawn_blocking(move || self.commit(&path, &running)) }
+    }
+
+    fn commit(&self, path: &Path, running: &Config) -> Result<Written, (Outcome, String)> {
+        let outcome = write::update(path, |text| self.change(path, running, text), || ());
+        outcome.map_err(|failure| match failure {
+            Failure::Invalid(reason) => (Outcome::Superseded, format!("{} is not valid any more: {reason}", path.display())),
+            Failure::Overtaken(reason) => (Outcome::Superseded, reason),
+            Failure::Io(e) => (Outcome::NotReady, format!("cannot write {}: {e}", path.display())),
+        })
+    }
+
+    fn change(&self, path: &Path, running: &Config, text: &str) -> Result<(String, Written), Failure> {
+        let invalid = |problems: Vec<Problem>| Failure::Invalid(list(&problems));
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let before = config::parse_in(folder, text).map_err(invalid)?;
+        let fixed = config::diff::static_changes(running, &before);
+        if !fixed.is_empty() {
+            return Err(Failure::Overtaken(list(&fixed)));
+        }
+        if before.services.get(&self.service) != Some(&self.base) {
+            return Err(Failure::Overtaken("the service was changed in the file during the promotion".to_owned()));
+        }
+        let text = self.applied_to(text).map_err(invalid)?;
+        let config = config::parse_in(folder, &text).map_err(invalid)?;
+        Ok((text.clone(), Written { text, config }))
+    }
+
+    /// The text with this change made.
+    pub(super) fn applied_to(&self, text: &str) -> Result<String, Vec<Problem>> {
+        edit::promote(text, &self.service, &self.pool, self.version.as_deref())
+    }
+}
+
+impl Writing {
+    /// Waits for the outcome.
+    pub(super) async fn outcome(&mut self) -> Result<Written, (Outcome, String)> {
+        (&mut self.task).await.unwrap_or_else(|e| Err((Outcome::NotReady, format!("the write ended early: {e}"))))
+    }
+}
+
+fn list(problems: &[Problem]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}

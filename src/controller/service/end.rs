@@ -1,0 +1,86 @@
+//! Ends what a service has begun: drains that are done or out of time, candidates that are given up, peers that are gone.
+
+use std::time::Instant;
+
+use log::{info, warn};
+
+use super::Service;
+use crate::{
+    config,
+    status::{self, Cancelled, Outcome},
+};
+
+impl Service {
+    pub(super) fn end_drains(&mut self, now: Instant) {
+        for swap in self.drains.ended(now) {
+            let status = swap.status();
+            match (&status.from, status.outcome) {
+                (Some(from), Some(Outcome::DrainTimedOut)) => {
+                    warn!("drain timed out service={} pool={from} in_flight={}", self.name, status.in_flight);
+                }
+                (Some(from), _) if swap.changes_pool() => {
+                    let took = swap.drain_took().unwrap_or_default().as_millis();
+                    info!("drained service={} pool={from} took={took}ms", self.name);
+                }
+                _ => {}
+            }
+            self.history.ended(&swap);
+        }
+    }
+
+    /// Drops the candidate; what ran before goes on. Returns whether there was one.
+    pub(in crate::controller) fn give_up(&mut self, outcome: Outcome, reason: Option<String>, now: Instant) -> bool {
+        let Some(mut candidate) = self.candidate.take() else { return false };
+        candidate.swap.end(now, outcome, reason);
+        let status = candidate.swap.status();
+        let (name, to, why) = (&self.name, &status.to, status.reason.as_deref().unwrap_or_default());
+        match outcome {
+            Outcome::NotReady if candidate.published => {
+                warn!("not ready in time, answering 503 until it is service={name} pool={to} reason={why}");
+            }
+            Outcome::NotReady => {
+                warn!("promotion failed, the old pool serves service={name} to={to} outcome=not_ready reason={why}");
+            }
+            _ => info!("swap given up service={name} to={to} outcome={} reason={why}", outcome.label()),
+        }
+        let refused = matches!(outcome, Outcome::NotReady | Outcome::Cancelled);
+        if refused && candidate.edit.is_none() && !candidate.published {
+            self.drift.refuse(candidate.config, why);
+        }
+        self.history.show(&candidate.swap);
+        self.history.ended(&candidate.swap);
+        self.probe_settings();
+        true
+    }
+
+    /// Gives up the swap that is being proven, on request.
+    pub(in crate::controller) fn cancel(&mut self, now: Instant) -> Result<Cancelled, String> {
+        let nothing = |why: &str| Err(format!("nothing to cancel: {why}"));
+        let serves = self.running.as_ref().map(|running| running.config.active.clone()).unwrap_or_default();
+        match &self.candidate {
+            None => nothing(&format!("{serves} serves, and no other pool of {} is being proven", self.name)),
+            Some(candidate) if candidate.published => nothing(&format!("{} starts, and no other pool serves", self.name)),
+            Some(candidate) => {
+                let cancelled = candidate.config.active.clone();
+                self.give_up(Outcome::Cancelled, Some("cancelled on request".to_owned()), now);
+                Ok(status::Cancelled { service: self.name.clone(), cancelled, serves })
+            }
+        }
+    }
+
+    /// Drops peers that are in no configuration any more and have nothing in flight.
+    pub(super) fn forget(&mut self) {
+        let running = self.running.iter().map(|running| &running.config);
+        let configs: Vec<&config::Service> = running.chain(self.candidate.iter().map(|candidate| &candidate.config)).collect();
+        self.peers.forget(&configs, |peer| self.drains.contains(peer));
+        if self.is_gone() {
+            self.deps.metrics.remove_service(&self.name, &self.metrics.unserved);
+        }
+    }
+
+    /// When time alone changes something.
+    pub(in crate::controller) fn next_deadline(&self) -> Option<Instant> {
+        let proving = self.candidate.as_ref().filter(|candidate| candidate.swap.writing.is_none() && !candidate.written);
+        self.drains.next_deadline().into_iter().chain(proving.map(|candidate| candidate.swap.deadline)).min()
+    }
+}

@@ -1,0 +1,123 @@
+//! Makes a configuration serve: opens its peers before the snapshot is stored, closes the others after it.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use log::info;
+
+use super::{Candidate, Fallback, Proof, Running, Service, Swap, start};
+use crate::{config, pool::Peer, snapshot};
+
+/// Peers that were opened for a snapshot which is about to be stored; others are to be closed afterwards.
+#[must_use]
+pub(in crate::controller) struct Publication {
+    serving: Vec<Arc<Peer>>,
+    drain_timeout: Duration,
+    /// None for what is published unproven.
+    swap: Option<Swap>,
+    /// Only settings change, and nothing was proven or written for them: that is no swap unless peers leave.
+    quiet: bool,
+}
+
+impl Service {
+    /// Opens the peers of what is to be published and builds it; to be called before the snapshot is stored.
+    pub(in crate::controller) fn open(&mut self, now: Instant) -> Option<Publication> {
+        let proven = |candidate: &mut Candidate| candidate.written || candidate.swap.proof.is_done();
+        if let Some(candidate) = self.candidate.take_if(proven) {
+            candidate.swap.proof.adopt();
+            self.drift.forget();
+            let quiet = candidate.swap.proof.is_none() && !candidate.written && !candidate.swap.changes_pool();
+            return Some(Publication { quiet, ..self.publication(candidate.config, Some(candidate.swap)) });
+        }
+        if self.falls_back()
+            && let Some(fallback) = self.start.take().and_then(|start| start.fallback)
+        {
+            return Some(self.fall_back(fallback, now));
+        }
+        let candidate = self.candidate.as_mut()?;
+        candidate.published = true;
+        let config = candidate.config.clone();
+        Some(self.publication(config, None))
+    }
+
+    /// The file's pool goes on being proven, from now on as the successor of the one that served last.
+    fn fall_back(&mut self, Fallback { config, proof }: Fallback, now: Instant) -> Publication {
+        proof.adopt();
+        let to = config.active.clone();
+        let reason = self.running.as_ref().map(|running| start::missing(&running.snapshot.active)).unwrap_or_default();
+        if let Some(file) = &self.file {
+            self.drift.refuse(file.clone(), &format!("{reason}; {to} served last"));
+        }
+        if let Some(candidate) = &mut self.candidate {
+            candidate.published = false;
+            candidate.swap.from = Some(to.clone());
+        }
+        let swap = Swap::new(None, to, proof, Duration::ZERO, now);
+        self.publication(config, Some(swap))
+    }
+
+    fn publication(&mut self, config: config::Service, swap: Option<Swap>) -> Publication {
+        let active = self.peers.active_pool(&config);
+        active.slots().iter().for_each(|slot| slot.peer.open());
+        let snapshot = snapshot::Service {
+            name: self.name.clone(),
+            active,
+            upstream: self.peers.upstream(&config),
+            error_pages: config.error_pages.clone(),
+            timeouts: config.timeouts,
+            retries: config.retries,
+            metrics: Arc::clone(&self.metrics),
+        };
+        let (serving, drain_timeout) = (self.peers.of_active(&config), config.drain_timeout);
+        self.running = Some(Running { config, snapshot: Arc::new(snapshot) });
+        Publication { serving, drain_timeout, swap, quiet: false }
+    }
+
+    /// Closes every peer that no longer serves; to be called after the snapshot is stored.
+    pub(in crate::controller) fn close(&mut self, publication: Publication, generation: u64, now: Instant) {
+        let Publication { serving, drain_timeout, swap, quiet } = publication;
+        if let Some(swap) = swap {
+            if swap.changes_pool() {
+                let took = swap.took().as_millis();
+                info!("promoted service={} pool={} generation={generation} took={took}ms", self.name, swap.to);
+            }
+            self.drain_others(swap, quiet, &serving, drain_timeout, now);
+        }
+        self.probe_settings();
+    }
+
+    /// Closes every open peer but those in `serving`, and waits for their requests under `swap`.
+    pub(super) fn drain_others(&mut self, mut swap: Swap, quiet: bool, serving: &[Arc<Peer>], timeout: Duration, now: Instant) {
+        let serves = |peer: &Arc<Peer>| serving.iter().any(|serving| Arc::ptr_eq(serving, peer));
+        // A peer that serves again stops draining, and with it the drain that waited for it.
+        let (ended, mut leaving) = self.drains.reopened(serves, now);
+        ended.iter().for_each(|swap| self.history.ended(swap));
+        leaving.extend(self.peers.open());
+        leaving.retain(|peer| !serves(peer));
+        if quiet && leaving.is_empty() {
+            return;
+        }
+        // Close first, count afterwards: see `Lease::new`.
+        leaving.iter().for_each(|peer| peer.close());
+        swap.promoted(now, leaving.clone());
+        self.history.show(&swap);
+        self.drains.begin(swap, leaving, timeout, now);
+    }
+
+    /// Lets every peer be probed by the settings that run, unless a proof does it.
+    pub(super) fn probe_settings(&mut self) {
+        let candidate = self.candidate.as_ref();
+        let fallback = self.start.as_ref().and_then(|start| start.fallback.as_ref());
+        let proofs: Vec<&Proof> = candidate
+            .map(|candidate| &candidate.swap.proof)
+            .into_iter()
+            .chain(fallback.map(|fallback| &fallback.proof))
+            .collect();
+        let running = self.running.as_ref().map(|running| &running.config);
+        if let Some(running) = running.or(candidate.map(|candidate| &candidate.config)) {
+            self.peers.probe_as(running, &proofs);
+        }
+    }
+}

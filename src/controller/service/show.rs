@@ -1,0 +1,102 @@
+//! Reports what a service does: to waiters, to the routing table, to the view.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use tokio::sync::watch;
+
+use super::{Service, start};
+use crate::{
+    config,
+    controller::{
+        swap::Swap,
+        view::{PoolView, ServiceView},
+    },
+    snapshot,
+    status::{self, PoolState},
+};
+
+impl Service {
+    /// Updates whether the file says something else than what serves.
+    pub(in crate::controller) fn update_drift(&mut self) {
+        if let (Some(file), Some(running)) = (&self.file, &self.running) {
+            let proving = self.candidate.as_ref().is_some_and(|candidate| candidate.config == *file);
+            self.drift.update(&self.name, file, &running.config, proving);
+        }
+    }
+
+    /// Notifies waiters of what has happened; to be called after the view is published.
+    pub(in crate::controller) fn announce(&mut self) {
+        self.history.announce();
+    }
+
+    /// The pool that the file's wish makes active, if that wish runs or is being proven.
+    pub(in crate::controller) fn follows_file(&self) -> Option<&str> {
+        let file = self.file.as_ref()?;
+        let candidate = self.candidate.as_ref().map(|candidate| &candidate.config);
+        let wanted = candidate.or(self.running.as_ref().map(|running| &running.config))?;
+        (wanted == file).then_some(file.active.as_str())
+    }
+
+    /// The swap in progress that leads to what is wanted now.
+    pub(in crate::controller) fn current_swap(&self) -> Option<watch::Receiver<status::Swap>> {
+        let proving = self.candidate.as_ref().map(|candidate| &candidate.swap);
+        let draining = || self.history.current().filter(|swap| self.drains.is_under(swap));
+        proving.or_else(draining).map(Swap::subscribe)
+    }
+
+    /// What requests see of it.
+    pub(in crate::controller) fn published(&self) -> Option<(&config::Service, &Arc<snapshot::Service>)> {
+        self.running.as_ref().map(|running| (&running.config, &running.snapshot))
+    }
+
+    /// The pool that serves; none if no peer of it was ever ready.
+    pub(in crate::controller) fn serves(&self) -> Option<&str> {
+        self.running.as_ref().filter(|_| self.start.is_none()).map(|running| running.config.active.as_str())
+    }
+
+    /// Whether it has not served yet and its pool is still being proven.
+    pub(in crate::controller) fn is_starting(&self) -> bool {
+        self.start.is_some() && self.candidate.is_some()
+    }
+
+    /// Why it has not served yet; none if it has.
+    pub(in crate::controller) fn not_ready(&self) -> Option<String> {
+        let (running, _) = self.running.as_ref().zip(self.start.as_ref())?;
+        Some(format!("{} has no pool to serve: {}", self.name, start::missing(&running.snapshot.active)))
+    }
+
+    /// What the status shows.
+    pub(in crate::controller) fn view(&self) -> ServiceView {
+        let config = self.running.as_ref().map(|running| &running.config);
+        let candidate = self.candidate.as_ref().map(|candidate| &candidate.config);
+        let names: BTreeSet<&String> =
+            config.into_iter().flat_map(|config| config.pools.keys()).chain(self.peers.pools()).collect();
+        let proving = |name: &String| candidate.is_some_and(|candidate| candidate.active == *name);
+        let pool = |name: &String| {
+            let of = |config: Option<&&config::Service>| config.and_then(|config| config.pools.get(name)).cloned();
+            let pool = of(config.as_ref()).or_else(|| of(candidate.as_ref()));
+            let peers = self.peers.views(name, pool.as_ref(), |peer| self.drains.contains(peer));
+            let state = match () {
+                () if config.is_some_and(|config| config.active == *name) => PoolState::Active,
+                () if proving(name) || self.is_fallback(name) => PoolState::Proving,
+                () if peers.iter().any(|peer| peer.draining) => PoolState::Draining,
+                () => PoolState::Standby,
+            };
+            PoolView { name: name.clone(), version: pool.and_then(|pool| pool.version), state, peers }
+        };
+        ServiceView {
+            name: self.name.clone(),
+            active: config.map(|config| config.active.clone()).unwrap_or_default(),
+            swap: self.candidate.as_ref().map(|candidate| &candidate.swap).or(self.history.current()).cloned(),
+            last_swap: self.history.last().cloned(),
+            drift: self.drift.shown().cloned(),
+            drain_timeout: config.map(|config| config.drain_timeout).unwrap_or_default(),
+            pools: names.into_iter().map(pool).collect(),
+        }
+    }
+
+    fn is_fallback(&self, name: &str) -> bool {
+        let fallback = self.start.as_ref().and_then(|start| start.fallback.as_ref());
+        fallback.is_some_and(|fallback| fallback.config.active == name)
+    }
+}

@@ -1,0 +1,45 @@
+//! The time until a service has served for the first time, and the pool that served before the restart.
+//!
+//! Kept by [`super::service`]. At a start no other pool serves, so the file's pool is published before it is proven, and
+//! answers 503 until it is ready. If it fails and the pool that served last is ready, that one serves instead.
+
+use super::proof::Proof;
+use crate::{config, pool::Pool};
+
+/// A service that has not served yet.
+#[derive(Default)]
+pub(super) struct Start {
+    /// The file's configuration with the pool that served last as the active one.
+    pub fallback: Option<Fallback>,
+}
+
+/// A pool to fall back to.
+pub(super) struct Fallback {
+    pub config: config::Service,
+    pub proof: Proof,
+}
+
+impl Start {
+    /// Whether the fallback is to serve instead of `active`, of which probes have failed.
+    pub(super) fn falls_back(&self, active: &Pool) -> bool {
+        self.fallback.as_ref().is_some_and(|fallback| fallback.proof.is_done()) && has_failed(active)
+    }
+}
+
+/// Whether a peer of the pool is ready.
+pub(super) fn serves(active: &Pool) -> bool {
+    active.slots().iter().any(|slot| slot.peer.health.is_ready())
+}
+
+fn has_failed(active: &Pool) -> bool {
+    active.slots().iter().any(|slot| slot.peer.health.record().last.is_some_and(|probe| probe.failure.is_some()))
+}
+
+/// Why no peer of the pool is ready.
+pub(super) fn missing(active: &Pool) -> String {
+    let missing = active.slots().iter().map(|slot| {
+        let failure = slot.peer.health.record().last.and_then(|probe| probe.failure);
+        format!("{}: {}", slot.peer.address, failure.map_or_else(|| "not probed yet".to_owned(), |failure| failure.to_string()))
+    });
+    missing.collect::<Vec<_>>().join("; ")
+}

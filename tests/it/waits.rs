@@ -1,0 +1,157 @@
+//! What a caller waits for, and what "safe to stop" means.
+
+use std::{thread, time::Instant};
+
+use crate::support::{Client, ConfigFile, Edit, Origin, Switchover, origin::Act};
+
+const QUICK: &str = "    hosts: [shop.test]\n    health_check: {interval: 100ms}\n    drain: {timeout: 300ms}\n";
+
+/// A second service, with the pools `one`, which is active, and `two`.
+fn api(one: &Origin, two: &Origin) -> String {
+    format!(
+        "  api:\n    hosts: [api.test]\n    active: one\n    health_check: {{interval: 100ms}}\n    drain: {{timeout: 300ms}}\n    \
+         pools: {{one: {{peers: [\"{}\"]}}, two: {{peers: [\"{}\"]}}}}\n",
+        one.address(),
+        two.address()
+    )
+}
+
+fn shop() -> (Origin, Origin, ConfigFile) {
+    let (blue, green) = (Origin::start("blue"), Origin::start("green"));
+    let config = ConfigFile::new(&[("blue", &[blue.address()]), ("green", &[green.address()])]).service(QUICK);
+    (blue, green, config)
+}
+
+fn websocket(switchover: &Switchover, host: &str) -> Client {
+    let mut client = switchover.client();
+    let head = format!("GET /ws HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n");
+    client.send(head + "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: eA==\r\n\r\n").unwrap();
+    assert_eq!(client.read_head().unwrap().status, 101);
+    client
+}
+
+fn service(switchover: &Switchover, name: &str) -> serde_json::Value {
+    let status = switchover.status();
+    status["services"].as_array().unwrap().iter().find(|service| service["name"] == name).unwrap().clone()
+}
+
+fn promote(switchover: &Switchover, service: &str, pool: &str, wait: &str) -> (u16, serde_json::Value) {
+    switchover.admin_post(&format!("/v1/services/{service}/promote?wait={wait}"), &format!("{{\"pool\": \"{pool}\"}}"))
+}
+
+#[test]
+fn a_promotion_waits_for_its_own_service_alone() {
+    let (_blue, _green, config) = shop();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    two.readiness(503, "never");
+    config.write_in_place(&(config.text() + &api(&one, &two)));
+    let switchover = Switchover::start(&config);
+    switchover.await_shop("api is probed", |_| service(&switchover, "shop")["pools"][1]["peers"][0]["ready"] == true);
+    assert_eq!(promote(&switchover, "api", "two", "none").0, 200);
+    let (status, applied) = promote(&switchover, "shop", "green", "drained");
+    assert_eq!((status, applied["swaps"].as_array().unwrap().len()), (200, 1), "{applied}");
+    assert_eq!((&applied["swaps"][0]["service"], &applied["swaps"][0]["outcome"]), (&"shop".into(), &"drained".into()));
+    assert_eq!(service(&switchover, "api")["swap"]["phase"], "proving", "it had nothing to do with it");
+}
+
+#[test]
+fn a_reload_waits_for_what_the_last_change_was_about() {
+    let (_blue, _green, config) = shop();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    two.readiness(503, "never");
+    let text = config.text() + &api(&one, &two);
+    config.write_in_place(&text);
+    let switchover = Switchover::start(&config);
+    assert_eq!(promote(&switchover, "api", "two", "none").0, 200);
+    // Both by the reload itself and, for the second one, after the watcher has taken the edit in.
+    for wait in ["promoted", "drained"] {
+        config.set_active("green", Edit::Rename);
+        let (status, applied) = switchover.admin_post(&format!("/v1/reload?wait={wait}"), "{}");
+        assert_eq!(status, 200, "{applied}");
+        switchover.await_shop("green serves", |_| service(&switchover, "shop")["active"] == "green");
+    }
+    assert_eq!(service(&switchover, "api")["swap"]["phase"], "proving");
+}
+
+#[test]
+fn drained_means_safe_to_stop_however_often_it_is_asked() {
+    let (blue, _green, config) = shop();
+    blue.on("/ws", Act::Echo);
+    let switchover = Switchover::start(&config);
+    let socket = websocket(&switchover, "shop.test");
+    for _ in 0..3 {
+        let began = Instant::now();
+        let (status, error) = promote(&switchover, "shop", "green", "drained");
+        assert_eq!((status, &error["code"]), (504, &"drain-timed-out".into()), "{error}");
+        assert_eq!(error["message"], "green serves, but blue is not safe to stop: 1 request still runs");
+        assert!(began.elapsed().as_millis() >= 300, "each waits anew: {:?}", began.elapsed());
+        assert_eq!(switchover.cli(&["promote", "green"]).code, 3);
+        let (status, error) = switchover.admin_post("/v1/reload?wait=drained", "{}");
+        assert_eq!((status, &error["code"]), (504, &"drain-timed-out".into()), "{error}");
+    }
+    drop(socket);
+    assert_eq!(promote(&switchover, "shop", "green", "drained").0, 200);
+    assert_eq!(switchover.admin_post("/v1/reload?wait=drained", "{}").0, 200);
+    assert_eq!(switchover.pool("blue")["safe_to_stop"], true);
+}
+
+#[test]
+fn a_pool_that_another_swap_left_behind_is_waited_for_as_well() {
+    let (blue, green) = (Origin::start("blue"), Origin::start("green"));
+    let red = Origin::start("red");
+    blue.on("/ws", Act::Echo);
+    let pools: [(&str, &[_]); 3] = [("blue", &[blue.address()]), ("green", &[green.address()]), ("red", &[red.address()])];
+    let config = ConfigFile::new(&pools).service(QUICK);
+    let switchover = Switchover::start(&config);
+    let socket = websocket(&switchover, "shop.test");
+    assert_eq!(promote(&switchover, "shop", "green", "drained").0, 504);
+    let (status, error) = promote(&switchover, "shop", "red", "drained");
+    assert_eq!((status, &error["message"]), (504, &"red serves, but blue is not safe to stop: 1 request still runs".into()));
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| switchover.admin_get("/v1/services/shop/pools/blue/safe-to-stop?wait=20s"));
+        drop(socket);
+        assert_eq!(waiter.join().unwrap().0, 200);
+    });
+    assert_eq!(promote(&switchover, "shop", "red", "drained").0, 200);
+}
+
+#[test]
+fn a_pool_that_is_being_proven_is_not_safe_to_stop() {
+    let (_blue, green, config) = shop();
+    let switchover = Switchover::start(&config);
+    switchover.await_safe_to_stop("green");
+    green.readiness(503, "starting");
+    assert_eq!(promote(&switchover, "shop", "green", "none").0, 200);
+    let pool = switchover.pool("green");
+    assert_eq!((&pool["state"], &pool["safe_to_stop"]), (&"proving".into(), &false.into()), "{pool}");
+    assert_eq!(pool["not_safe_because"], "green is being proven");
+    let (status, error) = switchover.admin_get("/v1/services/shop/pools/green/safe-to-stop");
+    assert!(status == 504 && error.contains("green is not safe to stop: green is being proven"), "{status} {error}");
+    assert_eq!(switchover.pool("blue")["not_safe_because"], "blue serves");
+    assert!(switchover.cli(&["status"]).stdout.contains("proving"));
+}
+
+#[test]
+fn a_pool_whose_process_another_service_uses_is_not_safe_to_stop() {
+    let (blue, _green, config) = shop();
+    let other = Origin::start("other");
+    blue.on("/ws", Act::Echo);
+    config.write_in_place(&(config.text() + &api(&blue, &other)));
+    let switchover = Switchover::start(&config);
+    let (status, error) = promote(&switchover, "shop", "green", "drained");
+    let reason = format!("{} also serves api", blue.address());
+    assert_eq!((status, &error["code"]), (504, &"drain-timed-out".into()), "{error}");
+    assert_eq!(error["message"], format!("green serves, but blue is not safe to stop: {reason}"));
+    let pool = |name: &str| {
+        service(&switchover, "shop")["pools"].as_array().unwrap().iter().find(|p| p["name"] == name).unwrap().clone()
+    };
+    assert_eq!((&pool("blue")["safe_to_stop"], &pool("blue")["not_safe_because"]), (&false.into(), &reason.into()));
+    // The other service leaves that process as well, but not its last request.
+    let socket = websocket(&switchover, "api.test");
+    assert_eq!(promote(&switchover, "api", "two", "drained").0, 504);
+    assert_eq!(pool("blue")["not_safe_because"], format!("{} still has requests of api", blue.address()));
+    drop(socket);
+    assert_eq!(promote(&switchover, "api", "two", "drained").0, 200);
+    assert_eq!(promote(&switchover, "shop", "green", "drained").0, 200);
+    assert_eq!(pool("blue")["safe_to_stop"], true);
+}
