@@ -46,7 +46,7 @@ pub struct RequestCtx {
     pub(super) paced: bool,
     /// Of an upgrade request that is not connected yet.
     pub(super) holder: Option<Corkable>,
-    /// Whether it asks for another protocol, which is WebSocket.
+    /// The handshake of a WebSocket.
     pub(super) upgrades: bool,
     pub(super) connect_took: Option<Duration>,
     pub(super) header_took: Option<Duration>,

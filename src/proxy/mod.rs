@@ -97,6 +97,7 @@ impl ProxyHttp for Proxy {
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {
         connection::arrived();
+        // `clients::head` leaves an `Upgrade` field in the handshake of a WebSocket only.
         ctx.upgrades = session.is_upgrade_req();
         // Pingora's read timeout would cut a WebSocket whose client only listens.
         if ctx.upgrades {
