@@ -1,6 +1,6 @@
 //! Whether the head of an HTTP/1 request means one thing to everybody who reads it.
 //!
-//! Called by [`crate::clients::http1`] with bytes that nobody else has seen; Pingora, and after it a peer, only get what passes. It refuses
+//! Called by [`crate::clients::http2`] with what h2 has read, and by [`crate::clients::http1`] with bytes that nobody else has seen; Pingora, and after it a peer, only get what passes. It refuses
 //! rather than repairs (RFC 9112, sections 2.2, 3, 5 and 6), but for what honest clients send and can be said in one way: a target
 //! in absolute form or with quotes and brackets in it, and fields that a peer must not get. Pure.
 
@@ -109,16 +109,20 @@ pub(crate) fn judge(head: &[u8], limits: &Limits) -> Result<Head, Rejection> {
     {
         return Err(Rejection::BodyBytes);
     }
-    if fields.websocket && body != Body::Length(0) {
+    let is_websocket = fields.is_websocket_handshake(method, minor);
+    if is_websocket && body != Body::Length(0) {
         return Err(Rejection::BadRequest("an upgrade with a body"));
     }
     // Of HTTP/1.0 it means nothing (RFC 9110, section 10.1.1), and a peer is asked by HTTP/1.1.
     let expects = fields.expect && minor == 0;
-    let drops = expects || fields.http2_settings || (fields.underscore && !limits.underscores_in_headers);
+    // A server may ignore an upgrade (RFC 9110, section 7.8). Pingora takes every `Upgrade` for one, so it sees none but WebSocket's.
+    let ignores_upgrade = fields.upgrades > 0 && !is_websocket;
+    let drops = expects || ignores_upgrade || fields.http2_settings || (fields.underscore && !limits.underscores_in_headers);
     let rewritten = (drops || target.is_some()).then(|| {
         let kept = |name: &str| {
             let is = |other: &str| name.eq_ignore_ascii_case(other);
-            !(is("http2-settings") || expects && is("expect")) && (limits.underscores_in_headers || !name.contains('_'))
+            !(is("http2-settings") || expects && is("expect") || ignores_upgrade && is("upgrade"))
+                && (limits.underscores_in_headers || !name.contains('_'))
         };
         rewrite(method, target.as_deref().or(request.path).unwrap_or("/"), minor, request.headers, kept)
     });
@@ -130,6 +134,9 @@ pub(crate) fn judge(head: &[u8], limits: &Limits) -> Result<Head, Rejection> {
 /// # Errors
 /// What is wrong with it.
 pub(crate) fn judge_h2(request: &mut RequestHeader, limits: &Limits) -> Result<(), Rejection> {
+    if request.method == Method::CONNECT {
+        return Err(Rejection::Method);
+    }
     let authority = request.uri.authority().map(|authority| authority.as_str().as_bytes().to_vec());
     let mut hosts = request.headers.get_all(HOST).iter();
     let host = hosts.next().map(|host| host.as_bytes().to_vec());
@@ -143,6 +150,7 @@ pub(crate) fn judge_h2(request: &mut RequestHeader, limits: &Limits) -> Result<(
         (None, None) => return Err(Rejection::BadRequest("no :authority")),
         (named, host) => self::authority(named.as_ref().or(host.as_ref()).map(Vec::as_slice).unwrap_or_default())?,
     };
+    join_cookies(request)?;
     if request.headers.len() > limits.header_count {
         return Err(Rejection::HeaderCount);
     }
@@ -174,14 +182,19 @@ pub(crate) fn judge_h2(request: &mut RequestHeader, limits: &Limits) -> Result<(
             request.remove_header(&name);
         }
     }
-    // HTTP/2 may cut it into many (RFC 9113, section 8.2.3); HTTP/1 may not.
-    let cookies: Vec<&[u8]> = request.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if cookies.len() > 1 {
-        let joined = HeaderValue::from_bytes(&cookies.join(&b"; "[..])).map_err(|_| Rejection::BadRequest("no cookie"))?;
-        request.remove_header(&COOKIE);
-        request.insert_header(COOKIE, joined).map_err(|_| Rejection::BadRequest("no cookie"))?;
-    }
     Ok(())
+}
+
+/// Makes one field of the pieces that HTTP/2 may cut a cookie into, as HTTP/1 has to have it (RFC 9113, section 8.2.3).
+fn join_cookies(request: &mut RequestHeader) -> Result<(), Rejection> {
+    let mut pieces = request.headers.get_all(COOKIE).iter();
+    if pieces.nth(1).is_none() {
+        return Ok(());
+    }
+    let pieces: Vec<&[u8]> = request.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    let joined = HeaderValue::from_bytes(&pieces.join(&b"; "[..])).map_err(|_| Rejection::BadRequest("no cookie"))?;
+    request.remove_header(&COOKIE);
+    request.insert_header(COOKIE, joined).map_err(|_| Rejection::BadRequest("no cookie"))
 }
 
 /// The fields that decide where a request goes and where it ends.
@@ -190,7 +203,12 @@ struct Fields<'a> {
     host: Option<&'a [u8]>,
     length: Option<&'a [u8]>,
     encoding: Option<&'a [u8]>,
+    /// Number of `Upgrade` fields.
+    upgrades: usize,
+    /// One of them is exactly `websocket`.
     websocket: bool,
+    /// `Connection` lists `upgrade`.
+    connection_upgrade: bool,
     expect: bool,
     http2_settings: bool,
     underscore: bool,
@@ -210,7 +228,14 @@ impl<'a> Fields<'a> {
                 4 if is("host") => once(&mut fields.host, header.value, "two Hosts")?,
                 14 if is("content-length") => once(&mut fields.length, header.value, "two lengths")?,
                 17 if is("transfer-encoding") => once(&mut fields.encoding, header.value, "two transfer encodings")?,
-                7 if is("upgrade") => fields.websocket |= header.value.eq_ignore_ascii_case(b"websocket"),
+                7 if is("upgrade") => {
+                    fields.upgrades += 1;
+                    fields.websocket |= header.value.eq_ignore_ascii_case(b"websocket");
+                }
+                10 if is("connection") => {
+                    let mut tokens = header.value.split(|byte| *byte == b',');
+                    fields.connection_upgrade |= tokens.any(|token| token.trim_ascii().eq_ignore_ascii_case(b"upgrade"));
+                }
                 6 if is("expect") && !header.value.eq_ignore_ascii_case(b"100-continue") => return Err(Rejection::Expectation),
                 6 if is("expect") => fields.expect = true,
                 14 if is("http2-settings") => fields.http2_settings = true,
@@ -218,6 +243,11 @@ impl<'a> Fields<'a> {
             }
         }
         Ok(fields)
+    }
+
+    /// The opening handshake of RFC 6455, section 4.2.1, as far as a proxy looks at it. It is the only upgrade that is forwarded.
+    fn is_websocket_handshake(&self, method: &str, minor: u8) -> bool {
+        self.websocket && self.upgrades == 1 && self.connection_upgrade && minor == 1 && method == "GET"
     }
 
     fn body(&self, minor: u8) -> Result<Body, Rejection> {

@@ -15,6 +15,7 @@ use crate::{
     clients::connection,
     metrics::ErrorKind,
     pool::{Lease, Peer, Refused},
+    route::NoRoute,
     snapshot::{Service, Snapshot, SnapshotCell},
 };
 
@@ -37,16 +38,13 @@ pub struct RequestCtx {
     pub(super) answered: bool,
     /// The second try after a lost connection, which there is but one of.
     pub(super) retried: bool,
+    /// Why the request failed, or why its answer broke off.
     pub(super) failure: Option<Failure>,
     pub(super) request_id: Option<RequestId>,
     pub(super) traceparent: Option<HeaderValue>,
-    /// Of the body, where nobody else counts it.
-    pub(super) received: u64,
-    /// Whether the pace of its body is looked at here.
-    pub(super) paced: bool,
     /// Of an upgrade request that is not connected yet.
     pub(super) holder: Option<Corkable>,
-    /// Whether it asks for another protocol, which is WebSocket.
+    /// The handshake of a WebSocket.
     pub(super) upgrades: bool,
     pub(super) connect_took: Option<Duration>,
     pub(super) header_took: Option<Duration>,
@@ -69,8 +67,6 @@ impl RequestCtx {
             failure: None,
             request_id: None,
             traceparent: None,
-            received: 0,
-            paced: false,
             holder: None,
             upgrades: false,
             connect_took: None,
@@ -79,7 +75,10 @@ impl RequestCtx {
     }
 
     /// Takes the snapshot that serves now and finds the request's service in it.
-    pub(super) fn route(&mut self, current: &SnapshotCell, request: &RequestHeader) -> bool {
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(super) fn route(&mut self, current: &SnapshotCell, request: &RequestHeader) -> Result<(), NoRoute> {
         let snapshot = current.load_full();
         let host = request
             .headers
@@ -89,9 +88,10 @@ impl RequestCtx {
         let host = host.and_then(|host| std::str::from_utf8(host).ok()).unwrap_or_default();
         // OPTIONS * is about the whole host.
         let path = Some(request.uri.path()).filter(|path| *path != "*").unwrap_or("/");
-        self.service = snapshot.routes.find(host, path).map(Arc::clone);
+        let found = snapshot.routes.find(host, path).map(Arc::clone);
         self.snapshot = Some(snapshot);
-        self.service.is_some()
+        self.service = found.as_ref().ok().map(Arc::clone);
+        found.map(drop)
     }
 
     /// Picks a peer and counts the request in. A pool that drains was replaced after this request took its snapshot, and the
@@ -103,13 +103,18 @@ impl RequestCtx {
                 Err(Refused::NobodyReady) => return None,
                 Err(Refused::Draining) => {
                     let seen = self.snapshot.as_ref().map(|snapshot| snapshot.generation);
-                    if current.load().generation == seen? || !self.route(current, request) {
+                    if current.load().generation == seen? || self.route(current, request).is_err() {
                         return None;
                     }
                 }
             }
         }
         None
+    }
+
+    /// The peer that the request runs on, or that began its answer and failed.
+    pub(super) fn answering_peer(&self) -> Option<&Arc<Peer>> {
+        self.lease.as_ref().map(Lease::peer).or(self.tried.last().filter(|_| self.answered))
     }
 
     /// Notes that the peer failed this try, and lets go of it.

@@ -260,6 +260,21 @@ const REQUESTS: &[(&str, &str, Becomes)] = &[
         Sent(&["GET /"], &["Upgrade"], ""),
     ),
     (
+        "an upgrade to WebSocket without Connection",
+        "GET / HTTP/1.1\r\n{H}Upgrade: websocket\r\n\r\n",
+        Sent(&["GET /"], &["Upgrade", "Connection"], ""),
+    ),
+    (
+        "an upgrade to WebSocket or something else",
+        "GET / HTTP/1.1\r\n{H}Connection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n\r\n",
+        Sent(&["GET /"], &["Upgrade", "Connection"], ""),
+    ),
+    (
+        "an upgrade to WebSocket by POST",
+        "POST / HTTP/1.1\r\n{H}Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 2\r\n\r\nhi",
+        Sent(&["POST /"], &["Upgrade", "Connection"], "hi"),
+    ),
+    (
         "a field that Connection names",
         "GET / HTTP/1.1\r\n{H}Connection: close, X-Secret\r\nX-Secret: y\r\n\r\n",
         Sent(&["GET /"], &["X-Secret"], ""),

@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{Client, ConfigFile, Edit, Origin, Switchover, curl, eventually, one_pool, origin::Act};
+use crate::support::{
+    Client, ConfigFile, Edit, Origin, Switchover, curl, eventually, one_pool,
+    origin::{Act, ok},
+};
 
 /// What becomes of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,7 +126,9 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
+const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 /// What a status of 200 is, among the fields that everybody knows (RFC 7541, appendix A).
@@ -194,7 +199,13 @@ fn reply(client: &mut Client) -> Reply {
 #[test]
 fn no_request_of_http_2_reaches_a_peer_that_could_be_read_in_two_ways() {
     let (blue, _config, switchover) = one_pool(|config| config);
+    let counted = || {
+        let metrics = switchover.metrics();
+        let rejected = metrics.lines().filter(|line| line.starts_with("switchover_rejected_requests_total{"));
+        rejected.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum::<f64>()
+    };
     for Case(name, more, whole, body, becomes) in REQUESTS {
+        let rejected = counted();
         let seen = (blue.heads().len(), blue.bodies().len());
         let usual = if body.is_some() { POST } else { GET };
         let list = if *whole == Yes { more.to_vec() } else { [usual, more].concat() };
@@ -209,6 +220,10 @@ fn no_request_of_http_2_reaches_a_peer_that_could_be_read_in_two_ways() {
             Refused => {
                 assert_ne!(reply, OK, "{name}");
                 assert_eq!(heads.len(), seen.0, "{name} has reached the peer: {:?}", heads.last());
+                eventually(&format!("{name} is counted once"), || match counted() - rejected {
+                    1.0 => Ok(()),
+                    times => Err(times),
+                });
             }
             Cut => {
                 assert!(matches!(reply, Reply::Reset | Reply::Closed), "{name}: {reply:?}");
@@ -221,6 +236,104 @@ fn no_request_of_http_2_reaches_a_peer_that_could_be_read_in_two_ways() {
         }
     }
     assert_eq!(switchover.get("/").text(), "blue", "it serves on");
+}
+
+#[test]
+fn the_pieces_of_a_cookie_are_one_field() {
+    let blue = Origin::start("blue");
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let mut client = switchover.client();
+    let many = [GET, &[("cookie", "a=1"); 150]].concat();
+    client.send([hello(), frame(HEADERS, END_HEADERS | END_STREAM, 1, &fields(&many))].concat()).unwrap();
+    assert_eq!(reply(&mut client), OK);
+    let head = blue.heads().pop().unwrap();
+    assert!(head.contains(&format!("cookie: {}\r\n", ["a=1"; 150].join("; "))), "{head}");
+}
+
+#[test]
+fn a_body_that_is_sent_twice_is_counted_once() {
+    let blue = Origin::start("blue");
+    blue.on("/lost", Act::Close);
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]).listener("    limits: {body_bytes: 1000}\n");
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    assert_eq!(upload(&switchover, "/lost", "PUT", 600), "502");
+    assert_eq!(blue.bodies().len(), 2, "a second try");
+    assert_eq!(upload(&switchover, "/lost", "PUT", 1001), "413");
+}
+
+/// Sends so many bytes over HTTP/2, without saying how many; tells the status.
+fn upload(switchover: &Switchover, path: &str, method: &str, bytes: usize) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("upload");
+    fs::write(&file, vec![b'x'; bytes]).unwrap();
+    let output = Command::new("curl")
+        .args(["-sS", "--noproxy", "*", "--http2-prior-knowledge", "-H", "Content-Length:", "--max-time", "20"])
+        .args(["-o", "/dev/null", "-w", "%{http_code}", "-X", method, "--data-binary", &format!("@{}", file.display())])
+        .arg(format!("http://{}{path}", switchover.address))
+        .output()
+        .unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn a_peer_of_http_2_that_does_not_take_a_body_is_late() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let peer = silent.local_addr().unwrap();
+    let config = ConfigFile::new(&[("blue", &[peer])])
+        .service("    health_check: {tcp: true, interval: 60s}\n    upstream: {protocol: h2c}\n    timeouts: {response: 500ms}\n")
+        .listener("    limits: {stall_timeout: 1s, min_rate: 1000}\n")
+        .top("access_log: {format: json, file: access.log}\n");
+    thread::spawn(move || {
+        let mut open = Vec::new();
+        for stream in silent.incoming().map_while(Result::ok) {
+            // It gives the 64 KiB that every stream begins with, and no more.
+            open.push((&stream).write_all(&frame(SETTINGS, 0, 0, &[])).map(|()| stream));
+        }
+    });
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let mut client = switchover.client();
+    client.send([hello(), frame(HEADERS, END_HEADERS, 1, &fields(POST))].concat()).unwrap();
+    // A connection begins with 64 KiB, and switchover asks for more at once.
+    while read_frame(&mut client).is_some_and(|(kind, _)| kind != WINDOW_UPDATE) {}
+    client.send(frame(SETTINGS, ACK, 0, &[])).unwrap();
+    for _ in 0..12 {
+        client.send(frame(DATA, 0, 1, &[0; 16_384])).unwrap();
+    }
+    assert!(matches!(reply(&mut client), Reply::Head(status) if status != STATUS_200), "504");
+    let log = eventually("it is logged", || {
+        let log = fs::read_to_string(config.folder().join("access.log")).unwrap_or_default();
+        if log.contains('\n') { Ok(log) } else { Err(log) }
+    });
+    assert!(log.contains("\"ended\":\"response_timeout\"") && log.contains(&format!("\"peer\":\"{peer}\"")), "{log}");
+}
+
+/// A client that opens its window again as it reads, faster than `min_rate` asks.
+#[test]
+fn a_client_that_reads_slowly_gets_the_whole_answer() {
+    let blue = Origin::start("blue");
+    const LENGTH: usize = 300_000;
+    blue.on("/", Act::Say(ok(&"x".repeat(LENGTH))));
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]).listener("    limits: {min_rate: 3000, stall_timeout: 1s}\n");
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let mut client = switchover.client();
+    client.send([hello(), frame(HEADERS, END_HEADERS | END_STREAM, 1, &fields(GET))].concat()).unwrap();
+    let mut read = 0;
+    while read < LENGTH {
+        let (kind, payload) = read_frame(&mut client).expect("it is not cut");
+        if kind == DATA && !payload.is_empty() {
+            read += payload.len();
+            // 30 kB/s: the 64 KiB that Pingora writes at once take two seconds.
+            thread::sleep(Duration::from_micros(payload.len() as u64 * 1_000_000 / 30_000)); // The client that is tested.
+            let increment = u32::try_from(payload.len()).unwrap().to_be_bytes();
+            let opened = [0, 1].map(|stream| frame(WINDOW_UPDATE, 0, stream, &increment)).concat();
+            client.send(opened).unwrap();
+        }
+    }
 }
 
 /// Requests that are taken back as soon as they are made cost a server more than the client (CVE-2023-44487).
@@ -273,6 +386,18 @@ fn requests_that_the_http_2_library_refuses_are_counted_and_logged() {
     client.send([hello(), frame(DATA, 0, 1, b"of no stream")].concat()).unwrap();
     assert_eq!(reply(&mut client), Reply::Closed, "PROTOCOL_ERROR");
     switchover.await_rejected("bad_request", 1);
+
+    // What Pingora refuses by itself.
+    let mut client = switchover.client();
+    let hosts = [GET, &[("host", "shop.test"), ("host", "shop.test")]].concat();
+    client.send([hello(), frame(HEADERS, END_HEADERS | END_STREAM, 1, &fields(&hosts))].concat()).unwrap();
+    assert!(matches!(reply(&mut client), Reply::Head(status) if status != STATUS_200), "400");
+    let log = eventually("both have their line", || {
+        let log = fs::read_to_string(config.folder().join("access.log")).unwrap();
+        if log.matches("\"ended\":\"bad_request\"").count() == 2 { Ok(log) } else { Err(log) }
+    });
+    let of_a_request = log.lines().find(|line| line.contains("\"header_bytes\"")).unwrap_or_default();
+    assert!(of_a_request.contains("\"method\":\"GET\",\"host\":\"shop.test\",\"target\":\"/\""), "{log}");
     for ended in ["header_bytes", "streams_per_connection", "bad_request"] {
         eventually(ended, || {
             let log = fs::read_to_string(config.folder().join("access.log")).unwrap();

@@ -14,6 +14,7 @@ mod support;
 
 mod acme;
 mod admin;
+mod answers;
 mod check;
 mod deploy;
 mod drain;
@@ -30,6 +31,7 @@ mod memory;
 mod metrics;
 mod names;
 mod observe;
+mod paths;
 mod promotion;
 mod proxy_protocol;
 mod refused;

@@ -45,6 +45,28 @@ fn a_request_that_can_be_repeated_gets_one_more_try_and_a_post_none() {
     }
 }
 
+/// Java's `HttpClient` offers HTTP/2 with its first plain requests.
+#[test]
+fn a_request_that_offers_another_protocol_is_retried_and_shares_connections_as_any_other() {
+    let blue = Origin::start("blue");
+    blue.on("/lost", Act::Close);
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]).service("    health_check: {interval: 60s}\n");
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    const OFFER: &str = "Host: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n";
+    let before = blue.connections();
+    let mut client = switchover.client();
+    for _ in 0..20 {
+        client.send(format!("GET / HTTP/1.1\r\n{OFFER}")).unwrap();
+        assert_eq!(client.read_response().unwrap().text(), "blue");
+    }
+    assert_eq!(blue.connections() - before, 1);
+    let before = blue.heads().len();
+    client.send(format!("GET /lost HTTP/1.1\r\n{OFFER}")).unwrap();
+    assert_eq!(client.read_response().unwrap().status, 502);
+    assert_eq!(blue.heads().len() - before, 2, "a second try");
+}
+
 #[test]
 fn a_kept_connection_that_died_costs_a_get_nothing() {
     let blue = Origin::start("blue");

@@ -6,7 +6,6 @@ pub(super) mod refused;
 mod stream;
 
 use std::{
-    future::{Future, poll_fn},
     pin::pin,
     sync::{
         Arc,
@@ -15,13 +14,16 @@ use std::{
 };
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderValue, Method, header};
 use pingora::{
     apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp},
+    http::{RequestHeader, ResponseHeader},
     protocols::{
         Stream,
         http::{
             ServerSession,
-            v2::server::{H2Options, default_h2_options},
+            v2::server::{H2Options, HttpSession, default_h2_options},
         },
     },
     server::ShutdownWatch,
@@ -32,8 +34,11 @@ use self::{refused::FrameWatcher, stream::StreamSession};
 use super::{
     Edge, ListenerState,
     connection::{self, ClientInfo},
-    http1::ClientStream,
+    head,
+    http1::{ClientStream, LINGER},
+    reject::Rejection,
 };
+use crate::access_log::{Entry, shortened};
 
 /// The library keeps so many times `header_bytes` of a header, so that the usual one that is too long is judged, and counted, by us.
 const HEADERS: u32 = 4;
@@ -83,33 +88,56 @@ pub(super) async fn serve<A: HttpServerApp + Send + Sync + 'static>(
     served.await;
 }
 
+/// What the access log says of a request that is refused.
+fn described(request: &RequestHeader, ends: &ClientInfo) -> Entry {
+    let host = request.uri.authority().map(|authority| authority.as_str().as_bytes());
+    let host = host.or_else(|| request.headers.get(header::HOST).map(HeaderValue::as_bytes)).unwrap_or_default();
+    Entry {
+        method: request.method.to_string(),
+        host: shortened(host),
+        target: shortened(request.raw_path()),
+        version: "HTTP/2.0",
+        tls: ends.tls,
+        ..Entry::default()
+    }
+}
+
+/// Answers a rejection.
+async fn refuse(stream: &mut HttpSession, rejection: Rejection) -> pingora::Result<()> {
+    let body = rejection.body();
+    let mut response = ResponseHeader::build(rejection.status(), Some(4))?;
+    response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))?;
+    response.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
+    response.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
+    let is_head = stream.req_header().method == Method::HEAD;
+    stream.write_response_header(Box::new(response), is_head)?;
+    if is_head {
+        return Ok(());
+    }
+    // A client that has opened no window does not read it.
+    stream.set_write_timeout(Some(LINGER));
+    stream.write_body(Bytes::from_static(body.as_bytes()), true).await
+}
+
 #[async_trait]
 impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Http2App<A> {
-    async fn process_new_http(
-        self: &Arc<Self>,
-        mut session: ServerSession,
-        stopping: &ShutdownWatch,
-    ) -> Option<ReusedHttpStream> {
+    async fn process_new_http(self: &Arc<Self>, session: ServerSession, stopping: &ShutdownWatch) -> Option<ReusedHttpStream> {
         let limits = &self.listening.limits;
         if self.requests.fetch_add(1, Relaxed) + 1 >= limits.requests_per_connection {
             self.last.send_if_modified(|last| !std::mem::replace(last, true));
         }
-        // A client that opens no window reads nothing.
-        session.set_write_timeout(limits.min_rate.map(|_| limits.stall_timeout));
-        let session = match session {
-            ServerSession::H2(stream) => ServerSession::new_custom(Box::new(StreamSession(stream))),
-            session => session,
-        };
+        let ServerSession::H2(mut stream) = session else { return None };
+        if let Err(rejection) = head::judge_h2(stream.req_header_mut(), limits) {
+            let request = described(stream.req_header(), &self.ends);
+            self.edge.reject_request(rejection, self.ends.client, &self.listening, request);
+            if let Err(e) = refuse(&mut stream, rejection).await {
+                log::debug!("a client was not told why its request was rejected reason={rejection} error={e}");
+            }
+            return None;
+        }
+        let session = ServerSession::new_custom(Box::new(StreamSession::new(stream, limits.body_bytes)));
         connection::watched(Arc::clone(&self.ends), async {
-            let mut request = pin!(self.edge.app().process_new_http(session, stopping));
-            poll_fn(|cx| {
-                // Looked at when it happens, whatever the request waits for: it may be the peer that does not take the body.
-                if connection::expired() {
-                    connection::give_up_body();
-                }
-                request.as_mut().poll(cx)
-            })
-            .await;
+            self.edge.app().process_new_http(session, stopping).await;
             if let Some(rejection) = connection::refused() {
                 self.edge.count(rejection, &self.listening);
             }
