@@ -21,7 +21,7 @@ fn a_path_leads_to_one_service_however_it_is_written_and_goes_on_as_it_was() {
     let switchover = Switchover::start(&config);
     eventually("both are ready", || {
         let ready = |path: &str| switchover.get(path).status == 200;
-        if ready("/") && ready("/admin") { Ok(()) } else { Err(switchover.status()) }
+        if ready("/") && ready("/admin") { Ok(()) } else { Err(switchover.log()) }
     });
     for (target, expected) in [
         ("/admin", "admin"),
