@@ -15,6 +15,7 @@ use crate::{
     clients::connection,
     metrics::ErrorKind,
     pool::{Lease, Peer, Refused},
+    route::NoRoute,
     snapshot::{Service, Snapshot, SnapshotCell},
 };
 
@@ -79,7 +80,10 @@ impl RequestCtx {
     }
 
     /// Takes the snapshot that serves now and finds the request's service in it.
-    pub(super) fn route(&mut self, current: &SnapshotCell, request: &RequestHeader) -> bool {
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(super) fn route(&mut self, current: &SnapshotCell, request: &RequestHeader) -> Result<(), NoRoute> {
         let snapshot = current.load_full();
         let host = request
             .headers
@@ -89,9 +93,10 @@ impl RequestCtx {
         let host = host.and_then(|host| std::str::from_utf8(host).ok()).unwrap_or_default();
         // OPTIONS * is about the whole host.
         let path = Some(request.uri.path()).filter(|path| *path != "*").unwrap_or("/");
-        self.service = snapshot.routes.find(host, path).map(Arc::clone);
+        let found = snapshot.routes.find(host, path).map(Arc::clone);
         self.snapshot = Some(snapshot);
-        self.service.is_some()
+        self.service = found.as_ref().ok().map(Arc::clone);
+        found.map(drop)
     }
 
     /// Picks a peer and counts the request in. A pool that drains was replaced after this request took its snapshot, and the
@@ -103,7 +108,7 @@ impl RequestCtx {
                 Err(Refused::NobodyReady) => return None,
                 Err(Refused::Draining) => {
                     let seen = self.snapshot.as_ref().map(|snapshot| snapshot.generation);
-                    if current.load().generation == seen? || !self.route(current, request) {
+                    if current.load().generation == seen? || self.route(current, request).is_err() {
                         return None;
                     }
                 }

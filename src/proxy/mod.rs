@@ -43,6 +43,7 @@ use crate::{
         reject::Rejection,
     },
     metrics::{ErrorKind, Metrics},
+    route::NoRoute,
     snapshot::SnapshotCell,
 };
 
@@ -50,8 +51,6 @@ use crate::{
 const KEPT_CONNECTIONS: usize = 1024;
 /// More tries than a request can use up: the bounds are `retries` and the rule for lost connections.
 const TRIES: usize = 16;
-/// Where certificate authorities look for the proof that a name is ours, over plain HTTP (RFC 8555, section 8.3).
-const ACME: &str = "/.well-known/acme-challenge/";
 
 /// The proxy's logic, without its listeners.
 pub struct Proxy {
@@ -122,7 +121,7 @@ impl ProxyHttp for Proxy {
             own_response::failure(session, ctx, Failure::Refused(rejection)).await?;
             return Ok(true);
         }
-        if let Some(token) = session.req_header().uri.path().strip_prefix(ACME) {
+        if let Some(token) = ChallengeStore::token(session.req_header().uri.path()) {
             if let Some(key_authorization) = self.challenges.get(token) {
                 own_response::challenge(session, key_authorization).await?;
                 return Ok(true);
@@ -131,11 +130,17 @@ impl ProxyHttp for Proxy {
             own_response::redirect(session).await?;
             return Ok(true);
         }
-        if ctx.route(&self.snapshot, session.req_header()) {
-            return Ok(false);
-        }
-        ctx.failure = Some(Failure::NoRoute);
-        own_response::failure(session, ctx, Failure::NoRoute).await?;
+        let failure = match ctx.route(&self.snapshot, session.req_header()) {
+            Ok(()) => return Ok(false),
+            Err(NoRoute::NotFound) => Failure::NoRoute,
+            Err(NoRoute::Ambiguous) => {
+                let rejection = Rejection::BadRequest("a path that two services could take");
+                connection::refuse(rejection);
+                Failure::Refused(rejection)
+            }
+        };
+        ctx.failure = Some(failure);
+        own_response::failure(session, ctx, failure).await?;
         Ok(true)
     }
 

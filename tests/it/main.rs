@@ -28,6 +28,7 @@ mod memory;
 mod metrics;
 mod names;
 mod observe;
+mod paths;
 mod proxy_protocol;
 mod refused;
 mod reload;
