@@ -147,6 +147,7 @@ pub(crate) fn judge_h2(request: &mut RequestHeader, limits: &Limits) -> Result<(
         (None, None) => return Err(Rejection::BadRequest("no :authority")),
         (named, host) => self::authority(named.as_ref().or(host.as_ref()).map(Vec::as_slice).unwrap_or_default())?,
     };
+    join_cookies(request)?;
     if request.headers.len() > limits.header_count {
         return Err(Rejection::HeaderCount);
     }
@@ -178,14 +179,19 @@ pub(crate) fn judge_h2(request: &mut RequestHeader, limits: &Limits) -> Result<(
             request.remove_header(&name);
         }
     }
-    // HTTP/2 may cut it into many (RFC 9113, section 8.2.3); HTTP/1 may not.
-    let cookies: Vec<&[u8]> = request.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if cookies.len() > 1 {
-        let joined = HeaderValue::from_bytes(&cookies.join(&b"; "[..])).map_err(|_| Rejection::BadRequest("no cookie"))?;
-        request.remove_header(&COOKIE);
-        request.insert_header(COOKIE, joined).map_err(|_| Rejection::BadRequest("no cookie"))?;
-    }
     Ok(())
+}
+
+/// Makes one field of the pieces that HTTP/2 may cut a cookie into, as HTTP/1 has to have it (RFC 9113, section 8.2.3).
+fn join_cookies(request: &mut RequestHeader) -> Result<(), Rejection> {
+    let mut pieces = request.headers.get_all(COOKIE).iter();
+    if pieces.nth(1).is_none() {
+        return Ok(());
+    }
+    let pieces: Vec<&[u8]> = request.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    let joined = HeaderValue::from_bytes(&pieces.join(&b"; "[..])).map_err(|_| Rejection::BadRequest("no cookie"))?;
+    request.remove_header(&COOKIE);
+    request.insert_header(COOKIE, joined).map_err(|_| Rejection::BadRequest("no cookie"))
 }
 
 /// The fields that decide where a request goes and where it ends.

@@ -223,6 +223,20 @@ fn no_request_of_http_2_reaches_a_peer_that_could_be_read_in_two_ways() {
     assert_eq!(switchover.get("/").text(), "blue", "it serves on");
 }
 
+#[test]
+fn the_pieces_of_a_cookie_are_one_field() {
+    let blue = Origin::start("blue");
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let mut client = switchover.client();
+    let many = [GET, &[("cookie", "a=1"); 150]].concat();
+    client.send([hello(), frame(HEADERS, END_HEADERS | END_STREAM, 1, &fields(&many))].concat()).unwrap();
+    assert_eq!(answer(&mut client), Some(STATUS_200));
+    let head = blue.heads().pop().unwrap();
+    assert!(head.contains(&format!("cookie: {}\r\n", ["a=1"; 150].join("; "))), "{head}");
+}
+
 /// Requests that are taken back as soon as they are made cost a server more than the client (CVE-2023-44487).
 #[test]
 fn a_client_that_resets_stream_after_stream_is_disconnected() {
