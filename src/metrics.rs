@@ -67,6 +67,30 @@ pub struct CertificateMetrics {
     pub problem: IntGaugeVec,
 }
 
+/// The `by` of `broken_responses_total`: who ended an answer whose header the client had begun to get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BrokenBy {
+    /// It closed the connection, or was too slow.
+    Client,
+    /// It closed the connection, or broke it.
+    Peer,
+    /// A fault of ours.
+    Switchover,
+}
+
+const BROKEN_BY: [BrokenBy; 3] = [BrokenBy::Client, BrokenBy::Peer, BrokenBy::Switchover];
+
+impl BrokenBy {
+    /// The `by` of `broken_responses_total`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Peer => "peer",
+            Self::Switchover => "switchover",
+        }
+    }
+}
+
 /// All metrics of one process.
 pub struct Metrics {
     registry: Registry,
@@ -77,6 +101,7 @@ pub struct Metrics {
     in_flight: IntGaugeVec,
     upgraded: IntGaugeVec,
     upstream_errors: IntCounterVec,
+    broken_responses: IntCounterVec,
     retries: IntCounterVec,
     no_ready_peer: IntCounterVec,
     peer_ready: IntGaugeVec,
@@ -146,6 +171,7 @@ pub struct PeerMetrics {
     /// How long probes took.
     pub probe_duration: Histogram,
     errors: [IntCounter; ERROR_KINDS.len()],
+    broken: [IntCounter; BROKEN_BY.len()],
     in_flight: IntGauge,
     upgraded: IntGauge,
     ready: IntGauge,
@@ -255,6 +281,11 @@ impl Metrics {
                 "Requests that a peer failed, each try counted.",
                 &["service", "pool", "peer", "kind"],
             )?,
+            broken_responses: b.counters(
+                "broken_responses_total",
+                "Answers of a peer that began and did not end, by who ended them; also counted in http_requests_total by their status.",
+                &["service", "pool", "peer", "by"],
+            )?,
             retries: b.counters("retries_total", "Requests tried again, by how that ended.", &["service", "outcome"])?,
             no_ready_peer: b.counters("no_ready_peer_total", "Requests answered 503 because no peer was ready.", &["service"])?,
             peer_ready: b.gauges("peer_ready", "1 if probes say the peer is ready.", PEER)?,
@@ -337,6 +368,7 @@ impl Metrics {
             probes_failed: self.probes.with_label_values(&[service, pool, peer, "fail"]),
             probe_duration: self.probe_duration.with_label_values(labels),
             errors: ERROR_KINDS.map(|kind| self.upstream_errors.with_label_values(&[service, pool, peer, kind.label()])),
+            broken: BROKEN_BY.map(|by| self.broken_responses.with_label_values(&[service, pool, peer, by.label()])),
             in_flight: self.in_flight.with_label_values(labels),
             upgraded: self.upgraded.with_label_values(labels),
             ready: self.peer_ready.with_label_values(labels),
@@ -351,6 +383,9 @@ impl Metrics {
         }
         for kind in ERROR_KINDS.map(ErrorKind::label) {
             drop(self.upstream_errors.remove_label_values(&[service, pool, peer, kind]));
+        }
+        for by in BROKEN_BY.map(BrokenBy::label) {
+            drop(self.broken_responses.remove_label_values(&[service, pool, peer, by]));
         }
         for result in ["pass", "fail"] {
             drop(self.probes.remove_label_values(&[service, pool, peer, result]));
@@ -438,6 +473,15 @@ impl PeerMetrics {
     pub fn error(&self, kind: ErrorKind) {
         for (k, counter) in ERROR_KINDS.iter().zip(&self.errors) {
             if *k == kind {
+                counter.inc();
+            }
+        }
+    }
+
+    /// Counts an answer that began and did not end.
+    pub fn broke_off(&self, by: BrokenBy) {
+        for (b, counter) in BROKEN_BY.iter().zip(&self.broken) {
+            if *b == by {
                 counter.inc();
             }
         }

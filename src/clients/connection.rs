@@ -1,18 +1,21 @@
-//! What belongs to a client's connection, or to one stream of an HTTP/2 connection: who is at its two ends, and every wait on it
-//! that has a bound, by one timer.
+//! The state of a client's connection, or of one stream of an HTTP/2 connection: its two ends, and every bounded wait on it, by
+//! one timer.
 //!
 //! **Waiting for a peer's response header** (`timeouts.response`). Pingora's read timeout is per read and holds for the body as
 //! well, so it would cut a quiet event stream or WebSocket, and a slow upload whose answer comes at its end. Here the wait
-//! begins when a request has a connection to its peer, begins anew with each piece of the request body, and ends with the
-//! response header. When the time is up the peer's socket is shut, which Pingora sees as closed; one of HTTP/2, which other requests
-//! use, is left alone, and the request itself is given up. Nobody else can have closed or
-//! reused that descriptor in between: requests of a connection come one after the other, and only the very future that
-//! [`watched`] polls could have.
+//! begins when a request has a connection to its peer, starts over with each piece of the request body, and ends with the
+//! response header. When the time is up the peer's socket is shut down, which Pingora sees as closed. An HTTP/2 connection to a peer
+//! is shared with other requests, so it is left alone, and the request itself is given up. The descriptor is forgotten with the
+//! wait, so it is never used after its socket: requests of a connection come one after the other, and only the future that
+//! [`watched`] polls can close it.
 //!
-//! **Waiting for the client**: for its next header ([`await_header`]), and for bytes of a body in either direction
-//! ([`waits`], [`moved`]), where a client that drips a byte now and then would pass any bound on a single read. It has
-//! `stall_timeout` to spend; being slower than `min_rate` spends it, being quicker gives it back. When a wait is over, the
-//! connection's future is polled once more, and finds it out with [`expired`].
+//! **Waiting for the client**: for its next header ([`await_header`]), for bytes of a request body ([`waits`], [`moved`]) and for
+//! room to write an answer ([`waits_to_write`], [`wrote`]). A client that drips a byte now and then would pass any bound on a
+//! single read or write. It has `stall_timeout` to spend; being slower than `min_rate` spends it, being faster gives it back. At the
+//! end of a wait the connection's future is polled once more, and finds out with [`expired`].
+//!
+//! How fast a client reads is what its kernel has acknowledged (`tcpi_bytes_acked`). Bytes that the socket accepted say little: it
+//! accepts the next ones when a third of its send buffer is free, which may be megabytes.
 //!
 //! The timer outlives the requests that it is for. It is made when first needed and only looked at when it fires, so that a
 //! request costs a few stores.
@@ -33,9 +36,12 @@ use bytes::Bytes;
 use http::HeaderValue;
 use nix::sys::socket::{Shutdown, shutdown};
 use pingora::protocols::SocketDigest;
-use tokio::time::{Sleep, sleep_until};
+use tokio::{
+    sync::mpsc,
+    time::{Sleep, sleep_until},
+};
 
-use super::reject::Rejection;
+use super::{pace::Pace, reject::Rejection};
 use crate::config::Limits;
 
 tokio::task_local! {
@@ -45,35 +51,41 @@ tokio::task_local! {
 
 struct Connection {
     ends: Arc<ClientInfo>,
+    /// When the wait for a peer's response header ends, and how long it is.
     response: Cell<Option<Instant>>,
-    client: Cell<Option<Instant>>,
-    /// Whose response is waited for, and how long; no socket, if it is not this request's alone.
-    peer: Cell<(Option<RawFd>, Duration)>,
+    response_timeout: Cell<Duration>,
+    /// The peer's socket, while a response header is waited for; none, if other requests share it.
+    peer: Cell<Option<RawFd>>,
     /// Whether the response did not come in time.
     late: Cell<bool>,
-    /// Whether the client did not do something in time.
-    expired: Cell<bool>,
+    /// Whether the request has to end without its peer's socket.
+    given_up: Cell<bool>,
+    /// Ends a request whose body its peer does not take.
+    give_up: Cell<Option<mpsc::Sender<Bytes>>>,
+    /// When the wait for the client's next header ends.
+    header: Cell<Option<Instant>>,
+    /// The wait for the client that is over, until it is asked for.
+    expired: Cell<Option<Wait>>,
     refused: Cell<Option<Rejection>>,
     upgraded: Cell<bool>,
     held: Cell<Option<Box<dyn Any + Send>>>,
     /// Whether its last request is running.
     last: Cell<bool>,
+    /// Whether the request body may pause for as long as it likes.
+    quiet_body: Cell<bool>,
     reading: Pace,
     writing: Pace,
 }
 
-/// How slow a client may be in one direction.
-struct Pace {
-    since: Cell<Option<Instant>>,
-    /// Of `stall_timeout`.
-    left: Cell<Duration>,
-}
-
-/// A direction, as the client sees it.
+/// What a client is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Direction {
-    Up,
-    Down,
+pub(crate) enum Wait {
+    /// A request's header.
+    Header,
+    /// Bytes of a request's body.
+    Body,
+    /// Room for bytes of an answer.
+    Reader,
 }
 
 /// The two ends of a client's connection, as headers have them, and what its listener says of it.
@@ -93,20 +105,24 @@ pub(crate) struct ClientInfo {
 
 /// Runs the future of one connection, whose waits the functions below begin and end from within.
 pub(crate) async fn watched<F: Future>(ends: Arc<ClientInfo>, connection: F) -> F::Output {
-    let patience = ends.limits.stall_timeout;
+    let stall_timeout = ends.limits.stall_timeout;
     let state = Connection {
         ends,
         response: Cell::default(),
-        client: Cell::default(),
+        response_timeout: Cell::default(),
         peer: Cell::default(),
         late: Cell::default(),
+        given_up: Cell::default(),
+        give_up: Cell::default(),
+        header: Cell::default(),
         expired: Cell::default(),
         refused: Cell::default(),
         upgraded: Cell::default(),
         held: Cell::default(),
         last: Cell::default(),
-        reading: Pace::new(patience),
-        writing: Pace::new(patience),
+        quiet_body: Cell::default(),
+        reading: Pace::new(stall_timeout),
+        writing: Pace::new(stall_timeout),
     };
     CONNECTION
         .scope(Box::new(state), async move {
@@ -127,27 +143,43 @@ pub(crate) async fn watched<F: Future>(ends: Arc<ClientInfo>, connection: F) -> 
         .await
 }
 
-/// The request has a connection to its peer: from `now` on it waits for a response header, at most for `bound`.
-pub(crate) fn await_response(socket: Option<RawFd>, now: Instant, bound: Duration) {
+/// The request has a connection to its peer: from `now` on it waits for a response header, at most for `timeout`.
+pub(crate) fn await_response(socket: Option<RawFd>, now: Instant, timeout: Duration) {
     with(|connection| {
         connection.late.set(false);
-        connection.peer.set((socket, bound));
-        connection.response.set(Some(now + bound));
+        connection.given_up.set(false);
+        connection.peer.set(socket);
+        connection.response_timeout.set(timeout);
+        connection.response.set(Some(now + timeout));
     });
 }
 
-/// The request made progress: its wait begins anew.
+/// The request made progress: its wait for the response header starts over.
 pub(crate) fn extend() {
     with(|connection| {
         if connection.response.get().is_some() {
-            connection.response.set(Some(Instant::now() + connection.peer.get().1));
+            connection.response.set(Some(Instant::now() + connection.response_timeout.get()));
         }
     });
 }
 
-/// What was waited for is here, or will not come.
+/// The response header is here, or will not come. The peer's socket may be closed from now on.
 pub(crate) fn arrived() {
-    with(|connection| connection.response.set(None));
+    with(|connection| {
+        connection.response.set(None);
+        connection.peer.set(None);
+        connection.give_up.set(None);
+    });
+}
+
+/// Whether a response is waited for from a peer whose connection other requests share.
+pub(crate) fn shares_peer() -> bool {
+    CONNECTION.try_with(|connection| connection.response.get().is_some() && connection.peer.get().is_none()).unwrap_or(false)
+}
+
+/// Gets a message when the request has to be given up, and is dropped when the response header is here.
+pub(crate) fn give_up_by(sender: mpsc::Sender<Bytes>) {
+    with(|connection| connection.give_up.set(Some(sender)));
 }
 
 /// Whether the connection to the peer is gone because the time was up.
@@ -155,33 +187,14 @@ pub(crate) fn late() -> bool {
     CONNECTION.try_with(|connection| connection.late.get()).unwrap_or(false)
 }
 
-/// Whether the request has to be given up: a peer whose connection others use is late, or the client with its body to such a peer.
+/// Whether the request has to be given up: its peer is late, and other requests share the peer's connection.
 pub(crate) fn given_up() -> bool {
-    CONNECTION.try_with(|connection| connection.late.get() && connection.peer.get().0.is_none()).unwrap_or(false)
-}
-
-/// The client of a stream has used up its time for the body, unless it is the peer that does not take it. The request ends: by its
-/// peer's socket, as with a late peer, so that the client can still be told.
-pub(crate) fn give_up_body() {
-    with(|connection| {
-        let (socket, _) = connection.peer.get();
-        if socket.is_some_and(is_full) {
-            connection.reading.restart(connection.ends.limits.stall_timeout);
-            return waits(Direction::Up);
-        }
-        refuse(Rejection::SlowBody);
-        connection.give_up();
-    });
-}
-
-/// Whether bytes wait for the other end to take them.
-fn is_full(socket: RawFd) -> bool {
-    SocketDigest::from_raw_fd(socket).tcp_info().is_some_and(|info| info.tcpi_notsent_bytes > 0)
+    CONNECTION.try_with(|connection| connection.given_up.get()).unwrap_or(false)
 }
 
 /// A header is waited for until then, and not any more once it is here.
 pub(crate) fn await_header(until: Option<Instant>) {
-    with(|connection| connection.client.set(until));
+    with(|connection| connection.header.set(until));
 }
 
 /// How long a connection may be without a request.
@@ -189,35 +202,61 @@ pub(crate) fn idle_timeout() -> Duration {
     CONNECTION.try_with(|connection| connection.ends.limits.idle_timeout).unwrap_or_default()
 }
 
-/// Whether the client has used up its time; asked once.
-pub(crate) fn expired() -> bool {
-    CONNECTION.try_with(|connection| connection.expired.take()).unwrap_or(false)
+/// Whether the client has used up its time for this; asked once.
+pub(crate) fn expired(wait: Wait) -> bool {
+    CONNECTION.try_with(|connection| connection.forget_expired(wait)).unwrap_or(false)
 }
 
-/// Nothing goes on in this direction until the client does something.
-pub(crate) fn waits(direction: Direction) {
+/// The body of this request may pause for as long as it likes.
+pub(crate) fn allow_quiet_body() {
+    with(|connection| connection.quiet_body.set(true));
+}
+
+/// The request goes on when the client sends more of its body.
+pub(crate) fn waits() {
     with(|connection| {
-        let pace = connection.pace(direction);
-        if connection.ends.pace().is_some() && pace.since.get().is_none() {
-            let now = Instant::now();
-            pace.since.set(Some(now));
-            let until = now + pace.left.get();
-            // The earlier of the two directions: the other is looked at again when its bytes have moved.
-            connection.client.set(Some(connection.client.get().map_or(until, |other| other.min(until))));
+        if connection.ends.pace().is_some() && !connection.quiet_body.get() && !connection.reading.is_waiting() {
+            connection.reading.begin_wait();
         }
     });
 }
 
-/// The client took or sent so many bytes.
-pub(crate) fn moved(direction: Direction, bytes: usize) {
+/// The client sent so many bytes of a body.
+pub(crate) fn moved(bytes: usize) {
     with(|connection| {
-        let pace = connection.pace(direction);
-        let Some(((rate, most), since)) = connection.ends.pace().zip(pace.since.take()) else { return };
-        let earned = Duration::from_micros(bytes as u64 * 1_000_000 / u64::from(rate));
-        pace.left.set((pace.left.get().saturating_sub(since.elapsed()) + earned).min(most));
-        let other = connection.pace(direction.other());
-        connection.client.set(other.since.get().map(|since| since + other.left.get()));
+        if let Some((rate, _)) = connection.ends.pace() {
+            connection.reading.end_wait(bytes as u64, rate);
+        }
+        connection.forget_expired(Wait::Body);
     });
+}
+
+/// The answer goes on when the client has taken more of it. `unseen` is how many bytes it may take without any sign of it.
+pub(crate) fn waits_to_write(socket: &SocketDigest, unseen: u64) {
+    with(|connection| {
+        if let Some((rate, stall_timeout)) = connection.ends.pace()
+            && !connection.writing.is_waiting()
+        {
+            connection.writing.begin_wait_to_write(socket, unseen, rate, stall_timeout);
+        }
+    });
+}
+
+/// The wait to write is over, if there was one. `granted` bytes were asked for by the client itself, as HTTP/2 does.
+pub(crate) fn wrote(socket: &SocketDigest, granted: u64) {
+    with(|connection| {
+        if let Some((rate, _)) = connection.ends.pace() {
+            connection.writing.end_wait_to_write(socket, granted, rate);
+        }
+        connection.forget_expired(Wait::Reader);
+    });
+}
+
+/// The time to take more of the answer is up. Whether the client has really taken too little: if not, the wait goes on.
+pub(crate) fn reads_too_slowly(socket: &SocketDigest) -> bool {
+    let is_too_slow =
+        |connection: &Connection| connection.ends.pace().is_some_and(|(rate, _)| connection.writing.is_too_slow(socket, rate));
+    CONNECTION.try_with(|connection| is_too_slow(connection)).unwrap_or(false)
 }
 
 /// Notes why the connection ends; the first reason is the reason.
@@ -276,45 +315,33 @@ impl ClientInfo {
     }
 }
 
-impl Direction {
-    fn other(self) -> Self {
-        match self {
-            Self::Up => Self::Down,
-            Self::Down => Self::Up,
-        }
-    }
-}
-
-impl Pace {
-    fn new(left: Duration) -> Self {
-        Self { since: Cell::default(), left: Cell::new(left) }
-    }
-
-    fn restart(&self, left: Duration) {
-        self.since.set(None);
-        self.left.set(left);
-    }
-}
-
 /// Outside [`watched`] there is nothing to bound.
 fn with(set: impl FnOnce(&Connection)) {
     CONNECTION.try_with(|connection| set(connection)).unwrap_or_default();
 }
 
 impl Connection {
-    fn pace(&self, direction: Direction) -> &Pace {
-        match direction {
-            Direction::Up => &self.reading,
-            Direction::Down => &self.writing,
+    /// Whether it was this wait that is over; it is not any more.
+    fn forget_expired(&self, wait: Wait) -> bool {
+        let expired = self.expired.get() == Some(wait);
+        if expired {
+            self.expired.set(None);
         }
+        expired
     }
 
-    /// Ready when a wait is over that the connection's future has to be told of.
+    /// When the first wait for the client is over, and what that is for.
+    fn client(&self) -> Option<(Instant, Wait)> {
+        let waits = [(self.header.get(), Wait::Header), (self.reading.until(), Wait::Body), (self.writing.until(), Wait::Reader)];
+        waits.into_iter().filter_map(|(until, wait)| Some((until?, wait))).min_by_key(|(until, _)| *until)
+    }
+
+    /// Ready when a wait is over that the connection's future has to look at.
     fn poll(&self, timer: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> Poll<()> {
         drop(self.held.take());
         loop {
-            let (response, client) = (self.response.get(), self.client.get());
-            let Some(until) = [response, client].into_iter().flatten().min() else {
+            let (response, client) = (self.response.get(), self.client());
+            let Some(until) = response.into_iter().chain(client.map(|(until, _)| until)).min() else {
                 return Poll::Pending;
             };
             let deadline = until.into();
@@ -336,123 +363,32 @@ impl Connection {
                     return Poll::Pending;
                 }
             }
-            if client == Some(until) {
-                self.client.set(None);
-                self.expired.set(true);
+            if let Some((at, wait)) = client
+                && at == until
+            {
+                match wait {
+                    Wait::Header => self.header.set(None),
+                    Wait::Body => self.reading.expire(),
+                    Wait::Reader => self.writing.expire(),
+                }
+                self.expired.set(Some(wait));
                 return Poll::Ready(());
             }
             self.response.set(None);
-            self.give_up();
-            if self.peer.get().0.is_none() {
+            self.late.set(true);
+            let Some(socket) = self.peer.take() else {
+                self.given_up.set(true);
+                if let Some(give_up) = self.give_up.take() {
+                    drop(give_up.try_send(Bytes::new()));
+                }
                 return Poll::Ready(());
+            };
+            if let Err(e) = shutdown(socket, Shutdown::Both) {
+                log::debug!("the socket of a late peer was closed already error={e}");
             }
-        }
-    }
-
-    /// Ends the request by its peer's socket, if that is its own.
-    fn give_up(&self) {
-        self.late.set(true);
-        if let Some(socket) = self.peer.get().0
-            && let Err(e) = shutdown(socket, Shutdown::Both)
-        {
-            log::debug!("the socket of a peer that is given up was gone already error={e}");
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::fd::AsRawFd;
-
-    use tokio::{
-        io::AsyncReadExt,
-        net::{TcpListener, TcpStream},
-    };
-
-    use super::*;
-
-    fn nobody() -> Arc<ClientInfo> {
-        Arc::new(ClientInfo::new(SocketAddr::from(([192, 0, 2, 1], 1)), 80, Arc::default()))
-    }
-
-    async fn silent_peer() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        (near, listener.accept().await.unwrap().0)
-    }
-
-    /// Waits until the client has used up its time.
-    async fn told() {
-        poll_fn(|_| if expired() { Poll::Ready(()) } else { Poll::Pending }).await;
-    }
-
-    #[tokio::test]
-    async fn a_peer_that_says_nothing_is_cut_when_the_time_is_up() {
-        let (mut near, _far) = silent_peer().await;
-        let began = Instant::now();
-        let read = watched(nobody(), async {
-            await_response(Some(near.as_raw_fd()), Instant::now(), Duration::from_millis(50));
-            let read = near.read_u8().await;
-            assert!(late());
-            read
-        })
-        .await;
-        assert!(read.is_err() && began.elapsed() >= Duration::from_millis(50));
-    }
-
-    #[tokio::test]
-    async fn progress_begins_the_wait_anew_and_a_header_ends_it() {
-        let (near, _far) = silent_peer().await;
-        watched(nobody(), async {
-            await_response(Some(near.as_raw_fd()), Instant::now(), Duration::from_millis(80));
-            for _ in 0..4 {
-                tokio::time::sleep(Duration::from_millis(40)).await;
-                extend();
-            }
-            arrived();
-            tokio::time::sleep(Duration::from_millis(120)).await;
-            assert!(!late());
-        })
-        .await;
-        assert!(near.peer_addr().is_ok());
-    }
-
-    #[tokio::test]
-    async fn a_client_without_a_request_is_told_of_and_one_with_a_request_is_not() {
-        let began = Instant::now();
-        watched(nobody(), async {
-            await_header(Some(Instant::now() + Duration::from_millis(30)));
-            await_header(None);
-            tokio::time::sleep(Duration::from_millis(60)).await;
-            assert!(!expired());
-            await_header(Some(Instant::now() + Duration::from_millis(40)));
-            told().await;
-        })
-        .await;
-        assert!(began.elapsed() >= Duration::from_millis(100));
-    }
-
-    #[tokio::test]
-    async fn a_client_that_drips_uses_up_its_time_and_one_that_is_quick_enough_does_not() {
-        let ends = |rate| {
-            let limits = Limits { min_rate: Some(rate), stall_timeout: Duration::from_millis(100), ..Limits::default() };
-            Arc::new(ClientInfo::new(([192, 0, 2, 1], 1).into(), 80, Arc::new(limits)))
-        };
-        let began = Instant::now();
-        let drip = |rate| {
-            watched(ends(rate), async move {
-                for _ in 0..20 {
-                    waits(Direction::Up);
-                    tokio::select! {
-                        () = told() => return true,
-                        () = tokio::time::sleep(Duration::from_millis(20)) => moved(Direction::Up, 10),
-                    }
-                }
-                false
-            })
-        };
-        assert!(drip(100_000).await, "a byte every two milliseconds is slower than that");
-        assert!(began.elapsed() < Duration::from_millis(300));
-        assert!(!drip(10).await);
-    }
-}
+mod tests;

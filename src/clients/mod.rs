@@ -6,6 +6,7 @@
 //! Pingora's own server is not used: it binds late, retries a busy port for thirty seconds in a process that looks alive, and
 //! sleeps through every shutdown; its listening service has no connection limits and no PROXY protocol on a plain port.
 
+mod closing;
 pub(crate) mod connection;
 pub(crate) mod head;
 mod http1;
@@ -13,6 +14,7 @@ mod http2;
 #[cfg(test)]
 #[path = "../../fuzz/mutated.rs"]
 mod mutated;
+mod pace;
 #[cfg(any(test, fuzzing))]
 #[path = "../../fuzz/properties.rs"]
 #[allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "they are tests")]
@@ -28,7 +30,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicUsize, Ordering::SeqCst},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -44,6 +46,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use self::{
+    closing::Closing,
     connection::ClientInfo,
     http1::{ClientStream, End, Http2Start, Next},
     reject::Rejection,
@@ -69,9 +72,7 @@ struct Inner<A> {
     metrics: Arc<Metrics>,
     access_log: Option<AccessLog>,
     connections: Arc<Connections>,
-    /// Asks clients to go that have nothing to ask.
-    closing: Notify,
-    closed: AtomicBool,
+    closing: Closing,
 }
 
 /// One address that clients connect to.
@@ -116,8 +117,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
             metrics,
             access_log,
             connections: Arc::new(connections),
-            closing: Notify::new(),
-            closed: AtomicBool::new(false),
+            closing: Closing::default(),
         }))
     }
 
@@ -139,8 +139,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
 
     /// Closes connections that carry no request, now and as soon as they carry none.
     pub fn close_idle(&self) {
-        self.0.closed.store(true, SeqCst);
-        self.0.closing.notify_waiters();
+        self.0.closing.close();
     }
 
     /// Accepts connections until `stopping` says so; then the socket is closed, and connections end by themselves.
@@ -261,7 +260,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
             let (stream, _) = reused.consume();
             let Ok(back) = stream.into_any().downcast::<ClientStream>() else { return };
             wire = back;
-            if !wire.is_between_requests() || self.0.closed.load(SeqCst) {
+            if !wire.is_between_requests() || left == 0 {
                 return;
             }
         }
@@ -272,10 +271,13 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
         &self.0.app
     }
 
-    /// Counts what was refused, and answers it.
+    /// Counts what was refused, and answers it. A client that expects TLS and has not made its handshake gets no answer: it would
+    /// take one without TLS for a broken server, and a handshake costs more than a full listener can spare.
     async fn refuse(&self, wire: ClientStream, rejection: Rejection, client: IpAddr, listening: &ListenerState) {
         self.reject(rejection, client, listening);
-        wire.refuse(rejection).await;
+        if listening.tls.is_none() || wire.socket().is_some_and(|socket| socket.tls_version().is_some()) {
+            wire.refuse(rejection).await;
+        }
     }
 
     /// Counts and logs what was refused.

@@ -38,13 +38,10 @@ pub struct RequestCtx {
     pub(super) answered: bool,
     /// The second try after a lost connection, which there is but one of.
     pub(super) retried: bool,
+    /// Why the request failed, or why its answer broke off.
     pub(super) failure: Option<Failure>,
     pub(super) request_id: Option<RequestId>,
     pub(super) traceparent: Option<HeaderValue>,
-    /// Of the body, where nobody else counts it.
-    pub(super) received: u64,
-    /// Whether the pace of its body is looked at here.
-    pub(super) paced: bool,
     /// Of an upgrade request that is not connected yet.
     pub(super) holder: Option<Corkable>,
     /// The handshake of a WebSocket.
@@ -70,8 +67,6 @@ impl RequestCtx {
             failure: None,
             request_id: None,
             traceparent: None,
-            received: 0,
-            paced: false,
             holder: None,
             upgrades: false,
             connect_took: None,
@@ -115,6 +110,11 @@ impl RequestCtx {
             }
         }
         None
+    }
+
+    /// The peer that the request runs on, or that began its answer and failed.
+    pub(super) fn answering_peer(&self) -> Option<&Arc<Peer>> {
+        self.lease.as_ref().map(Lease::peer).or(self.tried.last().filter(|_| self.answered))
     }
 
     /// Notes that the peer failed this try, and lets go of it.

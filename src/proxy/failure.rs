@@ -4,7 +4,10 @@
 
 use pingora::{Error, ErrorSource, ErrorType};
 
-use crate::{clients::reject::Rejection, metrics::ErrorKind};
+use crate::{
+    clients::reject::Rejection,
+    metrics::{BrokenBy, ErrorKind},
+};
 
 /// Why a request failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +47,8 @@ impl Failure {
                 | ErrorType::BindError
                 | ErrorType::ConnectProxyFailure,
             ) => Self::Peer(ErrorKind::Connect),
+            // It did not take the request's body.
+            (ErrorSource::Upstream, ErrorType::WriteTimedout) => Self::Peer(ErrorKind::ResponseTimeout),
             (ErrorSource::Upstream, ErrorType::InvalidHTTPHeader) => Self::Peer(ErrorKind::Protocol),
             (ErrorSource::Upstream, _) => Self::Peer(ErrorKind::Closed),
             (ErrorSource::Downstream, ErrorType::ReadTimedout) => Self::ClientTimeout,
@@ -68,6 +73,15 @@ impl Failure {
             },
             Self::ClientGone => 499,
             Self::Internal => 500,
+        }
+    }
+
+    /// Who ended an answer that had begun.
+    pub(super) const fn blame(self) -> BrokenBy {
+        match self {
+            Self::Peer(_) => BrokenBy::Peer,
+            Self::BadRequest | Self::ClientTimeout | Self::Refused(_) | Self::ClientGone => BrokenBy::Client,
+            Self::NoRoute | Self::NobodyReady | Self::Internal => BrokenBy::Switchover,
         }
     }
 

@@ -3,6 +3,7 @@
 //! [`crate::clients`] calls it for every request. It reads one snapshot per request and never waits for a lock; it
 //! knows nothing of the controller that stores snapshots.
 
+mod accounting;
 mod context;
 mod failure;
 mod forwarding;
@@ -22,7 +23,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Version, header};
+use http::{StatusCode, Version, header};
 use pingora::{
     BError, Error, ErrorType, OrErr, Result,
     http::{RequestHeader, ResponseHeader},
@@ -33,15 +34,13 @@ use pingora::{
     upstreams::peer::HttpPeer,
 };
 
+use tokio::sync::mpsc;
+
 use self::{context::RequestCtx, failure::Failure, workarounds::Corkable};
 use crate::{
     access_log::AccessLog,
     acme::ChallengeStore,
-    clients::{
-        connection::{self, Direction},
-        head,
-        reject::Rejection,
-    },
+    clients::{connection, head, reject::Rejection},
     metrics::{ErrorKind, Metrics},
     route::NoRoute,
     snapshot::SnapshotCell,
@@ -51,7 +50,6 @@ use crate::{
 const KEPT_CONNECTIONS: usize = 1024;
 /// More tries than a request can use up: the bounds are `retries` and the rule for lost connections.
 const TRIES: usize = 16;
-
 /// The proxy's logic, without its listeners.
 pub struct Proxy {
     snapshot: Arc<SnapshotCell>,
@@ -101,6 +99,9 @@ impl ProxyHttp for Proxy {
         // Pingora's read timeout would cut a WebSocket whose client only listens.
         if ctx.upgrades {
             session.set_read_timeout(None);
+        }
+        if self.stopping.load(Relaxed) || connection::ends_after_this() {
+            session.set_keepalive(None);
         }
         // A client of HTTP/1.0 takes the first status for the last (RFC 9110, section 15.2).
         if session.req_header().version == Version::HTTP_10 {
@@ -167,6 +168,10 @@ impl ProxyHttp for Proxy {
         http_peer.options.connection_timeout = Some(service.timeouts.connect);
         http_peer.options.total_connection_timeout = Some(service.timeouts.connect);
         http_peer.options.idle_timeout = Some(service.timeouts.idle);
+        if service.upstream.is_h2() {
+            // An HTTP/2 peer can refuse to take a body for ever, and its connection is not shut down for one request.
+            http_peer.options.write_timeout = Some(service.timeouts.response);
+        }
         ctx.lease = Some(lease);
         ctx.tries += 1;
         ctx.holder = (ctx.upgrades && !service.upstream.is_h2()).then(|| Corkable::of(&mut http_peer));
@@ -198,12 +203,23 @@ impl ProxyHttp for Proxy {
             // A connection that requests share is not shut for the sake of one.
             let socket = (!service.upstream.is_h2()).then_some(fd);
             connection::await_response(socket, connected, service.timeouts.response);
-            // Under HTTP/1 the wire sees when a body is waited for. A call of gRPC may be quiet, and end when it likes.
-            ctx.paced = own_response::is_h2(session) && !(service.upstream.is_h2() && own_response::is_grpc(session));
-            if ctx.paced && !session.as_mut().is_body_done() {
-                connection::waits(Direction::Up);
+            // A gRPC stream may pause for as long as the client likes.
+            if service.upstream.is_h2() && own_response::is_grpc(session) {
+                connection::allow_quiet_body();
             }
         }
+        Ok(())
+    }
+
+    /// Called for sessions that are given up by a message: see [`crate::clients`].
+    async fn custom_forwarding(
+        &self,
+        _session: &mut Session,
+        _ctx: &mut RequestCtx,
+        _to_upstream: Option<mpsc::Sender<Bytes>>,
+        to_client: mpsc::Sender<Bytes>,
+    ) -> Result<()> {
+        connection::give_up_by(to_client);
         Ok(())
     }
 
@@ -239,7 +255,7 @@ impl ProxyHttp for Proxy {
             && session.req_header().method.is_idempotent()
             && !ctx.upgrades
             && !session.as_ref().retry_buffer_truncated()
-            && session.response_written().is_none();
+            && own_response::status_sent(session).is_none();
         match failure {
             Failure::Peer(kind) => ctx.lost(kind),
             _ => ctx.failure = Some(failure),
@@ -283,26 +299,12 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
-        ctx: &mut RequestCtx,
+        _ctx: &mut RequestCtx,
     ) -> Result<()> {
-        if ctx.paced {
-            connection::moved(Direction::Up, body.as_ref().map_or(0, Bytes::len));
-            if !end {
-                connection::waits(Direction::Up);
-            }
-        }
         let Some(bytes) = body.as_ref().map(Bytes::len) else { return Ok(()) };
         connection::extend();
-        if !own_response::is_h2(session) {
-            return Ok(());
-        }
-        ctx.received += bytes as u64;
-        if connection::ends().and_then(|ends| ends.limits.body_bytes).is_some_and(|most| ctx.received > most) {
-            connection::refuse(Rejection::BodyBytes);
-            return Err(Error::new_down(ErrorType::HTTPStatus(413)));
-        }
         // A body that ends with an empty frame would end twice towards an HTTP/1 peer (cloudflare/pingora#935).
-        if end && bytes == 0 {
+        if end && bytes == 0 && own_response::is_h2(session) {
             *body = None;
         }
         Ok(())
@@ -314,7 +316,7 @@ impl ProxyHttp for Proxy {
         response: &mut ResponseHeader,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
-        let upgrades = response.status == http::StatusCode::SWITCHING_PROTOCOLS;
+        let upgrades = response.status == StatusCode::SWITCHING_PROTOCOLS;
         let interim = response.status.is_informational() && !upgrades;
         if interim {
             connection::extend();
@@ -328,6 +330,8 @@ impl ProxyHttp for Proxy {
             return Ok(());
         }
         ctx.answered = true;
+        // An earlier try may have failed.
+        ctx.failure = None;
         if let (Some(connected), Some(service)) = (ctx.connected, &ctx.service) {
             let took = connected.elapsed();
             ctx.header_took = Some(took);
@@ -346,7 +350,7 @@ impl ProxyHttp for Proxy {
         if session.req_header().version == Version::HTTP_10 && response.remove_header(&header::TRANSFER_ENCODING).is_some() {
             session.set_keepalive(None);
         }
-        if self.stopping.load(Relaxed) || connection::ends_after_this() {
+        if self.stopping.load(Relaxed) {
             session.set_keepalive(None);
         }
         Ok(())
@@ -355,34 +359,15 @@ impl ProxyHttp for Proxy {
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut RequestCtx) -> FailToProxy {
         let refused = connection::refused().map(Failure::Refused);
         let failure = *ctx.failure.get_or_insert_with(|| refused.unwrap_or_else(|| Failure::of(e, false)));
-        if failure != Failure::ClientGone && session.response_written().is_none() {
-            // Whoever has gone in the meantime cannot be told.
+        if failure != Failure::ClientGone && own_response::status_sent(session).is_none() {
+            // The client may have gone in the meantime.
             drop(own_response::failure(session, ctx, failure).await);
         }
         FailToProxy { error_code: failure.status(), can_reuse_downstream: false }
     }
 
     async fn logging(&self, session: &mut Session, _e: Option<&Error>, ctx: &mut RequestCtx) {
-        let now = Instant::now();
-        connection::await_header(Some(now + connection::idle_timeout()));
-        let written = session.response_written().map(|response| response.status.as_u16());
-        let code = written.or(ctx.failure.map(Failure::status)).unwrap_or(Failure::ClientGone.status());
-        let method = &session.req_header().method;
-        let counter = match (&ctx.lease, &ctx.service) {
-            (Some(lease), _) => &lease.peer().metrics.requests,
-            (None, Some(service)) => &service.metrics.unserved,
-            (None, None) => &self.metrics.unrouted,
-        };
-        counter.inc(code, method);
-        if let Some(log) = &self.access_log {
-            log.write(log_entry::of(session, ctx, code, now));
-        }
-        if let Some(service) = &ctx.service {
-            service.active.metrics.duration.observe((now - ctx.began).as_secs_f64());
-            if ctx.tries > 1 {
-                if ctx.answered { service.metrics.retries_succeeded.inc() } else { service.metrics.retries_failed.inc() }
-            }
-        }
+        accounting::ended(self, session, ctx);
     }
 
     fn suppress_error_log(&self, _session: &Session, _ctx: &RequestCtx, _error: &Error) -> bool {

@@ -3,7 +3,7 @@
 //! Called by the request's phases in [`super`], never once a peer's answer has begun.
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Version, header};
+use http::{HeaderValue, Method, StatusCode, Version, header};
 use pingora::{Result, http::ResponseHeader, protocols::http::ServerSession, proxy::Session};
 
 use super::{context::RequestCtx, failure::Failure, forwarding};
@@ -44,8 +44,7 @@ pub(super) async fn failure(session: &mut Session, ctx: &mut RequestCtx, failure
         // What is left of the request is of no use any more, so the connection is not either.
         session.set_keepalive(None);
     }
-    session.write_response_header(Box::new(response), false).await?;
-    session.write_response_body(Some(Bytes::from(body)), true).await
+    respond(session, response, body).await
 }
 
 /// Sends the client to the same place over HTTPS, on its usual port.
@@ -70,8 +69,16 @@ pub(super) async fn challenge(session: &mut Session, key_authorization: String) 
     let mut response = ResponseHeader::build(200, Some(2))?;
     response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))?;
     response.insert_header(header::CONTENT_LENGTH, HeaderValue::from(key_authorization.len()))?;
+    respond(session, response, key_authorization).await
+}
+
+/// Writes an answer with its body, which one to HEAD has not (RFC 9110, section 9.3.2).
+async fn respond(session: &mut Session, response: ResponseHeader, body: String) -> Result<()> {
+    if session.req_header().method == Method::HEAD {
+        return end_with(session, response).await;
+    }
     session.write_response_header(Box::new(response), false).await?;
-    session.write_response_body(Some(Bytes::from(key_authorization)), true).await
+    session.write_response_body(Some(Bytes::from(body)), true).await
 }
 
 /// Writes a header that is the whole answer.
@@ -92,4 +99,10 @@ pub(super) fn is_grpc(session: &Session) -> bool {
 /// Whether it came over HTTP/2.
 pub(super) fn is_h2(session: &Session) -> bool {
     session.req_header().version == Version::HTTP_2
+}
+
+/// The status of the answer, once it has begun. An interim response (1xx) is none, a switch of protocols (101) is one.
+pub(super) fn status_sent(session: &Session) -> Option<u16> {
+    let status = session.response_written()?.status;
+    (!status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS).then_some(status.as_u16())
 }

@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{Client, ConfigFile, Edit, Origin, Switchover, curl, eventually, one_pool, origin::Act};
+use crate::support::{
+    Client, ConfigFile, Edit, Origin, Switchover, curl, eventually, one_pool,
+    origin::{Act, ok},
+};
 
 /// What becomes of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,7 +126,9 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
+const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 /// What a status of 200 is, among the fields that everybody knows (RFC 7541, appendix A).
@@ -235,6 +240,86 @@ fn the_pieces_of_a_cookie_are_one_field() {
     assert_eq!(answer(&mut client), Some(STATUS_200));
     let head = blue.heads().pop().unwrap();
     assert!(head.contains(&format!("cookie: {}\r\n", ["a=1"; 150].join("; "))), "{head}");
+}
+
+#[test]
+fn a_body_that_is_sent_twice_is_counted_once() {
+    let blue = Origin::start("blue");
+    blue.on("/lost", Act::Close);
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]).listener("    limits: {body_bytes: 1000}\n");
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    assert_eq!(upload(&switchover, "/lost", "PUT", 600), "502");
+    assert_eq!(blue.bodies().len(), 2, "a second try");
+    assert_eq!(upload(&switchover, "/lost", "PUT", 1001), "413");
+}
+
+/// Sends so many bytes over HTTP/2, without saying how many; tells the status.
+fn upload(switchover: &Switchover, path: &str, method: &str, bytes: usize) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("upload");
+    fs::write(&file, vec![b'x'; bytes]).unwrap();
+    let (url, data) = (format!("http://{}{path}", switchover.address), format!("@{}", file.display()));
+    let http = ["--http2-prior-knowledge", "-H", "Content-Length:", "-X", method, "--data-binary", &data];
+    curl(&url, &[&http[..], &["-o", "/dev/null", "-w", "%{http_code}"]].concat()).unwrap()
+}
+
+#[test]
+fn a_peer_of_http_2_that_does_not_take_a_body_is_late() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let peer = silent.local_addr().unwrap();
+    let config = ConfigFile::new(&[("blue", &[peer])])
+        .service("    health_check: {tcp: true, interval: 60s}\n    upstream: {protocol: h2c}\n    timeouts: {response: 500ms}\n")
+        .listener("    limits: {stall_timeout: 1s, min_rate: 1000}\n")
+        .top("access_log: {format: json, file: access.log}\n");
+    thread::spawn(move || {
+        let mut open = Vec::new();
+        for stream in silent.incoming().map_while(Result::ok) {
+            // It gives the 64 KiB that every stream begins with, and no more.
+            open.push((&stream).write_all(&frame(SETTINGS, 0, 0, &[])).map(|()| stream));
+        }
+    });
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let mut client = switchover.client();
+    client.send([hello(), frame(HEADERS, END_HEADERS, 1, &fields(POST))].concat()).unwrap();
+    // A connection begins with 64 KiB, and switchover asks for more at once.
+    while read_frame(&mut client).is_some_and(|(kind, _)| kind != WINDOW_UPDATE) {}
+    client.send(frame(SETTINGS, ACK, 0, &[])).unwrap();
+    for _ in 0..12 {
+        client.send(frame(DATA, 0, 1, &[0; 16_384])).unwrap();
+    }
+    assert!(answer(&mut client).is_some_and(|status| status != STATUS_200), "504");
+    let log = eventually("it is logged", || {
+        let log = fs::read_to_string(config.folder().join("access.log")).unwrap_or_default();
+        if log.contains('\n') { Ok(log) } else { Err(log) }
+    });
+    assert!(log.contains("\"ended\":\"response_timeout\"") && log.contains(&format!("\"peer\":\"{peer}\"")), "{log}");
+}
+
+/// A client that opens its window again as it reads, faster than `min_rate` asks.
+#[test]
+fn a_client_that_reads_slowly_gets_the_whole_answer() {
+    let blue = Origin::start("blue");
+    const LENGTH: usize = 300_000;
+    blue.on("/", Act::Say(ok(&"x".repeat(LENGTH))));
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]).listener("    limits: {min_rate: 3000, stall_timeout: 1s}\n");
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let mut client = switchover.client();
+    client.send([hello(), frame(HEADERS, END_HEADERS | END_STREAM, 1, &fields(GET))].concat()).unwrap();
+    let mut read = 0;
+    while read < LENGTH {
+        let (kind, payload) = read_frame(&mut client).expect("it is not cut");
+        if kind == DATA && !payload.is_empty() {
+            read += payload.len();
+            // 30 kB/s: the 64 KiB that Pingora writes at once take two seconds.
+            thread::sleep(Duration::from_micros(payload.len() as u64 * 1_000_000 / 30_000)); // The client that is tested.
+            let increment = u32::try_from(payload.len()).unwrap().to_be_bytes();
+            let opened = [0, 1].map(|stream| frame(WINDOW_UPDATE, 0, stream, &increment)).concat();
+            client.send(opened).unwrap();
+        }
+    }
 }
 
 /// Requests that are taken back as soon as they are made cost a server more than the client (CVE-2023-44487).

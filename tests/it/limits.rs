@@ -134,6 +134,44 @@ fn a_client_that_does_not_read_is_disconnected_and_a_quick_one_is_not() {
     assert_eq!(switchover.get("/quiet").text(), "a");
 }
 
+/// The kernel's send buffer takes megabytes, and takes no more until a third of that is free.
+#[test]
+fn a_client_that_reads_faster_than_min_rate_gets_the_whole_answer() {
+    let (blue, _config, switchover) = limited("{stall_timeout: 2s, min_rate: 30000}");
+    let big = "x".repeat(20_000_000);
+    blue.on("/big", Act::Say(ok(&big)));
+    let mut slow = switchover.client();
+    slow.send("GET /big HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    assert_eq!(slow.read_head().unwrap().status, 200);
+    // 300 kB/s, for five times the stall that is allowed.
+    for _ in 0..100 {
+        slow.read_exactly(30_000).unwrap();
+        thread::sleep(Duration::from_millis(100)); // The client that is tested.
+    }
+    assert_eq!(slow.read_exactly(big.len() - 3_000_000).unwrap().len(), big.len() - 3_000_000);
+    assert_eq!(rejected(&switchover, "slow_reader"), 0.0);
+}
+
+/// Before the handshake the client could not read it.
+#[test]
+fn a_full_listener_of_tls_says_nothing_without_tls() {
+    let (blue, authority) = (Origin::start("blue"), Authority::new());
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    authority.sign(config.folder(), "shop", &["shop.test"], 2040);
+    let config =
+        config.listener("    tls: {certificates: [{certificate: shop.crt, key: shop.key}]}\n    limits: {connections: 1}\n");
+    let switchover = Switchover::start(&config);
+    let first = switchover.client();
+    eventually("it is there", || match switchover.metric("switchover_downstream_connections") {
+        Some(1.0) => Ok(()),
+        other => Err(other),
+    });
+    let mut second = switchover.client();
+    assert!(second.is_closed_within(Duration::from_secs(20)));
+    await_rejected(&switchover, "connections", 1.0);
+    drop(first);
+}
+
 #[test]
 fn connections_and_requests_on_them_are_bounded() {
     let (_blue, _config, switchover) = limited("{connections: 5, requests_per_connection: 3}");

@@ -14,6 +14,7 @@ mod support;
 
 mod acme;
 mod admin;
+mod answers;
 mod check;
 mod deploy;
 mod drain;

@@ -13,6 +13,7 @@ const LISTED: &[(&str, &[&str])] = &[
     ("http_requests_in_flight", &["peer", "pool", "service"]),
     ("upgraded_connections", &["peer", "pool", "service"]),
     ("upstream_errors_total", &["kind", "peer", "pool", "service"]),
+    ("broken_responses_total", &["by", "peer", "pool", "service"]),
     ("retries_total", &["outcome", "service"]),
     ("no_ready_peer_total", &["service"]),
     ("peer_ready", &["peer", "pool", "service"]),

@@ -8,34 +8,31 @@
 //! [`crate::clients`] makes one per connection. How fast its bytes move is told to [`crate::clients::connection`].
 
 pub(super) mod chunks;
+mod paced;
+mod traits;
 
 use std::{
-    fmt,
     future::poll_fn,
     io,
     os::fd::RawFd,
     pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::{Duration, Instant},
 };
 
-use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
-use pingora::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
-    raw_connect::ProxyDigest, tls::SslDigest,
-};
+use pingora::protocols::SocketDigest;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf},
-    sync::Notify,
     time::timeout,
 };
 use tokio_util::io::poll_read_buf;
 
 use self::chunks::Chunks;
 use super::{
-    connection::{self, Direction},
+    closing::Closing,
+    connection::{self, Wait},
     head::{self, Body, Scan},
     http2::refused::FrameWatcher,
     reject::Rejection,
@@ -50,7 +47,7 @@ const READ_AHEAD: usize = 4096;
 /// Small writes that belong together are one packet.
 const WRITE_BUFFER: usize = 4096;
 /// A client that was refused while it was still sending has to read the answer before the connection is reset.
-const LINGER: Duration = Duration::from_secs(2);
+pub(super) const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: u64 = 1024 * 1024;
 
 /// A client's connection.
@@ -147,15 +144,15 @@ impl ClientStream {
         self.mode == Mode::Requests && self.exactly == 0 && self.passed == 0 && self.chunks.is_none_or(|chunks| chunks.done())
     }
 
-    /// Waits for the next header, judges it, and lets it through to Pingora. `closing` asks to go who has nothing to ask;
-    /// `h2` is for the first one of a connection.
+    /// Waits for the next header, judges it, and lets it through to Pingora. `closing` closes connections without a request;
+    /// `h2` is for the first header of a connection.
     ///
     /// # Errors
     /// When there is none that may pass.
-    pub(super) async fn next(&mut self, limits: &Limits, h2: Http2Start, closing: &Notify) -> Result<Next, End> {
+    pub(super) async fn next(&mut self, limits: &Limits, h2: Http2Start, closing: &Closing) -> Result<Next, End> {
         let mut scan = Scan::default();
         let mut begun = false;
-        let mut closing = pin!(closing.notified());
+        let mut closed = pin!(closing.closed());
         loop {
             if h2 != Http2Start::Agreed && self.pending.starts_with(b"\r\n") {
                 // Some clients send one too many after a body (RFC 9112, section 2.2).
@@ -179,15 +176,15 @@ impl ClientStream {
                 connection::await_header(Some(Instant::now() + limits.header_timeout));
             }
             let read = poll_fn(|cx| {
-                if connection::expired() {
+                if connection::expired(Wait::Header) {
                     let why = if self.pending.is_empty() { Rejection::Idle } else { Rejection::HeaderTimeout };
                     return Poll::Ready(Err(End::Refused(why)));
                 }
                 if let Poll::Ready(read) = self.poll_fill(cx) {
                     return Poll::Ready(read.map_err(|_| End::Closed));
                 }
-                // Asked for only where there is nothing: a request that has begun is served.
-                if self.pending.is_empty() && closing.as_mut().poll(cx).is_ready() {
+                // Looked at only where there is nothing: a request that has begun is served.
+                if self.pending.is_empty() && closed.as_mut().poll(cx).is_ready() {
                     Poll::Ready(Err(End::Closed))
                 } else {
                     Poll::Pending
@@ -241,7 +238,7 @@ impl ClientStream {
     /// As [`Self::poll_fill`], of a body that is being waited for.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let polled = self.poll_fill(cx);
-        paced(Direction::Up, polled)
+        paced::read(polled)
     }
 
     fn give(&mut self, most: u64, buf: &mut ReadBuf<'_>) -> usize {
@@ -266,20 +263,6 @@ fn head_of(pending: &[u8]) -> &[u8] {
     pending.get(..H2_PREFACE.len()).unwrap_or(pending)
 }
 
-/// Tells how bytes move; an error when they do so too slowly.
-fn paced(direction: Direction, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-    match &polled {
-        Poll::Ready(Ok(bytes)) => connection::moved(direction, *bytes),
-        Poll::Ready(Err(_)) => {}
-        Poll::Pending if connection::expired() => {
-            connection::refuse(if direction == Direction::Up { Rejection::SlowBody } else { Rejection::SlowReader });
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        Poll::Pending => connection::waits(direction),
-    }
-    polled
-}
-
 /// Lets a client that is still sending read what it was told: closing at once would reset the connection.
 async fn linger(mut socket: BufWriter<Socket>) {
     let gone = async {
@@ -292,13 +275,16 @@ async fn linger(mut socket: BufWriter<Socket>) {
 
 impl Drop for ClientStream {
     fn drop(&mut self) {
+        let Some(mut socket) = self.socket.take() else { return };
         if (!self.pending.is_empty() || !self.is_between_requests())
             && self.mode == Mode::Requests
             && !connection::is_upgraded()
-            && let Some(socket) = self.socket.take()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
             runtime.spawn(linger(socket));
+        } else if !socket.buffer().is_empty() {
+            // The begin of an answer that broke off. The socket has room for it, or has a client that does not read.
+            drop(Pin::new(&mut socket).poll_flush(&mut Context::from_waker(Waker::noop())));
         }
     }
 }
@@ -316,7 +302,7 @@ impl AsyncRead for ClientStream {
                 {
                     let before = buf.filled().len();
                     let polled = Pin::new(socket).poll_read(cx, buf).map_ok(|()| buf.filled().len() - before);
-                    this.exactly -= ready!(paced(Direction::Up, polled))? as u64;
+                    this.exactly -= ready!(paced::read(polled))? as u64;
                     return Poll::Ready(Ok(()));
                 }
                 if ready!(this.poll_body(cx))? == 0 {
@@ -361,7 +347,8 @@ impl AsyncRead for ClientStream {
 impl AsyncWrite for ClientStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let Some(socket) = &mut self.socket else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
-        let polled = paced(Direction::Down, Pin::new(socket).poll_write(cx, bytes));
+        let polled = Pin::new(socket).poll_write(cx, bytes);
+        let polled = paced::write(&self.digest, polled);
         self.written(&polled, [bytes]);
         polled
     }
@@ -369,9 +356,8 @@ impl AsyncWrite for ClientStream {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.socket {
             Some(socket) => {
-                // What is flushed was counted when it was written.
-                let polled = Pin::new(socket).poll_flush(cx).map_ok(|()| 0);
-                paced(Direction::Down, polled).map_ok(drop)
+                let polled = Pin::new(socket).poll_flush(cx);
+                paced::write(&self.digest, polled)
             }
             None => Poll::Ready(Ok(())),
         }
@@ -386,65 +372,13 @@ impl AsyncWrite for ClientStream {
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, all: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let Some(socket) = &mut self.socket else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
-        let polled = paced(Direction::Down, Pin::new(socket).poll_write_vectored(cx, all));
+        let polled = Pin::new(socket).poll_write_vectored(cx, all);
+        let polled = paced::write(&self.digest, polled);
         self.written(&polled, all.iter().map(|bytes| &**bytes));
         polled
     }
 
     fn is_write_vectored(&self) -> bool {
         self.socket.as_ref().is_some_and(AsyncWrite::is_write_vectored)
-    }
-}
-
-// What Pingora asks of a stream.
-
-#[async_trait]
-impl Shutdown for ClientStream {
-    async fn shutdown(&mut self) {
-        // Whoever has gone already has gone.
-        drop(AsyncWriteExt::shutdown(self).await);
-    }
-}
-
-impl UniqueID for ClientStream {
-    fn id(&self) -> RawFd {
-        self.fd
-    }
-}
-
-impl Ssl for ClientStream {
-    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        None
-    }
-
-    /// Also without TLS, where the preface has said it.
-    fn selected_alpn_proto(&self) -> Option<ALPN> {
-        (self.mode == Mode::H2).then_some(ALPN::H2)
-    }
-}
-
-impl GetTimingDigest for ClientStream {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        Vec::new()
-    }
-}
-
-impl GetProxyDigest for ClientStream {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        None
-    }
-}
-
-impl GetSocketDigest for ClientStream {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        Some(Arc::clone(&self.digest))
-    }
-}
-
-impl Peek for ClientStream {}
-
-impl fmt::Debug for ClientStream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a client's connection, descriptor {}", self.fd)
     }
 }

@@ -6,7 +6,6 @@ pub(super) mod refused;
 mod stream;
 
 use std::{
-    future::{Future, poll_fn},
     pin::pin,
     sync::{
         Arc,
@@ -85,31 +84,17 @@ pub(super) async fn serve<A: HttpServerApp + Send + Sync + 'static>(
 
 #[async_trait]
 impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Http2App<A> {
-    async fn process_new_http(
-        self: &Arc<Self>,
-        mut session: ServerSession,
-        stopping: &ShutdownWatch,
-    ) -> Option<ReusedHttpStream> {
+    async fn process_new_http(self: &Arc<Self>, session: ServerSession, stopping: &ShutdownWatch) -> Option<ReusedHttpStream> {
         let limits = &self.listening.limits;
         if self.requests.fetch_add(1, Relaxed) + 1 >= limits.requests_per_connection {
             self.last.send_if_modified(|last| !std::mem::replace(last, true));
         }
-        // A client that opens no window reads nothing.
-        session.set_write_timeout(limits.min_rate.map(|_| limits.stall_timeout));
         let session = match session {
-            ServerSession::H2(stream) => ServerSession::new_custom(Box::new(StreamSession(stream))),
+            ServerSession::H2(stream) => ServerSession::new_custom(Box::new(StreamSession::new(stream, limits.body_bytes))),
             session => session,
         };
         connection::watched(Arc::clone(&self.ends), async {
-            let mut request = pin!(self.edge.app().process_new_http(session, stopping));
-            poll_fn(|cx| {
-                // Looked at when it happens, whatever the request waits for: it may be the peer that does not take the body.
-                if connection::expired() {
-                    connection::give_up_body();
-                }
-                request.as_mut().poll(cx)
-            })
-            .await;
+            self.edge.app().process_new_http(session, stopping).await;
             if let Some(rejection) = connection::refused() {
                 self.edge.count(rejection, &self.listening);
             }

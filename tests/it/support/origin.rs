@@ -17,6 +17,8 @@ use std::{
 pub enum Act {
     /// Answers with these bytes.
     Say(Vec<u8>),
+    /// Answers with these bytes and closes the connection.
+    SayAndClose(Vec<u8>),
     /// Answers with the first of these, then with the second, and so on, and round again.
     SayInTurn(Vec<Vec<u8>>),
     /// Answers with these bytes after a while.
@@ -185,6 +187,10 @@ impl Origin {
             match act.unwrap_or_else(|| Act::Say(self.named())) {
                 Act::SayInTurn(_) => unreachable!("one of its answers is said"),
                 Act::Say(bytes) => stream.write_all(&bytes).ok()?,
+                Act::SayAndClose(bytes) => {
+                    stream.write_all(&bytes).ok()?;
+                    return stream.shutdown(Shutdown::Both).ok();
+                }
                 Act::SayAfter(pause, bytes) => {
                     thread::sleep(pause);
                     stream.write_all(&bytes).ok()?;

@@ -1,0 +1,42 @@
+//! The end of connections without a request, when the process stops.
+
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use tokio::sync::Notify;
+
+/// Closes connections that carry no request, now and as soon as they carry none.
+#[derive(Default)]
+pub(super) struct Closing {
+    closed: AtomicBool,
+    notify: Notify,
+}
+
+impl Closing {
+    pub(super) fn close(&self) {
+        self.closed.store(true, SeqCst);
+        self.notify.notify_waiters();
+    }
+
+    /// Returns once [`Self::close`] was called, before this or after.
+    pub(super) async fn closed(&self) {
+        // Made before the look at `closed`: a call in between is noticed by either.
+        let notified = self.notify.notified();
+        if !self.closed.load(SeqCst) {
+            notified.await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn it_is_noticed_before_and_after() {
+        let closing = Closing::default();
+        let waits = closing.closed();
+        closing.close();
+        waits.await;
+        closing.closed().await;
+    }
+}
