@@ -1,6 +1,6 @@
 //! Whether the head of an HTTP/1 request means one thing to everybody who reads it.
 //!
-//! Called by [`crate::clients::http1`] with bytes that nobody else has seen; Pingora, and after it a peer, only get what passes. It refuses
+//! Called by [`crate::clients::http2`] with what h2 has read, and by [`crate::clients::http1`] with bytes that nobody else has seen; Pingora, and after it a peer, only get what passes. It refuses
 //! rather than repairs (RFC 9112, sections 2.2, 3, 5 and 6), but for what honest clients send and can be said in one way: a target
 //! in absolute form or with quotes and brackets in it, and fields that a peer must not get. Pure.
 
@@ -134,6 +134,9 @@ pub(crate) fn judge(head: &[u8], limits: &Limits) -> Result<Head, Rejection> {
 /// # Errors
 /// What is wrong with it.
 pub(crate) fn judge_h2(request: &mut RequestHeader, limits: &Limits) -> Result<(), Rejection> {
+    if request.method == Method::CONNECT {
+        return Err(Rejection::Method);
+    }
     let authority = request.uri.authority().map(|authority| authority.as_str().as_bytes().to_vec());
     let mut hosts = request.headers.get_all(HOST).iter();
     let host = hosts.next().map(|host| host.as_bytes().to_vec());

@@ -8,7 +8,7 @@
 
 mod closing;
 pub(crate) mod connection;
-pub(crate) mod head;
+mod head;
 mod http1;
 mod http2;
 #[cfg(test)]

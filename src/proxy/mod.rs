@@ -40,7 +40,7 @@ use self::{context::RequestCtx, failure::Failure, workarounds::Corkable};
 use crate::{
     access_log::AccessLog,
     acme::ChallengeStore,
-    clients::{connection, head, reject::Rejection},
+    clients::{connection, reject::Rejection},
     metrics::{ErrorKind, Metrics},
     route::NoRoute,
     snapshot::SnapshotCell,
@@ -114,14 +114,6 @@ impl ProxyHttp for Proxy {
         let Some(ends) = connection::ends() else {
             return Err(Error::new_in(ErrorType::InternalError));
         };
-        if own_response::is_h2(session)
-            && let Err(rejection) = head::judge_h2(session.req_header_mut(), &ends.limits)
-        {
-            connection::refuse(rejection);
-            ctx.failure = Some(Failure::Refused(rejection));
-            own_response::failure(session, ctx, Failure::Refused(rejection)).await?;
-            return Ok(true);
-        }
         if let Some(token) = ChallengeStore::token(session.req_header().uri.path()) {
             if let Some(key_authorization) = self.challenges.get(token) {
                 own_response::challenge(session, key_authorization).await?;

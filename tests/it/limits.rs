@@ -149,7 +149,7 @@ fn a_client_that_reads_faster_than_min_rate_gets_the_whole_answer() {
         thread::sleep(Duration::from_millis(100)); // The client that is tested.
     }
     assert_eq!(slow.read_exactly(big.len() - 3_000_000).unwrap().len(), big.len() - 3_000_000);
-    assert_eq!(rejected(&switchover, "slow_reader"), 0.0);
+    assert_eq!(switchover.rejected("slow_reader"), 0.0);
 }
 
 /// Before the handshake the client could not read it.
@@ -168,7 +168,7 @@ fn a_full_listener_of_tls_says_nothing_without_tls() {
     });
     let mut second = switchover.client();
     assert!(second.is_closed_within(Duration::from_secs(20)));
-    await_rejected(&switchover, "connections", 1.0);
+    switchover.await_rejected("connections", 1);
     drop(first);
 }
 

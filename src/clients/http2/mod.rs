@@ -14,13 +14,16 @@ use std::{
 };
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderValue, Method, header};
 use pingora::{
     apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp},
+    http::ResponseHeader,
     protocols::{
         Stream,
         http::{
             ServerSession,
-            v2::server::{H2Options, default_h2_options},
+            v2::server::{H2Options, HttpSession, default_h2_options},
         },
     },
     server::ShutdownWatch,
@@ -31,7 +34,9 @@ use self::{refused::FrameWatcher, stream::StreamSession};
 use super::{
     Edge, ListenerState,
     connection::{self, ClientInfo},
-    http1::ClientStream,
+    head,
+    http1::{ClientStream, LINGER},
+    reject::Rejection,
 };
 
 /// The library keeps so many times `header_bytes` of a header, so that the usual one that is too long is judged, and counted, by us.
@@ -82,6 +87,23 @@ pub(super) async fn serve<A: HttpServerApp + Send + Sync + 'static>(
     served.await;
 }
 
+/// Answers a rejection.
+async fn refuse(stream: &mut HttpSession, rejection: Rejection) -> pingora::Result<()> {
+    let body = rejection.body();
+    let mut response = ResponseHeader::build(rejection.status(), Some(4))?;
+    response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))?;
+    response.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
+    response.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
+    let is_head = stream.req_header().method == Method::HEAD;
+    stream.write_response_header(Box::new(response), is_head)?;
+    if is_head {
+        return Ok(());
+    }
+    // A client that has opened no window does not read it.
+    stream.set_write_timeout(Some(LINGER));
+    stream.write_body(Bytes::from_static(body.as_bytes()), true).await
+}
+
 #[async_trait]
 impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Http2App<A> {
     async fn process_new_http(self: &Arc<Self>, session: ServerSession, stopping: &ShutdownWatch) -> Option<ReusedHttpStream> {
@@ -89,10 +111,15 @@ impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Http2App<A> {
         if self.requests.fetch_add(1, Relaxed) + 1 >= limits.requests_per_connection {
             self.last.send_if_modified(|last| !std::mem::replace(last, true));
         }
-        let session = match session {
-            ServerSession::H2(stream) => ServerSession::new_custom(Box::new(StreamSession::new(stream, limits.body_bytes))),
-            session => session,
-        };
+        let ServerSession::H2(mut stream) = session else { return None };
+        if let Err(rejection) = head::judge_h2(stream.req_header_mut(), limits) {
+            self.edge.reject(rejection, self.ends.client, &self.listening);
+            if let Err(e) = refuse(&mut stream, rejection).await {
+                log::debug!("a client was not told why its request was rejected reason={rejection} error={e}");
+            }
+            return None;
+        }
+        let session = ServerSession::new_custom(Box::new(StreamSession::new(stream, limits.body_bytes)));
         connection::watched(Arc::clone(&self.ends), async {
             self.edge.app().process_new_http(session, stopping).await;
             if let Some(rejection) = connection::refused() {

@@ -1,7 +1,8 @@
 //! What an HTTP/2 client is refused, read from the frames that go to it.
 //!
-//! The h2 library turns down floods, streams past the limit and whatever breaks its protocol by itself, and tells nobody but the
-//! client. [`crate::clients::http1`] shows every byte that it has taken from there; [`crate::clients::http2`] counts what is found.
+//! The h2 library refuses floods, streams past the limit and whatever breaks its protocol by itself, and reports it to the client
+//! alone. Pingora does the same with a request that has no `:authority`, or two that differ: it answers 400 before any hook.
+//! [`crate::clients::http1`] shows every byte that it has taken from there; [`crate::clients::http2`] counts what is found.
 //! Nothing here changes or holds back a byte.
 
 use crate::clients::reject::Rejection;
@@ -11,8 +12,11 @@ const HEAD: usize = 9;
 /// The last stream and the code of a GOAWAY, which is the most that is looked at.
 const MOST: usize = HEAD + 8;
 
+const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const GOAWAY: u8 = 7;
+/// As a field that everybody knows (RFC 7541, appendix A).
+const STATUS_400: u8 = 0x8c;
 
 /// Where the frames of one connection begin and end.
 pub(crate) struct FrameWatcher {
@@ -60,6 +64,7 @@ impl FrameWatcher {
             _ if self.have < HEAD => HEAD,
             RST_STREAM => HEAD + self.length().min(4),
             GOAWAY => HEAD + self.length().min(8),
+            HEADERS if HEAD + self.length() <= MOST => HEAD + self.length(),
             _ => HEAD,
         }
     }
@@ -69,11 +74,22 @@ impl FrameWatcher {
         usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low)
     }
 
+    /// Whether these are the fields of Pingora's 400, which are the status alone. Every other answer has a date at least.
+    fn is_bare_400(&self) -> bool {
+        match self.begin.get(HEAD..self.have) {
+            Some([STATUS_400]) => true,
+            // The first fields of a connection may begin with a new size of their table (RFC 7541, section 6.3).
+            Some([0x20..=0x3f, .., STATUS_400]) => true,
+            _ => false,
+        }
+    }
+
     fn rejection(&self) -> Option<Rejection> {
         let [_, _, _, kind, _, _, _, _, _, a0, a1, a2, a3, b0, b1, b2, b3] = self.begin;
         match kind {
             RST_STREAM => told([a0, a1, a2, a3]),
             GOAWAY => told([b0, b1, b2, b3]),
+            HEADERS if self.is_bare_400() => Some(Rejection::BadRequest("an :authority and a Host that do not name one host")),
             _ => None,
         }
     }
@@ -125,6 +141,17 @@ mod tests {
         .concat();
         for piece in [1, 2, 8, 9, 10, 17, 4096] {
             assert_eq!(found(&bytes, piece), ["streams_per_connection", "bad_request", "h2_flood"], "in pieces of {piece}");
+        }
+        let answers = [
+            frame(HEADERS, 5, 1, &[STATUS_400]),
+            frame(HEADERS, 5, 3, &[0x3f, 0xe1, 0x1f, STATUS_400]),
+            frame(HEADERS, 5, 5, &[0x88]),
+            frame(HEADERS, 4, 7, &[STATUS_400, 0x5f, 1, b'a', 0x61, 2, b'b', b'c', b'd']),
+            frame(HEADERS, 5, 9, b""),
+        ]
+        .concat();
+        for piece in [1, 9, 10, 4096] {
+            assert_eq!(found(&answers, piece), ["bad_request"; 2], "in pieces of {piece}");
         }
         // No frame that a library sends; only not a reason to fall over.
         assert_eq!(found(&[frame(RST_STREAM, 0, 1, b""), frame(GOAWAY, 0, 0, b"\x01")].concat(), 1).len(), 0);
