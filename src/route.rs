@@ -68,8 +68,10 @@ impl<T: Clone> RouteTable<T> {
     /// When there is none, or no one of several.
     pub fn find(&self, host: &str, path: &str) -> Result<&T, NoRoute> {
         let path = path.as_bytes();
-        let route = self.route(host, &normal(path, Slashes::Plain));
-        if has_hidden_slash(path)
+        let read = normal(path, Slashes::Plain);
+        let route = self.route(host, &read);
+        if matches!(read, Cow::Owned(_))
+            && has_hidden_slash(path)
             && self.route(host, &normal(path, Slashes::Hidden)).map(|route| route.rule) != route.map(|route| route.rule)
         {
             return Err(NoRoute::Ambiguous);

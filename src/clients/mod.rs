@@ -282,6 +282,11 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
 
     /// Counts and logs what was refused.
     fn reject(&self, rejection: Rejection, client: IpAddr, listening: &ListenerState) {
+        self.reject_request(rejection, client, listening, Entry::default());
+    }
+
+    /// Counts and logs a request that was refused; `request` has what is known of it.
+    fn reject_request(&self, rejection: Rejection, client: IpAddr, listening: &ListenerState, request: Entry) {
         log::debug!("refused listener={} client={client} reason={rejection}", listening.label);
         // The end of a connection that nobody used is no event.
         if let (Some(log), true) = (&self.0.access_log, rejection != Rejection::Idle) {
@@ -291,7 +296,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
                 listener: listening.label.to_string(),
                 status: rejection.status(),
                 ended: rejection.reason(),
-                ..Entry::default()
+                ..request
             }));
         }
         self.count(rejection, listening);

@@ -160,8 +160,9 @@ impl ProxyHttp for Proxy {
         http_peer.options.connection_timeout = Some(service.timeouts.connect);
         http_peer.options.total_connection_timeout = Some(service.timeouts.connect);
         http_peer.options.idle_timeout = Some(service.timeouts.idle);
-        if service.upstream.is_h2() {
-            // An HTTP/2 peer can refuse to take a body for ever, and its connection is not shut down for one request.
+        if service.upstream.is_h2() && !own_response::is_grpc(session) {
+            // An HTTP/2 peer can refuse to take a body for ever, and its connection is not shut down for one request. A gRPC
+            // stream may pause for as long as its server likes.
             http_peer.options.write_timeout = Some(service.timeouts.response);
         }
         ctx.lease = Some(lease);

@@ -392,6 +392,8 @@ fn requests_that_the_http_2_library_refuses_are_counted_and_logged() {
         let log = fs::read_to_string(config.folder().join("access.log")).unwrap();
         if log.matches("\"ended\":\"bad_request\"").count() == 2 { Ok(log) } else { Err(log) }
     });
+    let of_a_request = log.lines().find(|line| line.contains("\"header_bytes\"")).unwrap_or_default();
+    assert!(of_a_request.contains("\"method\":\"GET\",\"host\":\"shop.test\",\"target\":\"/\""), "{log}");
     for ended in ["header_bytes", "streams_per_connection", "bad_request"] {
         eventually(ended, || {
             let log = fs::read_to_string(config.folder().join("access.log")).unwrap();

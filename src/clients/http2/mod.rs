@@ -18,7 +18,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, header};
 use pingora::{
     apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp},
-    http::ResponseHeader,
+    http::{RequestHeader, ResponseHeader},
     protocols::{
         Stream,
         http::{
@@ -38,6 +38,7 @@ use super::{
     http1::{ClientStream, LINGER},
     reject::Rejection,
 };
+use crate::access_log::{Entry, shortened};
 
 /// The library keeps so many times `header_bytes` of a header, so that the usual one that is too long is judged, and counted, by us.
 const HEADERS: u32 = 4;
@@ -87,6 +88,20 @@ pub(super) async fn serve<A: HttpServerApp + Send + Sync + 'static>(
     served.await;
 }
 
+/// What the access log says of a request that is refused.
+fn described(request: &RequestHeader, ends: &ClientInfo) -> Entry {
+    let host = request.uri.authority().map(|authority| authority.as_str().as_bytes());
+    let host = host.or_else(|| request.headers.get(header::HOST).map(HeaderValue::as_bytes)).unwrap_or_default();
+    Entry {
+        method: request.method.to_string(),
+        host: shortened(host),
+        target: shortened(request.raw_path()),
+        version: "HTTP/2.0",
+        tls: ends.tls,
+        ..Entry::default()
+    }
+}
+
 /// Answers a rejection.
 async fn refuse(stream: &mut HttpSession, rejection: Rejection) -> pingora::Result<()> {
     let body = rejection.body();
@@ -113,7 +128,8 @@ impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Http2App<A> {
         }
         let ServerSession::H2(mut stream) = session else { return None };
         if let Err(rejection) = head::judge_h2(stream.req_header_mut(), limits) {
-            self.edge.reject(rejection, self.ends.client, &self.listening);
+            let request = described(stream.req_header(), &self.ends);
+            self.edge.reject_request(rejection, self.ends.client, &self.listening, request);
             if let Err(e) = refuse(&mut stream, rejection).await {
                 log::debug!("a client was not told why its request was rejected reason={rejection} error={e}");
             }
