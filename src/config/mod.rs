@@ -28,7 +28,7 @@ pub use self::listener::{Acme, Certificate, Limits, Listener, Tls};
 pub(crate) use self::{reader::nearest, validate::located};
 
 /// Default admin address: loopback only.
-const ADMIN_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
+pub const ADMIN_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
 
 /// A whole, valid configuration.
 #[derive(Clone, Debug, PartialEq)]

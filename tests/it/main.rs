@@ -4,6 +4,8 @@
     clippy::cast_possible_truncation,
     clippy::indexing_slicing,
     clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
     clippy::unwrap_used,
     reason = "a test that meets what it does not expect has to fail"
 )]
@@ -12,6 +14,7 @@
 mod support;
 
 mod admin;
+mod cli;
 mod deploy;
 mod drain;
 mod drift;
