@@ -32,6 +32,7 @@ mod observe;
 mod promotion;
 mod proxy_protocol;
 mod refused;
+mod release;
 mod reload;
 mod retry;
 mod speed;
