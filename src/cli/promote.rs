@@ -18,7 +18,7 @@ const EXAMPLES: &str = "Examples:
 Ctrl-C ends the command and not the swap; switchover cancel gives up a swap that is still being proven.";
 
 #[derive(Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, override_usage = "switchover promote [OPTIONS] [SERVICE] POOL")]
 pub(super) struct PromoteArgs {
     /// [SERVICE] POOL: the pool to make active; the service may be left out where only one has such a pool
     #[arg(num_args = 1..=2, required = true, value_name = "NAME")]
