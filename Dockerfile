@@ -1,5 +1,7 @@
 # switchover in a container: docker build -t switchover .
 #
+# With the commit in `switchover --version`: docker build --build-arg COMMIT="$(git rev-parse --short=12 HEAD)" -t switchover .
+#
 # Both stages are Debian's current release but one, so that the binary finds the C library that it was linked with. For other
 # processors: docker buildx build --platform linux/amd64,linux/arm64 .
 
@@ -12,7 +14,7 @@ FROM ${RUST_IMAGE} AS build
 WORKDIR /src
 
 # The dependencies alone, in a layer that lasts until one of these files changes; the sources are only stood in for.
-COPY Cargo.toml Cargo.lock ./
+COPY Cargo.toml Cargo.lock build.rs ./
 COPY patches patches
 RUN mkdir -p src benches/cpu \
     && printf '//! Stands in.\nfn main() {}\n' > src/main.rs \
@@ -22,9 +24,10 @@ RUN mkdir -p src benches/cpu \
     && rm -r src
 
 COPY src src
+ARG COMMIT
 # The stand-ins are newer than the sources, by which Cargo would take them for built.
 RUN touch src/main.rs src/lib.rs \
-    && cargo build --release --locked
+    && SWITCHOVER_COMMIT="$COMMIT" cargo build --release --locked
 
 FROM ${BASE_IMAGE}
 LABEL org.opencontainers.image.title="switchover" \

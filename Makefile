@@ -3,6 +3,8 @@
 .DEFAULT_GOAL := demo
 CARGO ?= cargo
 ARGS ?=
+PREFIX ?= /usr/local
+SHARE = $(DESTDIR)$(PREFIX)/share
 # Where .ci/run puts cargo-deny; one that is installed for good is found as well.
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
@@ -24,6 +26,20 @@ fuzz: tools ## Everything that parses bytes, by a coverage-guided fuzzer, 20 sec
 
 build: tools ## The release: target/release/switchover
 	$(CARGO) build --locked --release
+
+install: ## The release under PREFIX (/usr/local): program, man pages, completions; the systemd unit and /etc/switchover where systemd is
+	@[ -x target/release/switchover ] || { echo "target/release/switchover is missing: make build"; exit 1; }
+	install -D -m 755 target/release/switchover $(DESTDIR)$(PREFIX)/bin/switchover
+	install -d $(SHARE)/man/man1 $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
+	target/release/switchover man $(SHARE)/man/man1
+	target/release/switchover completions bash >$(SHARE)/bash-completion/completions/switchover
+	target/release/switchover completions zsh >$(SHARE)/zsh/site-functions/_switchover
+	target/release/switchover completions fish >$(SHARE)/fish/vendor_completions.d/switchover.fish
+	@if command -v systemctl >/dev/null; then deploy/systemd/install "$(DESTDIR)" "$(PREFIX)"; fi
+
+man: tools ## The man pages: target/man/switchover.1 and one for each command
+	$(CARGO) build --locked
+	mkdir -p target/man && target/debug/switchover man target/man
 
 bench: tools ## CPU per request beside a bare Pingora proxy (and nginx, HAProxy where installed), and the time of a swap
 	$(CARGO) bench --locked --bench cpu
@@ -51,4 +67,4 @@ tools:
 	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust from https://rustup.rs"; exit 1; }
 	@command -v cc >/dev/null || { echo "a C compiler is missing: apt-get install gcc libc6-dev"; exit 1; }
 
-.PHONY: demo test test-deploy fuzz build bench check digests clean help tools
+.PHONY: demo test test-deploy fuzz build install man bench check digests clean help tools

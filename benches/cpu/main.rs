@@ -6,6 +6,8 @@
 //! of the proxy's process, because on a shared machine requests per second say more about the neighbours. They slow CPU time down
 //! as well, for seconds on end: so the rounds are short, and a proxy is compared with the first one's sample of the same round.
 
+#![expect(clippy::print_stdout, reason = "its report")]
+
 mod bare;
 mod load;
 mod proxies;

@@ -1,11 +1,11 @@
-//! The command line's way to a running switchover: a small client of its admin face, with the server's own types.
+//! The command line's client of the admin API, with the server's own types.
 
 use std::{fmt, time::Duration};
 
 use serde::{Serialize, de::DeserializeOwned};
 use ureq::{Agent, RequestBuilder, http::Response};
 
-use crate::status::{ApiError, Applied, Promote, Status, Wait};
+use crate::status::{ApiError, Applied, Cancelled, Promote, Status, Wait};
 
 /// Reading the status must not hang; waiting for a swap may take as long as the server lets it.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
@@ -22,14 +22,14 @@ pub struct Client {
 /// Why a call failed.
 #[derive(Debug)]
 pub enum CallError {
-    /// Nobody answered, or in a way that cannot be understood.
+    /// No answer, or one that cannot be read.
     Unreachable(String),
-    /// switchover answered that it would not, or could not.
+    /// switchover rejected the call, or could not do it.
     Refused(ApiError),
 }
 
 impl Client {
-    /// A client of the admin face at `address` (`127.0.0.1:9901`), which may ask for a token.
+    /// A client of the admin API at `address` (`127.0.0.1:9901`), which may require a token.
     pub fn new(address: &str, token: Option<String>) -> Self {
         let config = Agent::config_builder().http_status_as_error(false).proxy(None).build();
         Self {
@@ -39,20 +39,20 @@ impl Client {
         }
     }
 
-    /// How everything stands.
+    /// `GET /v1/status`.
     ///
     /// # Errors
-    /// When nobody answers.
+    /// When there is no answer.
     pub fn status(&self) -> Result<Status, CallError> {
         let url = format!("http://{}/v1/status", self.address);
         let request = self.agent.get(&url).config().timeout_global(Some(READ_TIMEOUT)).build();
         self.read(self.authorized(request).call())
     }
 
-    /// Whether it serves: `GET /readyz`.
+    /// `GET /readyz`: whether it serves.
     ///
     /// # Errors
-    /// When nobody answers, or when it says that it is not ready, and why.
+    /// When there is no answer, or it is not ready, with the reason.
     pub fn ready(&self) -> Result<(), CallError> {
         let url = format!("http://{}/readyz", self.address);
         let request = self.agent.get(&url).config().timeout_global(Some(READ_TIMEOUT)).build();
@@ -67,7 +67,7 @@ impl Client {
     /// Reads the configuration again.
     ///
     /// # Errors
-    /// When nobody answers, when the file is refused, or when what was waited for did not come.
+    /// When there is no answer, when the file is rejected, or when the swaps fail.
     pub fn reload(&self, wait: Wait) -> Result<Applied, CallError> {
         self.post(&format!("/v1/reload?wait={wait}"), &serde_json::json!({}))
     }
@@ -75,12 +75,17 @@ impl Client {
     /// Makes a pool the active one.
     ///
     /// # Errors
-    /// When nobody answers, when there is no such pool, or when what was waited for did not come.
-    pub fn promote(&self, service: &str, pool: &str, wait: Wait) -> Result<Applied, CallError> {
-        self.post(
-            &format!("/v1/services/{service}/promote?wait={wait}"),
-            &Promote { pool: pool.to_owned(), version: None, timeout: None },
-        )
+    /// When there is no answer, when there is no such pool, or when the swap fails.
+    pub fn promote(&self, service: &str, promote: &Promote, wait: Wait) -> Result<Applied, CallError> {
+        self.post(&format!("/v1/services/{service}/promote?wait={wait}"), promote)
+    }
+
+    /// Gives up the swap that is being proven.
+    ///
+    /// # Errors
+    /// When there is no answer, or nothing is being proven.
+    pub fn cancel(&self, service: &str) -> Result<Cancelled, CallError> {
+        self.post(&format!("/v1/services/{service}/cancel"), &serde_json::json!({}))
     }
 
     fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, CallError> {

@@ -2,16 +2,30 @@
 
 use std::net::IpAddr;
 
-use super::{ConfigArg, Failure};
+use clap::Args;
+
+use super::{ConfigArg, Failure, out};
 use crate::{
     admin::client::{CallError, Client},
     config::{self, Config, LoadError},
     preflight,
 };
 
-pub(super) fn run(args: &ConfigArg) -> Result<(), Failure> {
-    let (text, config) = config::load(&args.config).map_err(|e| Failure::config(&e))?;
-    let found = preflight::look(&args.config, &text, &config);
+const EXAMPLES: &str = "Examples:
+  switchover check --config shop.yaml
+  switchover check";
+
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct CheckArgs {
+    #[command(flatten)]
+    config: ConfigArg,
+}
+
+pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
+    let path = args.config.path()?;
+    let (text, config) = config::load(&path).map_err(|e| Failure::config(&e))?;
+    let found = preflight::look(&path, &text, &config);
     found.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     // Not a problem of the file: a switchover that is running has to listen there, and a restart frees the address first.
     if !found.in_use.is_empty() && !is_running(&config) {
@@ -20,11 +34,12 @@ pub(super) fn run(args: &ConfigArg) -> Result<(), Failure> {
     if !found.problems.is_empty() {
         return Err(Failure::config(&LoadError { problems: found.problems }));
     }
-    println!("{} is valid", args.config.display());
+    out::line(format_args!("{} is valid", path.display()))?;
     for (name, service) in &config.services {
         let hosts = if service.hosts.is_empty() { "any host".to_owned() } else { service.hosts.join(", ") };
         let pools: Vec<&str> = service.pools.keys().map(String::as_str).collect();
-        println!("  {name}: {hosts}, path {}, active {} of {}", service.path_prefix, service.active, pools.join(", "));
+        let (prefix, active, pools) = (&service.path_prefix, &service.active, pools.join(", "));
+        out::line(format_args!("  {name}: {hosts}, path {prefix}, active {active} of {pools}"))?;
     }
     Ok(())
 }

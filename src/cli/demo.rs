@@ -7,7 +7,12 @@ use clap::Args;
 use super::Failure;
 use crate::demo::{self, Options, app::App};
 
+const EXAMPLES: &str = "Examples:
+  switchover demo
+  switchover demo --once --swaps 2";
+
 #[derive(Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct DemoArgs {
     /// How many swaps to show
     #[arg(long, default_value_t = 6)]
@@ -19,19 +24,19 @@ pub(super) struct DemoArgs {
 
 #[derive(Args, Clone)]
 pub(super) struct DemoAppArgs {
-    /// Said in every answer
+    /// Colour, part of every answer
     #[arg(long, default_value = "blue")]
     name: String,
-    /// Said in every answer
+    /// Release, part of every answer
     #[arg(long, default_value = "v1")]
     version: String,
     /// Where to listen
     #[arg(long, default_value = "127.0.0.1:8081")]
     listen: SocketAddr,
-    /// How long to be not ready
+    /// How long to stay not ready after the start
     #[arg(long, default_value = "1s", value_parser = humantime::parse_duration)]
     ready_after: Duration,
-    /// End when standard input does
+    /// End when standard input is closed
     #[arg(long)]
     exit_on_stdin_close: bool,
 }

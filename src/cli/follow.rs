@@ -1,112 +1,179 @@
-//! Follows a swap while a command waits for it: a line per phase, and on a terminal a live one in between.
+//! Follows a swap while a command waits for it: a line per phase, and on a terminal a live line in between.
 //!
-//! The command itself waits at the server and ends this the moment the server answers; the status is only looked at to show it.
+//! The command itself waits at the server and ends this as soon as the server answers; the status is read for display alone.
 
 use std::{
-    io::{self, IsTerminal, Write},
-    sync::mpsc::{self, RecvTimeoutError},
+    fs,
+    io::{self, IsTerminal},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc::{self, RecvTimeoutError},
+    },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use super::Failure;
+use signal_hook::{consts::SIGINT, flag};
+
+use super::{Failure, out, status};
 use crate::{
     admin::client::{CallError, Client},
-    status::{Applied, Outcome, Phase, ReloadResult, ServiceSwap, Swap},
+    status::{Applied, Outcome, Phase, ReloadResult, ServiceSwap, Status, Swap},
 };
 
-/// How often the live line is brought up to date.
-const LOOK: Duration = Duration::from_millis(100);
+/// How often the status is read.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// In a pipe: between two lines about the same, and at least between two lines of one phase.
+const REPEAT: Duration = Duration::from_secs(10);
+const AT_LEAST: Duration = Duration::from_secs(1);
+/// What a shell reports of a program that SIGINT has ended.
+const INTERRUPTED: u8 = 130;
 
-/// Runs `call`, showing meanwhile how the swap of `service` (of any, if none is named) goes on.
+/// Runs `call`, and shows meanwhile how the swap of `service` (of any, if none is named) goes on.
 pub(super) fn follow(
     client: &Client,
     service: Option<&str>,
     call: impl FnOnce() -> Result<Applied, CallError> + Send + 'static,
 ) -> Result<(), Failure> {
+    let interrupted = catch_interrupt()?;
     let (sender, answer) = mpsc::channel();
     thread::spawn(move || sender.send(call()));
-    let mut line = LiveLine { shown: String::new(), terminal: io::stdout().is_terminal() };
+    let mut line = ProgressLine::new();
     let applied = loop {
-        match answer.recv_timeout(LOOK) {
+        match answer.recv_timeout(POLL_INTERVAL) {
             Ok(outcome) => break outcome,
             Err(RecvTimeoutError::Disconnected) => return Err(Failure::failed("the command was lost")),
-            Err(RecvTimeoutError::Timeout) => {
-                if let Ok(status) = client.status() {
-                    let swaps = status.services.iter().filter(|s| service.is_none_or(|name| name == s.name));
-                    let running =
-                        swaps.filter_map(|s| Some((&s.name, s.swap.as_ref()?))).find(|(_, swap)| swap.phase != Phase::Done);
-                    if let Some((name, swap)) = running {
-                        line.show(&progress(name, swap));
-                    }
-                }
-            }
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        let running = client.status().ok().and_then(|status| running_swap(&status, service));
+        if interrupted.load(Relaxed) {
+            line.clear()?;
+            return Err(Failure { code: INTERRUPTED, message: goes_on(running.as_ref()) });
+        }
+        if let Some(swap) = &running {
+            line.show(swap)?;
         }
     };
-    line.clear();
+    line.clear()?;
     let applied = applied?;
     if applied.swaps.is_empty() {
         match (applied.result, service) {
-            (ReloadResult::Unchanged, Some(name)) => println!("{name}: nothing to do, that is what serves"),
-            (ReloadResult::Unchanged, None) => println!("unchanged"),
-            _ => println!("applied"),
+            (ReloadResult::Unchanged, Some(name)) => out::line(format_args!("{name}: nothing to do, that is what serves"))?,
+            (ReloadResult::Unchanged, None) => out::line("unchanged")?,
+            _ => out::line("applied")?,
         }
     }
-    applied.swaps.iter().for_each(report);
-    Ok(())
+    applied.swaps.iter().try_for_each(report)?;
+    let drift = applied.drift.iter();
+    drift.map(|drift| format!("{}: {}", drift.service, status::drift_line(&drift.drift))).try_for_each(out::line)
 }
 
-fn progress(service: &str, swap: &Swap) -> String {
-    match swap.phase {
-        Phase::Proving => {
-            let why = swap.reason.as_deref().map(|why| format!(" ({why})")).unwrap_or_default();
-            format!("{service}: proving {} {}/{}{why}", swap.to, swap.proven, swap.to_prove)
-        }
-        _ => format!("{service}: draining {}, {} in flight", swap.from.as_deref().unwrap_or_default(), swap.in_flight),
+/// Set at Ctrl-C. In a background job of a script SIGINT is ignored on purpose, and stays so.
+fn catch_interrupt() -> Result<Arc<AtomicBool>, Failure> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    if !is_ignored(SIGINT) {
+        flag::register(SIGINT, Arc::clone(&interrupted)).map_err(|e| Failure::failed(format!("cannot catch signals: {e}")))?;
     }
+    Ok(interrupted)
 }
 
-/// What is left to say at the end.
-fn report(ended: &ServiceSwap) {
+fn is_ignored(signal: i32) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+}
+
+fn running_swap(status: &Status, service: Option<&str>) -> Option<ServiceSwap> {
+    let services = status.services.iter().filter(|s| service.is_none_or(|name| name == s.name));
+    let swaps = services.filter_map(|s| Some(ServiceSwap { service: s.name.clone(), swap: s.swap.clone()? }));
+    swaps.into_iter().find(|running| running.swap.phase != Phase::Done)
+}
+
+/// What Ctrl-C leaves behind, and how to stop it.
+fn goes_on(running: Option<&ServiceSwap>) -> String {
+    let Some(ServiceSwap { service, swap }) = running else {
+        return "interrupted; switchover status shows what became of the swap".to_owned();
+    };
+    if swap.phase == Phase::Proving {
+        let left = out::seconds(swap.deadline_seconds);
+        return format!("{service}: still proving {} for up to {left}; switchover cancel {service} gives it up", swap.to);
+    }
+    let (from, left) = (swap.from.as_deref().unwrap_or_default(), swap.in_flight);
+    format!(
+        "{service}: {} serves, {from} still drains, {left} in flight; switchover status shows when it is safe to stop",
+        swap.to
+    )
+}
+
+fn progress(running: &ServiceSwap) -> String {
+    let ServiceSwap { service, swap } = running;
+    if swap.phase != Phase::Proving {
+        return format!("{service}: draining {}, {} in flight", swap.from.as_deref().unwrap_or_default(), swap.in_flight);
+    }
+    let why = swap.reason.as_deref().map(|why| format!(" ({why})")).unwrap_or_default();
+    let (age, timeout) = (out::seconds(swap.seconds), out::seconds(swap.timeout_seconds));
+    format!("{service}: proving {} {}/{}, {age} of {timeout}{why}", swap.to, swap.proven, swap.to_prove)
+}
+
+/// What the end of a swap adds to the lines before.
+fn report(ended: &ServiceSwap) -> Result<(), Failure> {
     let ServiceSwap { service, swap } = ended;
     let milliseconds = |seconds: Option<f64>| (seconds.unwrap_or_default() * 1000.0).round();
     if !swap.promoted() {
-        println!("{service}: proving {} {}/{}", swap.to, swap.proven, swap.to_prove);
-        return;
+        return out::line(format_args!("{service}: proving {} {}/{}", swap.to, swap.proven, swap.to_prove));
     }
     if swap.from.as_ref() != Some(&swap.to) {
-        println!("{service}: promoted {} in {} ms", swap.to, milliseconds(swap.prove_seconds));
+        out::line(format_args!("{service}: promoted {} in {} ms", swap.to, milliseconds(swap.prove_seconds)))?;
     }
     match (&swap.from, swap.outcome) {
-        (Some(from), Some(Outcome::Drained)) if *from == swap.to => println!("{service}: peers that left {from} are drained"),
+        (Some(from), Some(Outcome::Drained)) if *from == swap.to => {
+            out::line(format_args!("{service}: peers removed from {from} are drained"))
+        }
         (Some(from), Some(Outcome::Drained)) => {
-            println!("{service}: drained in {} ms, safe to stop {from}", milliseconds(swap.drain_seconds));
+            out::line(format_args!("{service}: drained in {} ms, safe to stop {from}", milliseconds(swap.drain_seconds)))
         }
-        (Some(from), None) => println!("{service}: draining {from}, {} in flight", swap.in_flight),
-        _ => {}
+        (Some(from), None) => out::line(format_args!("{service}: draining {from}, {} in flight", swap.in_flight)),
+        _ => Ok(()),
     }
 }
 
-/// One line that is written over on a terminal, and said once per change of its beginning elsewhere.
-struct LiveLine {
-    shown: String,
+/// The progress of a swap: one line that is overwritten on a terminal, and few lines elsewhere.
+struct ProgressLine {
     terminal: bool,
+    /// What the last line was about, and when it was printed.
+    last: Option<(Swap, Instant)>,
 }
 
-impl LiveLine {
-    fn show(&mut self, text: &str) {
-        if self.terminal {
-            print!("\r\x1b[2K{text}");
-            io::stdout().flush().unwrap_or_default();
-        } else if self.shown != text {
-            println!("{text}");
-        }
-        text.clone_into(&mut self.shown);
+impl ProgressLine {
+    fn new() -> Self {
+        Self { terminal: io::stdout().is_terminal(), last: None }
     }
 
-    fn clear(&self) {
-        if self.terminal && !self.shown.is_empty() {
-            print!("\r\x1b[2K");
+    fn show(&mut self, running: &ServiceSwap) -> Result<(), Failure> {
+        let text = progress(running);
+        if self.terminal {
+            // Without automatic wrapping a long reason cannot spill into lines that are not overwritten.
+            out::raw(&format!("\r\x1b[2K\x1b[?7l{}\x1b[?7h", out::escape(&text)))?;
+        } else if self.is_due(&running.swap) {
+            out::line(text)?;
+        } else {
+            return Ok(());
         }
+        self.last = Some((running.swap.clone(), Instant::now()));
+        Ok(())
+    }
+
+    /// Whether something has changed that is worth a line, or nothing was printed for a while.
+    fn is_due(&self, swap: &Swap) -> bool {
+        let Some((last, at)) = &self.last else { return true };
+        let age = at.elapsed();
+        last.phase != swap.phase
+            || age >= REPEAT
+            || (swap.phase == Phase::Proving && age >= AT_LEAST && (&last.reason, last.proven) != (&swap.reason, swap.proven))
+    }
+
+    fn clear(&self) -> Result<(), Failure> {
+        if self.terminal && self.last.is_some() { out::raw("\r\x1b[2K") } else { Ok(()) }
     }
 }

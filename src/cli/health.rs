@@ -1,7 +1,19 @@
-//! `switchover health`: what a container's health check asks, where there is no curl.
+//! `switchover health`: a container's health check, where there is no curl.
+
+use clap::Args;
 
 use super::{AdminArg, Failure};
 
-pub(super) fn run(args: &AdminArg) -> Result<(), Failure> {
-    args.client()?.ready().map_err(Failure::from)
+const EXAMPLES: &str = "Examples:
+  switchover health";
+
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct HealthArgs {
+    #[command(flatten)]
+    admin: AdminArg,
+}
+
+pub(super) fn run(args: &HealthArgs) -> Result<(), Failure> {
+    args.admin.reader()?.ready().map_err(Failure::from)
 }

@@ -1,17 +1,26 @@
 //! The command line: one file per command, and the exit codes they share.
 //!
-//! Called by `main` alone. A command that talks to a running switchover goes through its admin face and decides nothing.
+//! Called by `main` alone. A command that talks to a running switchover uses its admin API and decides nothing.
 
+mod cancel;
 mod check;
+mod completions;
 mod demo;
 mod follow;
 mod health;
+mod logging;
+mod out;
 mod promote;
 mod reload;
 mod run;
 mod status;
 
-use std::{fmt, net::IpAddr, path::PathBuf, process::ExitCode};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -25,72 +34,135 @@ use crate::{
 
 /// Replace the application behind it, under load, without a failed request.
 #[derive(Parser)]
-#[command(version, after_help = EXIT_CODES)]
+#[command(version = env!("SWITCHOVER_VERSION"), after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
 
-const EXIT_CODES: &str =
-    "Exit codes: 0 done, 1 failed, 2 usage, 3 timed out or not ready (the old pool serves on), 78 invalid configuration";
+const EXIT_CODES: &str = "Exit codes:
+  0    done
+  1    failed, cancelled, or superseded by a newer edit
+  2    usage, or an unknown service or pool
+  3    timed out or not ready (the old pool serves on)
+  78   invalid configuration
+  130  interrupted by Ctrl-C (the swap goes on)
+  141  the reader of standard output has gone away";
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve, until SIGTERM or Ctrl-C; SIGHUP reads the configuration again
-    Run(ConfigArg),
-    /// Say whether a configuration file is valid, and everything that is wrong with it
-    Check(ConfigArg),
+    /// Serve until SIGTERM or Ctrl-C; SIGHUP reads the configuration again
+    Run(run::RunArgs),
+    /// Validate a configuration file and report every problem in it
+    Check(check::CheckArgs),
     /// Show services, pools, peers and the swap in progress
     Status(status::StatusArgs),
     /// Make a pool the active one: prove it ready, switch to it, drain the old one
     Promote(promote::PromoteArgs),
+    /// Give up a swap that is still being proven
+    Cancel(cancel::CancelArgs),
     /// Read the configuration file again
     Reload(reload::ReloadArgs),
-    /// Say by the exit code whether it serves: for a container's health check
-    Health(AdminArg),
+    /// Report by the exit code whether switchover serves, for a container's health check
+    Health(health::HealthArgs),
     /// Watch a swap happen: two small applications, steady load, live
     Demo(demo::DemoArgs),
     /// One of the demo's applications
     #[command(hide = true)]
     DemoApp(demo::DemoAppArgs),
+    /// Print the completion script of a shell
+    Completions(completions::CompletionsArgs),
+    /// Write the man pages into a folder
+    #[command(hide = true)]
+    Man(completions::ManArgs),
 }
+
+/// Tried in this order when no file is named.
+const DEFAULT_FILES: [&str; 2] = ["conf/switchover.yaml", "/etc/switchover/switchover.yaml"];
 
 #[derive(Args, Clone)]
 struct ConfigArg {
-    /// The configuration file
-    #[arg(long, short, env = "SWITCHOVER_CONFIG", default_value = "conf/switchover.yaml", value_name = "FILE")]
-    config: PathBuf,
+    /// The configuration file; by default conf/switchover.yaml, or else /etc/switchover/switchover.yaml
+    #[arg(long, short, env = "SWITCHOVER_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigArg {
+    /// The file that is named, or the default file that exists.
+    fn path(&self) -> Result<PathBuf, Failure> {
+        if let Some(path) = &self.config {
+            return Ok(path.clone());
+        }
+        let found = DEFAULT_FILES.iter().map(PathBuf::from).find(|path| path.exists());
+        found.ok_or_else(|| Failure {
+            code: INVALID_CONFIG,
+            message: format!("no configuration file: tried {}; name one with --config", DEFAULT_FILES.join(" and ")),
+        })
+    }
 }
 
 #[derive(Args, Clone)]
 struct AdminArg {
     #[command(flatten)]
     config: ConfigArg,
-    /// Address of the admin face; otherwise as the configuration file says
-    #[arg(long, env = "SWITCHOVER_ADMIN", value_name = "IP:PORT")]
+    /// Address of the admin API; by default the one in the configuration file
+    #[arg(long, env = "SWITCHOVER_ADMIN", value_parser = admin_address, value_name = "HOST:PORT")]
     admin: Option<String>,
 }
 
 impl AdminArg {
-    /// A client of the running switchover that is meant.
+    /// A client for commands that change something: without `--admin` a file has to name the switchover.
     fn client(&self) -> Result<Client, Failure> {
-        let named = config::admin(&self.config.config);
-        // With an address of its own a command needs no file; with one, it takes the token from there.
+        self.connect(Err)
+    }
+
+    /// A client for commands that only read: without a readable file they ask the default address.
+    fn reader(&self) -> Result<Client, Failure> {
+        self.connect(|unread| {
+            out::error(&format!("{}; asking the default admin address {}", unread.message, config::ADMIN_ADDRESS));
+            Ok(config::ADMIN_ADDRESS)
+        })
+    }
+
+    fn connect(&self, without_file: impl Fn(Failure) -> Result<SocketAddr, Failure>) -> Result<Client, Failure> {
+        let named = self.config.path().and_then(|path| config::admin(&path).map_err(|e| Failure::config(&e)));
+        // With --admin a command needs no file; if there is one, it names the token.
         let token_file = named.as_ref().ok().and_then(|admin| admin.token_file.clone());
         let token = token_file.map(|file| admin::token(&file)).transpose().map_err(Failure::failed)?;
         if let Some(address) = &self.admin {
             return Ok(Client::new(address, token));
         }
-        let mut address = named.map_err(|e| Failure::config(&e))?.address;
-        // Where it listens on every address it also listens on this one.
-        if address.ip().is_unspecified() {
-            address.set_ip(if address.is_ipv4() { IpAddr::from([127, 0, 0, 1]) } else { IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]) });
+        let mut address = named.map(|admin| admin.address).or_else(without_file)?;
+        // A wildcard address includes loopback.
+        match address.ip() {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+            _ => {}
         }
         Ok(Client::new(&address.to_string(), token))
     }
 }
 
-/// Why a command failed, and what the process says of it.
+/// Accepts what people paste: `127.0.0.1:9901`, `localhost:9901`, `http://127.0.0.1:9901/`.
+fn admin_address(text: &str) -> Result<String, String> {
+    const FORM: &str = "write HOST:PORT, such as 127.0.0.1:9901";
+    if text.starts_with("https://") {
+        return Err(format!("the admin API speaks plain HTTP; {FORM}"));
+    }
+    let address = text.strip_prefix("http://").unwrap_or(text);
+    let address = address.strip_suffix('/').unwrap_or(address);
+    let is_host =
+        |host: &str| !host.is_empty() && !host.contains(['/', '@', '?', '#']) && (host.starts_with('[') || !host.contains(':'));
+    match address.rsplit_once(':') {
+        Some((host, port)) if is_host(host) && port.parse::<u16>().is_ok_and(|port| port > 0) => Ok(address.to_owned()),
+        _ => Err(FORM.to_owned()),
+    }
+}
+
+/// EX_CONFIG of sysexits.h.
+const INVALID_CONFIG: u8 = 78;
+
+/// Why a command failed: its exit code, and a message for standard error, which may be empty.
 struct Failure {
     code: u8,
     message: String,
@@ -106,7 +178,7 @@ impl Failure {
     }
 
     fn config(error: &config::LoadError) -> Self {
-        Self { code: 78, message: error.to_string() }
+        Self { code: INVALID_CONFIG, message: error.to_string() }
     }
 }
 
@@ -117,7 +189,7 @@ impl From<CallError> for Failure {
             CallError::Refused(refused) => match refused.code.as_str() {
                 "not-ready" | "drain-timed-out" => 3,
                 "unknown-service" | "unknown-pool" => 2,
-                "invalid-config" | "static-changed" => 78,
+                "invalid-config" | "static-changed" => INVALID_CONFIG,
                 _ => 1,
             },
         };
@@ -132,15 +204,18 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Promote(args) => promote::run(&args),
+        Command::Cancel(args) => cancel::run(&args),
         Command::Reload(args) => reload::run(&args),
         Command::Health(args) => health::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::DemoApp(args) => demo::run_app(&args),
+        Command::Completions(args) => completions::completions(&args),
+        Command::Man(args) => completions::man(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { code, message }) => {
-            eprintln!("{message}");
+            out::error(&message);
             ExitCode::from(code)
         }
     }

@@ -5,7 +5,12 @@ use clap::Args;
 use super::{AdminArg, Failure, follow};
 use crate::status::Wait;
 
+const EXAMPLES: &str = "Examples:
+  switchover reload
+  switchover reload --wait promoted";
+
 #[derive(Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct ReloadArgs {
     #[command(flatten)]
     admin: AdminArg,

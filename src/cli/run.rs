@@ -1,21 +1,32 @@
 //! `switchover run`: catches signals, starts logging, and hands over to the composition root.
 
-use env_logger::{Builder, Env};
+use clap::Args;
 
-use super::{ConfigArg, Failure};
+use super::{ConfigArg, Failure, logging};
 use crate::{
     server::{self, RunError},
     signals,
 };
 
-/// Pingora says something of every broken connection; what matters of it is counted and logged here.
-const LOG_FILTER: &str = "info,pingora_core=off,pingora_proxy=off";
+const EXAMPLES: &str = "Examples:
+  switchover run --config shop.yaml
+  switchover run --config shop.yaml --log-format json";
 
-pub(super) fn run(args: &ConfigArg) -> Result<(), Failure> {
-    // Before anything that takes time: a SIGHUP that comes first would end the process.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    config: ConfigArg,
+    /// How the log on standard error is written
+    #[arg(long, value_enum, default_value_t = logging::LogFormat::Text, value_name = "FORMAT")]
+    log_format: logging::LogFormat,
+}
+
+pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
+    // Before anything that takes time: an earlier SIGHUP would end the process.
     let signals = signals::catch().map_err(|e| Failure::failed(format!("cannot catch signals: {e}")))?;
-    Builder::from_env(Env::default().default_filter_or(LOG_FILTER)).init();
-    server::run(&args.config, signals).map_err(|e| match e {
+    logging::start(args.log_format);
+    server::run(&args.config.path()?, signals).map_err(|e| match e {
         RunError::Config(e) => Failure::config(&e),
         e => Failure::failed(e),
     })

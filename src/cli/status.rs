@@ -4,17 +4,25 @@ use std::{fmt::Write as _, io::IsTerminal, thread, time::Duration};
 
 use clap::Args;
 
-use super::{AdminArg, Failure};
-use crate::status::{Outcome, PeerStatus, Phase, PoolState, PoolStatus, ReloadResult, ServiceStatus, Status, Swap};
+use super::{AdminArg, Failure, out};
+use crate::status::{
+    Drift, Outcome, PeerStatus, Phase, PoolState, PoolStatus, ReloadResult, ServiceStatus, StateDir, Status, Swap,
+};
 
-/// How often `--watch` looks.
+/// How often `--watch` reads the status.
 const WATCH: Duration = Duration::from_millis(500);
 
+const EXAMPLES: &str = "Examples:
+  switchover status
+  switchover status --watch
+  switchover status --json";
+
 #[derive(Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct StatusArgs {
     #[command(flatten)]
     admin: AdminArg,
-    /// As the admin face gives it
+    /// As the admin API gives it, in one line
     #[arg(long)]
     json: bool,
     /// Again and again, until Ctrl-C
@@ -23,16 +31,17 @@ pub(super) struct StatusArgs {
 }
 
 pub(super) fn run(args: &StatusArgs) -> Result<(), Failure> {
-    let client = args.admin.client()?;
+    let client = args.admin.reader()?;
     loop {
         let status = client.status()?;
         if args.watch && std::io::stdout().is_terminal() {
-            print!("\x1b[H\x1b[2J");
+            out::raw("\x1b[H\x1b[2J")?;
         }
         if args.json {
-            println!("{}", serde_json::to_string(&status).map_err(Failure::failed)?);
+            let json = serde_json::to_string(&status).map_err(Failure::failed)?;
+            out::raw(&(out::escape_json(&json) + "\n"))?;
         } else {
-            print!("{}", table(&status));
+            out::raw(&table(&status))?;
         }
         if !args.watch {
             return Ok(());
@@ -47,13 +56,17 @@ fn table(status: &Status) -> String {
     let result = match reload.result {
         ReloadResult::Applied => "applied",
         ReloadResult::Unchanged => "unchanged",
-        ReloadResult::Invalid => "REFUSED, it is invalid",
-        ReloadResult::StaticChanged => "REFUSED, it needs a restart",
+        ReloadResult::Invalid => "REJECTED, it is invalid",
+        ReloadResult::StaticChanged => "REJECTED, it needs a restart",
     };
     put(&mut out, format_args!("switchover {}  listening on {}", status.version, status.listeners.join(", ")));
     put(&mut out, format_args!("{}  generation {}, last read {}: {result}", status.config.file, status.generation, reload.at));
     for problem in &reload.problems {
         put(&mut out, format_args!("  {problem}"));
+    }
+    if let Some(StateDir { path, problem }) = &status.config.state_dir {
+        let problem = problem.as_deref().map(|problem| format!(", NOT WRITTEN: {problem}")).unwrap_or_default();
+        put(&mut out, format_args!("{path}  remembers which pools serve, for a restart{problem}"));
     }
     for service in &status.services {
         put_service(&mut out, service);
@@ -62,7 +75,11 @@ fn table(status: &Status) -> String {
 }
 
 fn put_service(out: &mut String, service: &ServiceStatus) {
-    put(out, format_args!("\n{}  active {}", service.name, service.active));
+    out.push('\n');
+    put(out, format_args!("{}  active {}", service.name, service.active));
+    if let Some(drift) = &service.drift {
+        put(out, format_args!("  drift  {}", drift_line(drift)));
+    }
     if let Some(swap) = &service.swap {
         put(out, format_args!("  swap  {}", swap_line(swap)));
     }
@@ -77,6 +94,12 @@ fn put_service(out: &mut String, service: &ServiceStatus) {
     for row in [&head].into_iter().chain(&rows) {
         let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         put(out, format_args!("  {}", cells.join("  ").trim_end()));
+    }
+    // Of the others the state says it.
+    for pool in service.pools.iter().filter(|pool| pool.state == PoolState::Standby) {
+        if let Some(why) = &pool.not_safe_because {
+            put(out, format_args!("  {} is not safe to stop: {why}", pool.name));
+        }
     }
 }
 
@@ -100,16 +123,34 @@ fn row(pool: &PoolStatus, peer: &PeerStatus) -> [String; 7] {
         Some(probe) => probe.reason.clone().unwrap_or_default(),
     };
     let ready = if peer.ready { "yes" } else { "no" };
-    [pool.name.clone(), pool.version.clone().unwrap_or_default(), state.to_owned(), address, ready.to_owned(), in_flight, probe]
+    let version = pool.version.clone().unwrap_or_default();
+    // Escaped here already, because the widths are computed of what is shown.
+    [pool.name.clone(), version, state.to_owned(), address, ready.to_owned(), in_flight, probe]
+        .map(|cell| out::escape(&cell).into_owned())
+}
+
+/// How the file and what serves differ.
+pub(super) fn drift_line(drift: &Drift) -> String {
+    let Drift { file, serves, reason, since } = drift;
+    if file == serves {
+        return format!("the file asks for other settings of {file}, the earlier ones serve: refused at {since}: {reason}");
+    }
+    format!("the file asks for {file}, {serves} serves: refused at {since}: {reason}")
 }
 
 fn swap_line(swap: &Swap) -> String {
-    let from = swap.from.as_deref().unwrap_or("start");
-    let route = if from == swap.to { format!("peers of {from}") } else { format!("{from} -> {}", swap.to) };
+    let route = match &swap.from {
+        None => format!("start with {}", swap.to),
+        Some(from) if *from == swap.to => format!("peers of {from}"),
+        Some(from) => format!("{from} -> {}", swap.to),
+    };
     let why = swap.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
     let age = format!("{:.3} s", swap.seconds);
     match (swap.phase, swap.outcome) {
-        (Phase::Proving, _) => format!("{route}, proving {}/{} for {age}{why}", swap.proven, swap.to_prove),
+        (Phase::Proving, _) => {
+            let (age, timeout) = (out::seconds(swap.seconds), out::seconds(swap.timeout_seconds));
+            format!("{route}, proving {}/{}, {age} of {timeout}{why}", swap.proven, swap.to_prove)
+        }
         (Phase::Draining, _) => format!("{route}, draining for {age}, {} in flight", swap.in_flight),
         (Phase::Done, Some(Outcome::Drained)) => {
             let seconds = |seconds: Option<f64>| seconds.unwrap_or_default();
@@ -122,11 +163,13 @@ fn swap_line(swap: &Swap) -> String {
         }
         (Phase::Done, Some(Outcome::DrainTimedOut)) => format!("{route}, drain timed out after {age}{why}"),
         (Phase::Done, Some(Outcome::NotReady)) => format!("{route}, FAILED, {} was not ready after {age}{why}", swap.to),
+        (Phase::Done, Some(Outcome::Cancelled)) => format!("{route}, cancelled after {age}{why}"),
         (Phase::Done, _) => format!("{route}, superseded after {age}{why}"),
     }
 }
 
+/// Adds one line, escaped.
 fn put(out: &mut String, line: std::fmt::Arguments<'_>) {
     // Writing to a string cannot fail.
-    writeln!(out, "{line}").unwrap_or_default();
+    writeln!(out, "{}", out::escape(&line.to_string())).unwrap_or_default();
 }

@@ -32,7 +32,7 @@ pub use self::{
 };
 
 /// Default admin address: loopback only.
-const ADMIN_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
+pub const ADMIN_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
 
 /// A whole, valid configuration.
 #[derive(Clone, Debug, PartialEq)]

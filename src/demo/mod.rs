@@ -109,7 +109,7 @@ async fn swaps(
         // To an application that is safe to stop it makes no difference how.
         let politely = swap % 2 == 0;
         stage.colour(from).stop(politely).await?;
-        screen.event(&format!("  {from} {}", if politely { "stopped politely" } else { "killed" }));
+        screen.event(&format!("  {from} {}", if politely { "stopped with SIGTERM" } else { "killed with SIGKILL" }));
         *done = swap + 1;
         show(stage, load, screen, PAUSE).await?;
     }

@@ -8,8 +8,8 @@ use std::{
 use super::load::Tally;
 use crate::status::{Phase, ServiceStatus};
 
-/// Ticks in the strip: fifteen seconds, which fit a narrow terminal.
-const STRIP: usize = 60;
+/// Ticks in the strip: twelve seconds, which fit a narrow terminal beside their legend.
+const STRIP: usize = 50;
 /// Between two drawings on a terminal, and between two lines elsewhere.
 const TICK: Duration = Duration::from_millis(250);
 const PLAIN: Duration = Duration::from_secs(1);
@@ -51,7 +51,7 @@ impl Screen {
             (true, true) => ("blue and green", '#'),
             (true, false) => ("blue", 'b'),
             (false, true) => ("green", 'g'),
-            (false, false) => ("nobody", '.'),
+            (false, false) => ("none", '.'),
         };
         self.strip.push(letter);
         if self.strip.len() > STRIP {
@@ -62,7 +62,7 @@ impl Screen {
         if self.live {
             let lines = [
                 format!("answering    {who}"),
-                format!("             {}", self.paint()),
+                format!("             {}  b blue, g green, # both", self.paint()),
                 format!("requests     {rate:.0}/s, {} so far", tally.requests),
                 format!("swap         {phase}"),
                 format!("in flight    {flights}"),
@@ -71,7 +71,7 @@ impl Screen {
             self.draw(&lines);
         } else {
             print(&format!(
-                "  {who} answers, {rate:.0} requests/s, swap: {phase}, in flight {flights}, failed {}\n",
+                "  answering: {who}, {rate:.0} requests/s, swap: {phase}, in flight {flights}, failed {}\n",
                 tally.failed
             ));
         }

@@ -17,7 +17,7 @@ fn check_and_run_reject_what_cannot_be_used_here_in_the_same_words() {
     let quick = "    health_check: {interval: 100ms}\n";
     for (listener, top, service, place) in [
         ("    tls: {certificates: [{certificate: shop.crt, key: shop.key}], client_ca: none.crt}\n", "", quick, ":3:"),
-        ("  - address: 192.0.2.1:8080\n", "", quick, ":3:14: listeners[1].address: 192.0.2.1:8080: is not an address"),
+        ("- address: 192.0.2.1:8080\n", "", quick, ":3:14: listeners[1].address: 192.0.2.1:8080: is not an address"),
         ("", "access_log: {format: text, file: none/access.log}\n", quick, ":5:34: access_log.file: "),
         ("", "", "    upstream: {tls: {ca: none.crt}}\n", ":8:26: services.shop.upstream.tls.ca: there is no file"),
         ("", "", "    upstream: {tls: {ca: shop.key}}\n", ":8:26: services.shop.upstream.tls.ca: "),

@@ -109,3 +109,21 @@ fn every_link_of_the_documentation_leads_somewhere() {
         }
     }
 }
+
+/// `cargo install --git URL` needs the name of a package where several of a repository have binaries.
+#[test]
+fn no_other_package_of_the_repository_has_binaries() {
+    let listed = std::process::Command::new("git").args(["ls-files", "*Cargo.toml"]).current_dir(root()).output();
+    let listed = listed.map(|output| String::from_utf8(output.stdout).unwrap()).unwrap_or_default();
+    if listed.is_empty() {
+        eprintln!("NOT TESTED: this is not a git repository");
+        return;
+    }
+    let others: Vec<&str> = listed.lines().filter(|path| *path != "Cargo.toml").collect();
+    assert!(others.contains(&"fuzz/Cargo.toml"), "{listed}");
+    for path in others {
+        let manifest = root().join(path);
+        assert!(!fs::read_to_string(&manifest).unwrap().contains("[[bin]]"), "{path}");
+        assert!(!manifest.with_file_name("src").join("main.rs").exists(), "{path}");
+    }
+}

@@ -4,6 +4,8 @@
     clippy::cast_possible_truncation,
     clippy::indexing_slicing,
     clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
     clippy::unwrap_used,
     reason = "a test that meets what it does not expect has to fail"
 )]
@@ -16,6 +18,7 @@ mod acme;
 mod admin;
 mod answers;
 mod check;
+mod cli;
 mod deploy;
 mod drain;
 mod drift;
@@ -35,6 +38,7 @@ mod paths;
 mod promotion;
 mod proxy_protocol;
 mod refused;
+mod release;
 mod reload;
 mod retry;
 

@@ -112,7 +112,7 @@ fn the_commands_of_the_compose_page_do_what_it_says() {
         .unwrap();
     let output = project.release("2.1.0", &[("SHOP_READY", "false")]);
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && stderr.contains("left as it was: blue serves"), "{output:?}");
+    assert!(!output.status.success() && stderr.contains("left as it was: blue is active"), "{output:?}");
     project.answers("blue 2.0.0\n");
     load.stop().assert_no_failures();
 }

@@ -10,5 +10,6 @@ mod jars;
 mod prometheus;
 mod release;
 mod scan;
-mod spring;
+pub mod spring;
+mod unit;
 mod websocket;
