@@ -9,10 +9,10 @@ use crate::support::{
     origin::{Act, ok},
 };
 
-fn logged(listener: &str) -> (Origin, ConfigFile, Switchover) {
+fn logged(service: &str, listener: &str) -> (Origin, ConfigFile, Switchover) {
     let blue = Origin::start("blue");
     let config = ConfigFile::new(&[("blue", &[blue.address()])])
-        .service("    health_check: {interval: 60s}\n    hosts: [shop.test]\n    timeouts: {response: 300ms}\n")
+        .service(&format!("health_check: {{interval: 60s}}\nhosts: [shop.test]\n{service}"))
         .listener(listener)
         .top("access_log: {format: json, file: access.log}\n");
     let switchover = Switchover::start(&config);
@@ -45,7 +45,7 @@ fn last_answer(client: &mut crate::support::Client) -> Response {
 
 #[test]
 fn an_interim_response_is_not_an_answer() {
-    let (blue, config, switchover) = logged("");
+    let (blue, config, switchover) = logged("timeouts: {response: 300ms}\n", "");
     blue.on("/lost", Act::Close);
     blue.on("/late", Act::Say(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n".to_vec()));
     // The peer asks for the body, and dies when it has it.
@@ -68,7 +68,7 @@ fn an_interim_response_is_not_an_answer() {
 
 #[test]
 fn an_answer_that_breaks_off_is_not_taken_for_a_whole_one() {
-    let (blue, config, switchover) = logged("");
+    let (blue, config, switchover) = logged("", "");
     let whole = ok(&"x".repeat(100));
     blue.on("/half", Act::SayAndClose(whole[..whole.len() - 90].to_vec()));
     blue.on("/big", Act::Say(ok(&"x".repeat(40_000_000))));
@@ -102,7 +102,7 @@ fn an_answer_that_breaks_off_is_not_taken_for_a_whole_one() {
 
 #[test]
 fn answers_of_its_own_to_head_over_http_2_have_no_body() {
-    let (_blue, _config, switchover) = logged("");
+    let (_blue, _config, switchover) = logged("", "");
     let output = Command::new("curl")
         .args(["-sS", "--noproxy", "*", "--http2-prior-knowledge", "-I", "-o", "/dev/null", "-w", "%{http_code}"])
         .arg(format!("http://{}/", switchover.address))
@@ -114,7 +114,7 @@ fn answers_of_its_own_to_head_over_http_2_have_no_body() {
 
 #[test]
 fn answers_of_its_own_are_requests_of_their_connection() {
-    let (_blue, _config, switchover) = logged("    limits: {requests_per_connection: 3}\n");
+    let (_blue, _config, switchover) = logged("", "    limits: {requests_per_connection: 3}\n");
     let mut client = switchover.client();
     let answers: Vec<(u16, bool)> = (0..3)
         .map(|_| {

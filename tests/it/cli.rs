@@ -226,9 +226,9 @@ fn a_port_that_an_ordinary_user_may_not_have_names_the_capability() {
     }
     let output = command.args(["run", "--config", config.path.to_str().unwrap()]).output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert_eq!(output.status.code(), Some(78), "{stderr}");
     assert!(
-        stderr.contains("listeners[0].address: cannot listen on 127.0.0.1:80") && stderr.contains("CAP_NET_BIND_SERVICE"),
+        stderr.contains("listeners[0].address: 127.0.0.1:80: this user") && stderr.contains("CAP_NET_BIND_SERVICE"),
         "{stderr}"
     );
 }

@@ -161,6 +161,11 @@ fn a_full_listener_of_tls_says_nothing_without_tls() {
     let config =
         config.listener("    tls: {certificates: [{certificate: shop.crt, key: shop.key}]}\n    limits: {connections: 1}\n");
     let switchover = Switchover::start(&config);
+    // At the start switchover connects to its own listener.
+    eventually("nothing is connected", || match switchover.metric("switchover_downstream_connections") {
+        Some(0.0) => Ok(()),
+        other => Err(other),
+    });
     let first = switchover.client();
     eventually("it is there", || match switchover.metric("switchover_downstream_connections") {
         Some(1.0) => Ok(()),
