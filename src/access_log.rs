@@ -18,10 +18,10 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use prometheus::IntCounter;
+use prometheus::{IntCounter, IntCounterVec};
 use serde::{Serialize, Serializer};
 
-use crate::config::LogFormat;
+use crate::{config::LogFormat, tasks};
 
 /// Lines that wait to be written.
 const QUEUE: usize = 8192;
@@ -94,14 +94,15 @@ impl AccessLog {
     ///
     /// # Errors
     /// When the file cannot be opened.
-    pub fn start(format: LogFormat, file: Option<PathBuf>, dropped: IntCounter) -> io::Result<Self> {
-        let out = open(file.as_deref())?;
+    pub fn start(format: LogFormat, file: Option<PathBuf>, dropped: IntCounter, restarts: IntCounterVec) -> io::Result<Self> {
+        let mut out = open(file.as_deref())?;
         let (lines, entries) = sync_channel(QUEUE);
         let log = Self { lines, dropped, reopen: Arc::default() };
         let reopen = Arc::clone(&log.reopen);
-        thread::Builder::new()
-            .name("access log".to_owned())
-            .spawn(move || write(&entries, out, file.as_deref(), format, &reopen))?;
+        thread::Builder::new().name("access log".to_owned()).spawn(move || {
+            let write = || write(&entries, &mut out, file.as_deref(), format, &reopen);
+            tasks::restarted_thread("access_log", &restarts, write);
+        })?;
         Ok(log)
     }
 
@@ -147,17 +148,18 @@ fn open(file: Option<&Path>) -> io::Result<Out> {
 }
 
 /// Writes what is there at once, until nobody is left who could send more.
-fn write(entries: &Receiver<Box<Entry>>, mut out: Out, file: Option<&Path>, format: LogFormat, reopen: &AtomicBool) {
+fn write(entries: &Receiver<Box<Entry>>, out: &mut Out, file: Option<&Path>, format: LogFormat, reopen: &AtomicBool) {
     let mut text = String::new();
     let mut failed = false;
     while let Ok(first) = entries.recv() {
         text.clear();
+        tasks::panic_if_asked("access_log");
         for entry in std::iter::once(first).chain(entries.try_iter().take(QUEUE)) {
             line(&mut text, &entry, format);
         }
         if reopen.swap(false, Relaxed) {
             match open(file) {
-                Ok(new) => out = new,
+                Ok(new) => *out = new,
                 Err(e) => log::error!("cannot reopen the access log, the old file goes on error={e}"),
             }
         }

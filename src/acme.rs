@@ -81,7 +81,7 @@ impl Acme {
     }
 
     /// Gets the certificate if there is none, and renews it when two thirds of its time are over, for ever.
-    pub async fn keep(self) {
+    pub async fn keep(&self) {
         let mut retry = FIRST_RETRY;
         loop {
             let wait = if !self.is_due() {

@@ -20,6 +20,7 @@ use crate::{
     config::{self, PeerAddress},
     metrics::{Metrics, PoolMetrics},
     pool::{Peer, Pool, Slot, Upstream, probe, probe::Pace, resolve},
+    tasks,
 };
 
 /// What every service needs to make peers.
@@ -81,7 +82,7 @@ impl Peers {
                 let metrics = self.means.metrics.peer(&self.service, pool, &address.to_string());
                 let peer = Arc::new(Peer::new(&self.service, pool, address.clone(), metrics, Arc::clone(&self.means.changed)));
                 let (pace, paces) = watch::channel(usual.clone());
-                let task = tokio::spawn(look_after(Arc::clone(&peer), paces, Arc::clone(&self.means.connector)));
+                let task = tokio::spawn(look_after(Arc::clone(&peer), paces, Arc::clone(&self.means)));
                 Tracked { peer, pace, task }
             });
         }
@@ -189,9 +190,20 @@ impl Peers {
 }
 
 /// Finds a peer, then keeps finding and probing it.
-async fn look_after(peer: Arc<Peer>, paces: watch::Receiver<Pace>, connector: Arc<Connector>) {
+async fn look_after(peer: Arc<Peer>, paces: watch::Receiver<Pace>, means: Arc<Means>) {
+    let restarts = &means.metrics.task_restarts;
+    let probed = || {
+        if probe::is_stale(&peer, &paces.borrow().check) {
+            peer.health.reset();
+            peer.notify();
+        }
+        probe::run(Arc::clone(&peer), paces.clone(), Arc::clone(&means.connector))
+    };
     resolve::first(&peer).await;
-    tokio::join!(resolve::run(Arc::clone(&peer)), probe::run(peer, paces, connector));
+    tokio::join!(
+        tasks::restarted("resolver", restarts, || resolve::run(Arc::clone(&peer))),
+        tasks::restarted("probe", restarts, probed),
+    );
 }
 
 fn identities(pool: &str, config: &config::Service) -> impl Iterator<Item = Identity> {

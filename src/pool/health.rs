@@ -99,6 +99,11 @@ impl Health {
         self.ready.swap(ready, Relaxed) != ready
     }
 
+    /// Takes in a probe that could not be sent for a local reason: it is shown, and says nothing about the peer.
+    pub fn not_probed(&self, result: ProbeResult) {
+        self.lock().last = Some(result);
+    }
+
     /// Forgets the verdict: somebody else listens at this name now.
     pub fn reset(&self) {
         *self.lock() = Record::default();

@@ -22,6 +22,7 @@ use tokio::{net::TcpStream, sync::watch, time::timeout};
 
 use super::{
     health::{ProbeResult, Thresholds},
+    local::{is_local, local_cause},
     peer::Peer,
     upstream::Upstream,
 };
@@ -47,6 +48,33 @@ pub struct Pace {
     pub proof: Option<Instant>,
 }
 
+/// Why a probe did not pass.
+#[derive(Debug, PartialEq, Eq)]
+enum Failure {
+    /// The peer failed it.
+    Peer(String),
+    /// It could not be sent, for want of something that is this process's or its host's.
+    Local(String),
+}
+
+impl From<String> for Failure {
+    fn from(reason: String) -> Self {
+        Self::Peer(reason)
+    }
+}
+
+impl From<&str> for Failure {
+    fn from(reason: &str) -> Self {
+        Self::Peer(reason.to_owned())
+    }
+}
+
+impl Failure {
+    fn local(cause: &std::io::Error, address: std::net::SocketAddr) -> Self {
+        Self::Local(format!("this host cannot connect to {address}: {cause}; that says nothing about the peer"))
+    }
+}
+
 impl PartialEq for Pace {
     fn eq(&self, other: &Self) -> bool {
         self.check == other.check && self.proof == other.proof && self.upstream.config() == other.upstream.config()
@@ -59,34 +87,12 @@ pub async fn run(peer: Arc<Peer>, mut pace: watch::Receiver<Pace>, connector: Ar
     loop {
         let Pace { check, upstream, proof } = pace.borrow_and_update().clone();
         let began = Instant::now();
-        let failure = match timeout(check.timeout, probe(&peer, &check, &upstream, &connector)).await {
-            Ok(outcome) => outcome.err(),
-            Err(_) => Some(format!("no answer within {}", humantime::format_duration(check.timeout))),
-        };
-        // A stopped container's name is gone before its address is known to be dead: that is what a person has to be told.
-        let failure = failure.map(|reason| peer.unresolved().unwrap_or(reason));
-        let passed = failure.is_none();
+        let outcome = timeout(check.timeout, probe(&peer, &check, &upstream, &connector))
+            .await
+            .unwrap_or_else(|_| Err(Failure::Peer(format!("no answer within {}", humantime::format_duration(check.timeout)))));
         let took = began.elapsed();
-        peer.metrics.probe_duration.observe(took.as_secs_f64());
-        if passed {
-            peer.metrics.probes_passed.inc();
-        } else {
-            peer.metrics.probes_failed.inc();
-            peer.connect_failed.notify_one();
-        }
-        let thresholds = Thresholds { ready_after: check.ready_after, not_ready_after: check.not_ready_after };
-        let changed =
-            peer.health.probed(ProbeResult { at: SystemTime::now(), took, failure: failure.clone() }, thresholds, proof);
-        if changed {
-            let Peer { service, pool, address, .. } = &*peer;
-            match failure {
-                None => info!("peer is ready service={service} pool={pool} peer={address}"),
-                Some(reason) => warn!("peer is not ready service={service} pool={pool} peer={address} reason={reason}"),
-            }
-        }
-        if changed || proof.is_some() || !peer.health.was_ready() {
-            peer.notify();
-        }
+        let passed = outcome.is_ok();
+        take_in(&peer, &check, proof, outcome, took);
 
         let proving = proof.is_some_and(|since| peer.health.proven(since) < check.ready_after);
         let rest = match passed {
@@ -102,25 +108,69 @@ pub async fn run(peer: Arc<Peer>, mut pace: watch::Receiver<Pace>, connector: Ar
     }
 }
 
+/// Whether the verdict is too old to be believed: the task that should renew it ended again and again.
+pub fn is_stale(peer: &Peer, check: &HealthCheck) -> bool {
+    let last = peer.health.record().last.and_then(|last| last.at.elapsed().ok());
+    last.is_some_and(|age| age > 3 * (check.interval + check.timeout))
+}
+
+/// Counts a probe, and passes its outcome on to the peer's health.
+fn take_in(peer: &Peer, check: &HealthCheck, proof: Option<Instant>, outcome: Result<(), Failure>, took: Duration) {
+    let Peer { service, pool, address, .. } = peer;
+    peer.metrics.probe_duration.observe(took.as_secs_f64());
+    let at = SystemTime::now();
+    let failure = match outcome {
+        Ok(()) => None,
+        // A stopped container's name is gone before its address is known to be dead: that is what a person has to be told.
+        Err(Failure::Peer(reason)) => Some(peer.unresolved().unwrap_or(reason)),
+        Err(Failure::Local(reason)) => {
+            peer.metrics.probes_local.inc();
+            warn!("cannot probe service={service} pool={pool} peer={address} reason={reason}");
+            // The address may be one that this host cannot use; its name may have others.
+            peer.connect_failed.notify_one();
+            peer.health.not_probed(ProbeResult { at, took, failure: Some(reason) });
+            return peer.notify();
+        }
+    };
+    if failure.is_none() {
+        peer.metrics.probes_passed.inc();
+    } else {
+        peer.metrics.probes_failed.inc();
+        peer.connect_failed.notify_one();
+    }
+    let thresholds = Thresholds { ready_after: check.ready_after, not_ready_after: check.not_ready_after };
+    let changed = peer.health.probed(ProbeResult { at, took, failure: failure.clone() }, thresholds, proof);
+    if changed {
+        match failure {
+            None => info!("peer is ready service={service} pool={pool} peer={address}"),
+            Some(reason) => warn!("peer is not ready service={service} pool={pool} peer={address} reason={reason}"),
+        }
+    }
+    if changed || proof.is_some() || !peer.health.was_ready() {
+        peer.notify();
+    }
+}
+
 /// The interval, up to a tenth more or less.
 fn jittered(interval: Duration) -> Duration {
     let random = RandomState::new().hash_one(()) % 1000;
     interval.mul_f64(0.9 + 0.2 * random as f64 / 1000.0)
 }
 
-async fn probe(peer: &Peer, check: &HealthCheck, upstream: &Upstream, connector: &Connector) -> Result<(), String> {
+async fn probe(peer: &Peer, check: &HealthCheck, upstream: &Upstream, connector: &Connector) -> Result<(), Failure> {
     upstream.refresh()?;
     let Some(target) = peer.target() else {
-        return Err(peer.unresolved().unwrap_or_else(|| format!("{} is not resolved yet", peer.address.host)));
+        return Err(peer.unresolved().unwrap_or_else(|| format!("{} is not resolved yet", peer.address.host)).into());
     };
     let mut address = *target.addresses.first().ok_or("not an IP address")?;
     if let Some(port) = check.port {
         address.set_port(port);
     }
     match &check.kind {
-        ProbeKind::Tcp => {
-            TcpStream::connect(address).await.map(drop).map_err(|e| connect_failure(&e.to_string(), address, e.kind()))
-        }
+        ProbeKind::Tcp => TcpStream::connect(address).await.map(drop).map_err(|e| match is_local(&e) {
+            true => Failure::local(&e, address),
+            false => connect_failure(&e.to_string(), address, e.kind()).into(),
+        }),
         ProbeKind::Http { path, host, headers, expect_status } => {
             let host = host.clone().unwrap_or_else(|| peer.address.to_string());
             let mut http_peer = HttpPeer::new(address, false, String::new());
@@ -131,7 +181,7 @@ async fn probe(peer: &Peer, check: &HealthCheck, upstream: &Upstream, connector:
                 http_peer.options.max_h2_streams = 1;
             }
             let (answer, body) = get(connector, &http_peer, path, &host, headers).await?;
-            judge(path, expect_status, &answer, &body)
+            Ok(judge(path, expect_status, &answer, &body)?)
         }
     }
 }
@@ -142,12 +192,15 @@ async fn get(
     path: &str,
     host: &str,
     headers: &[(String, String)],
-) -> Result<(ResponseHeader, Vec<u8>), String> {
+) -> Result<(ResponseHeader, Vec<u8>), Failure> {
     let address = *http_peer.address().as_inet().ok_or("not an IP address")?;
     let connected = connector.get_http_session(http_peer).await;
-    let (mut session, _) = connected.map_err(|e| match e.etype() {
-        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => tls_failure(&e, address),
-        _ => connect_failure(&root_cause(&e), address, io_kind(&e)),
+    let (mut session, _) = connected.map_err(|e| match (local_cause(&e), e.etype()) {
+        (Some(cause), _) => Failure::local(cause, address),
+        (None, ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError) => {
+            tls_failure(&e, address).into()
+        }
+        (None, _) => connect_failure(&root_cause(&e), address, io_kind(&e)).into(),
     })?;
     let mut request = RequestHeader::build("GET", path.as_bytes(), Some(3 + headers.len())).map_err(|e| root_cause(&e))?;
     request.insert_header("Host", host).map_err(|e| root_cause(&e))?;
@@ -159,8 +212,8 @@ async fn get(
         request.insert_header(name.clone(), value).map_err(|e| root_cause(&e))?;
     }
     exchange(&mut session, request).await.map_err(|e| match e.etype() {
-        ErrorType::InvalidHTTPHeader => format!("{address} does not answer in HTTP: {}", root_cause(&e)),
-        _ => format!("{address} closed the connection before it answered"),
+        ErrorType::InvalidHTTPHeader => format!("{address} does not answer in HTTP: {}", root_cause(&e)).into(),
+        _ => format!("{address} closed the connection before it answered").into(),
     })
 }
 

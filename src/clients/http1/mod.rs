@@ -35,6 +35,7 @@ use tokio_util::io::poll_read_buf;
 
 use self::chunks::Chunks;
 use super::{
+    backpressure,
     connection::{self, Direction},
     head::{self, Body, Scan},
     http2::refused::FrameWatcher,
@@ -68,6 +69,8 @@ pub(super) struct ClientStream {
     /// So many of the pending bytes have passed as parts of the chunked body.
     passed: usize,
     mode: Mode,
+    /// Of the response, so far.
+    sent: usize,
     /// Of HTTP/2, as they go out.
     frames: Option<FrameWatcher>,
 }
@@ -117,6 +120,7 @@ impl ClientStream {
             chunks: None,
             passed: 0,
             mode: Mode::Requests,
+            sent: 0,
             frames: None,
         }
     }
@@ -211,6 +215,7 @@ impl ClientStream {
         }
         self.exactly = length as u64;
         self.chunks = None;
+        self.sent = 0;
         match head.body {
             Body::Length(body) => self.exactly += body,
             Body::Chunked => self.chunks = Some(Chunks::new(limits.body_bytes)),
@@ -242,6 +247,21 @@ impl ClientStream {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let polled = self.poll_fill(cx);
         paced(Direction::Up, polled)
+    }
+
+    /// Writes or flushes. A response of HTTP/1 that has to wait is stalled; on an HTTP/2 connection each stream is by itself.
+    fn poll_down(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut poll: impl FnMut(Pin<&mut BufWriter<Socket>>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        let Some(socket) = &mut self.socket else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
+        let mut write = |cx: &mut Context<'_>| paced(Direction::Down, poll(Pin::new(&mut *socket), cx));
+        let polled = if self.mode == Mode::H2 { write(cx) } else { backpressure::writing(cx, write) };
+        if let Poll::Ready(Ok(written)) = polled {
+            self.sent = self.sent.saturating_add(written);
+        }
+        polled
     }
 
     fn give(&mut self, most: u64, buf: &mut ReadBuf<'_>) -> usize {
@@ -350,31 +370,30 @@ impl AsyncRead for ClientStream {
         if connection::given_up() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
+        if this.sent > backpressure::LONG {
+            backpressure::allow_one_piece(cx, false);
+        }
         if this.pending.is_empty() && ready!(this.poll_fill(cx))? == 0 {
             return Poll::Ready(Ok(()));
         }
-        // Nobody is woken: whoever asks for the next request finds it.
+        // Nothing is woken: the wait for the next request finds it.
         Poll::Pending
     }
 }
 
 impl AsyncWrite for ClientStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let Some(socket) = &mut self.socket else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
-        let polled = paced(Direction::Down, Pin::new(socket).poll_write(cx, bytes));
+        let polled = self.poll_down(cx, |socket, cx| socket.poll_write(cx, bytes));
         self.written(&polled, [bytes]);
         polled
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.socket {
-            Some(socket) => {
-                // What is flushed was counted when it was written.
-                let polled = Pin::new(socket).poll_flush(cx).map_ok(|()| 0);
-                paced(Direction::Down, polled).map_ok(drop)
-            }
-            None => Poll::Ready(Ok(())),
+        if self.socket.is_none() {
+            return Poll::Ready(Ok(()));
         }
+        // What is flushed was counted when it was written.
+        self.poll_down(cx, |socket, cx| socket.poll_flush(cx).map_ok(|()| 0)).map_ok(drop)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -385,8 +404,7 @@ impl AsyncWrite for ClientStream {
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, all: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let Some(socket) = &mut self.socket else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
-        let polled = paced(Direction::Down, Pin::new(socket).poll_write_vectored(cx, all));
+        let polled = self.poll_down(cx, |socket, cx| socket.poll_write_vectored(cx, all));
         self.written(&polled, all.iter().map(|bytes| &**bytes));
         polled
     }
