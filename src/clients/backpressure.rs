@@ -6,8 +6,9 @@
 //!
 //! - while the client takes nothing, the future is not polled ([`bounded`]): of all that it waits for, only the wait for the client can
 //!   wake it ([`writing`]);
-//! - in the poll in which that wait begins, and in every poll of a long response, the peer's side is left no more of Tokio's cooperative
-//!   budget than it needs for one piece ([`allow_one_piece`]).
+//! - in the poll in which that wait begins the peer's side is left nothing of Tokio's cooperative budget, so that it reads no more;
+//! - a poll of a long response, and of any response while others are stalled, begins with as much of that budget as one piece takes
+//!   ([`ONE_PIECE`]). Tokio's `try_join!` polls either side first, in turn, so that only the future as a whole can be bounded.
 //!
 //! At most [`STALLED_STREAMS`] responses of an HTTP/2 connection can be in that state at a time. Nothing is polled for the others until
 //! one of these is taken or ended, so that a client gets no more memory by asking for more.
@@ -37,8 +38,10 @@ use super::connection;
 
 /// Responses of one HTTP/2 connection that may wait for the client at a time.
 pub(super) const STALLED_STREAMS: usize = 6;
-/// A response that is longer than this is passed on piece by piece.
-pub(super) const LONG: usize = 64 * 1024;
+/// A usual request takes fewer polls; bounding it would only cost time.
+const SHORT: usize = 4;
+/// One read, and one step that hands the piece over to the client's side.
+const ONE_PIECE: usize = 2;
 /// More than Tokio gives a task for one poll. Outside of its budgets there is no end to it.
 const BUDGET: usize = 256;
 
@@ -82,15 +85,9 @@ pub(super) fn writing<T>(cx: &mut Context<'_>, mut poll: impl FnMut(&mut Context
     polled
 }
 
-/// Leaves the peer's side of a response one read in this poll, and one step to hand the piece over. `begins` leaves two more: so much
-/// takes a short response, header and end included.
-pub(super) fn allow_one_piece(cx: &mut Context<'_>, begins: bool) {
-    spend_budget(cx, if begins { 4 } else { 2 });
-}
-
-/// Leaves so much, at most four, of the budget of this poll.
+/// Leaves so much, at most [`ONE_PIECE`], of the budget of this poll.
 fn spend_budget(cx: &mut Context<'_>, left: usize) {
-    let mut kept: [Option<RestoreOnPending>; 4] = [const { None }; 4];
+    let mut kept: [Option<RestoreOnPending>; ONE_PIECE] = [const { None }; ONE_PIECE];
     for _ in 0..BUDGET {
         if !has_budget_remaining() {
             break;
@@ -139,23 +136,78 @@ impl Drop for Counted<'_> {
 /// Runs a request, but not while its client takes nothing; `streams` are the places of an HTTP/2 connection.
 pub(super) async fn bounded<F: Future>(request: F, stalled: &Stalled, streams: Option<&Arc<Semaphore>>) -> F::Output {
     let mut request = pin!(request);
-    let mut streams = streams.map(|streams| PollSemaphore::new(Arc::clone(streams)));
-    let mut place: Option<OwnedSemaphorePermit> = None;
+    let mut places = streams.map(|streams| Places { free: PollSemaphore::new(Arc::clone(streams)), held: None, woken: None });
     let mut counted: Option<Counted<'_>> = None;
+    let mut polls: usize = 0;
     poll_fn(|cx| {
         if connection::is_stalled() {
             return Poll::Pending;
         }
-        if let (Some(streams), None) = (&mut streams, &place) {
-            place = ready!(streams.poll_acquire(cx));
+        let is_crowded = match &mut places {
+            Some(places) => ready!(places.poll_one(cx)),
+            None => false,
+        };
+        polls = polls.saturating_add(1);
+        if polls > SHORT || is_crowded || stalled.count() > 0 {
+            spend_budget(cx, ONE_PIECE);
         }
-        let polled = request.as_mut().poll(cx);
+        let polled = match &mut places {
+            Some(places) => places.poll(cx, |cx| request.as_mut().poll(cx)),
+            None => request.as_mut().poll(cx),
+        };
         if polled.is_pending() && connection::is_waiting_for_client() {
             counted.get_or_insert_with(|| Counted::new(stalled));
         } else {
-            (place, counted) = (None, None);
+            counted = None;
         }
         polled
     })
     .await
+}
+
+/// The places of an HTTP/2 connection, as one of its streams sees them.
+struct Places {
+    free: PollSemaphore,
+    held: Option<OwnedSemaphorePermit>,
+    /// Made with the first poll.
+    woken: Option<Arc<Woken>>,
+}
+
+/// Remembers whether a stream has been woken since it was polled.
+struct Woken {
+    since: AtomicBool,
+    task: Waker,
+}
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.since.store(true, Release);
+        self.task.wake_by_ref();
+    }
+}
+
+impl Places {
+    /// Waits for a place; whether several others are taken.
+    fn poll_one(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if self.held.is_none() {
+            self.held = ready!(self.free.poll_acquire(cx));
+        }
+        Poll::Ready(self.free.available_permits() < STALLED_STREAMS / 2)
+    }
+
+    /// Polls, and gives the place back if there is nothing in the pipe: the stream is not stalled, and no side of it has woken the other.
+    fn poll<T>(&mut self, cx: &mut Context<'_>, poll: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+        let new = || Arc::new(Woken { since: AtomicBool::new(false), task: cx.waker().clone() });
+        let woken = Arc::clone(self.woken.get_or_insert_with(new));
+        woken.since.store(false, Release);
+        let polled = poll(&mut Context::from_waker(&Waker::from(Arc::clone(&woken))));
+        if polled.is_ready() || !connection::is_waiting_for_client() && !woken.since.load(Acquire) {
+            self.held = None;
+        }
+        polled
+    }
 }

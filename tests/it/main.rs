@@ -22,7 +22,7 @@ mod headers;
 mod http;
 mod lifecycle;
 mod limits;
-mod memory;
+
 mod metrics;
 mod names;
 mod observe;
@@ -34,4 +34,5 @@ mod speed;
 mod swaps;
 mod tasks;
 mod tls;
+mod unread;
 mod upstream;

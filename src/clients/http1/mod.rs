@@ -69,8 +69,6 @@ pub(super) struct ClientStream {
     /// So many of the pending bytes have passed as parts of the chunked body.
     passed: usize,
     mode: Mode,
-    /// Of the response, so far.
-    sent: usize,
     /// Of HTTP/2, as they go out.
     frames: Option<FrameWatcher>,
 }
@@ -120,7 +118,6 @@ impl ClientStream {
             chunks: None,
             passed: 0,
             mode: Mode::Requests,
-            sent: 0,
             frames: None,
         }
     }
@@ -215,7 +212,6 @@ impl ClientStream {
         }
         self.exactly = length as u64;
         self.chunks = None;
-        self.sent = 0;
         match head.body {
             Body::Length(body) => self.exactly += body,
             Body::Chunked => self.chunks = Some(Chunks::new(limits.body_bytes)),
@@ -257,11 +253,7 @@ impl ClientStream {
     ) -> Poll<io::Result<usize>> {
         let Some(socket) = &mut self.socket else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
         let mut write = |cx: &mut Context<'_>| paced(Direction::Down, poll(Pin::new(&mut *socket), cx));
-        let polled = if self.mode == Mode::H2 { write(cx) } else { backpressure::writing(cx, write) };
-        if let Poll::Ready(Ok(written)) = polled {
-            self.sent = self.sent.saturating_add(written);
-        }
-        polled
+        if self.mode == Mode::H2 { write(cx) } else { backpressure::writing(cx, write) }
     }
 
     fn give(&mut self, most: u64, buf: &mut ReadBuf<'_>) -> usize {
@@ -369,9 +361,6 @@ impl AsyncRead for ClientStream {
         }
         if connection::given_up() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        if this.sent > backpressure::LONG {
-            backpressure::allow_one_piece(cx, false);
         }
         if this.pending.is_empty() && ready!(this.poll_fill(cx))? == 0 {
             return Poll::Ready(Ok(()));

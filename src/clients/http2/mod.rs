@@ -62,7 +62,7 @@ struct Http2App<A> {
     /// Tells the client to begin no more requests here.
     last: watch::Sender<bool>,
     /// Requests that run now.
-    running: Arc<AtomicUsize>,
+    running: AtomicUsize,
     /// Notified when the first of them begins and when the last one ends.
     changed: Notify,
     /// Places for responses that wait for the client.
@@ -88,7 +88,7 @@ pub(super) async fn serve<A: HttpServerApp + Send + Sync + 'static>(
         options,
         requests: AtomicU32::new(0),
         last,
-        running: Arc::default(),
+        running: AtomicUsize::new(0),
         changed: Notify::new(),
         unread: Arc::new(Semaphore::new(STALLED_STREAMS)),
     });
@@ -179,9 +179,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Http2App<A> {
         // A client that opens no window reads nothing.
         session.set_write_timeout(limits.min_rate.map(|_| limits.stall_timeout));
         let session = match session {
-            ServerSession::H2(stream) => {
-                ServerSession::new_custom(Box::new(StreamSession { stream, running: Arc::clone(&self.running) }))
-            }
+            ServerSession::H2(stream) => ServerSession::new_custom(Box::new(StreamSession(stream))),
             session => session,
         };
         connection::watched(Arc::clone(&self.ends), async {

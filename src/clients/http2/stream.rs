@@ -9,10 +9,6 @@
 use std::{
     future::{Future, poll_fn},
     pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
     task::Poll,
     time::Duration,
 };
@@ -37,11 +33,7 @@ use pingora::{
 use crate::clients::{backpressure, connection};
 
 /// A request of HTTP/2.
-pub(super) struct StreamSession {
-    pub stream: HttpSession,
-    /// Requests that run on its connection.
-    pub running: Arc<AtomicUsize>,
-}
+pub(super) struct StreamSession(pub HttpSession);
 
 /// Writes; while the client takes nothing, the response is stalled.
 async fn written<F: Future>(write: F) -> F::Output {
@@ -56,54 +48,48 @@ type Messages = Box<dyn tokio_stream::Stream<Item = Result<Bytes>> + Unpin + Sen
 impl Session for StreamSession {
     /// Fails once the request is given up.
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
-        let (is_long, running) = (self.stream.body_bytes_sent() > backpressure::LONG, Arc::clone(&self.running));
-        let given_up = poll_fn(|cx| {
-            if is_long || running.load(Relaxed) > backpressure::STALLED_STREAMS {
-                backpressure::allow_one_piece(cx, !is_long);
-            }
-            if connection::given_up() { Poll::Ready(()) } else { Poll::Pending }
-        });
+        let given_up = poll_fn(|_| if connection::given_up() { Poll::Ready(()) } else { Poll::Pending });
         tokio::select! {
             biased;
-            read = self.stream.read_body_or_idle(no_body_expected) => read,
+            read = self.0.read_body_or_idle(no_body_expected) => read,
             () = given_up => Error::e_explain(ErrorType::ReadTimedout, "the request is given up"),
         }
     }
 
     fn req_header(&self) -> &RequestHeader {
-        self.stream.req_header()
+        self.0.req_header()
     }
 
     fn req_header_mut(&mut self) -> &mut RequestHeader {
-        self.stream.req_header_mut()
+        self.0.req_header_mut()
     }
 
     async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
-        self.stream.read_body_bytes().await
+        self.0.read_body_bytes().await
     }
 
     async fn drain_request_body(&mut self) -> Result<()> {
-        self.stream.drain_request_body().await
+        self.0.drain_request_body().await
     }
 
     async fn write_response_header(&mut self, response: Box<ResponseHeader>, end: bool) -> Result<()> {
-        self.stream.write_response_header(response, end)
+        self.0.write_response_header(response, end)
     }
 
     async fn write_response_header_ref(&mut self, response: &ResponseHeader, end: bool) -> Result<()> {
-        self.stream.write_response_header_ref(response, end)
+        self.0.write_response_header_ref(response, end)
     }
 
     async fn write_body(&mut self, bytes: Bytes, end: bool) -> Result<()> {
-        written(self.stream.write_body(bytes, end)).await
+        written(self.0.write_body(bytes, end)).await
     }
 
     async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
-        self.stream.write_trailers(trailers)
+        self.0.write_trailers(trailers)
     }
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
-        written(self.stream.response_duplex_vec(tasks)).await
+        written(self.0.response_duplex_vec(tasks)).await
     }
 
     fn set_read_timeout(&mut self, _timeout: Option<Duration>) {}
@@ -113,87 +99,87 @@ impl Session for StreamSession {
     }
 
     fn set_write_timeout(&mut self, timeout: Option<Duration>) {
-        self.stream.set_write_timeout(timeout);
+        self.0.set_write_timeout(timeout);
     }
 
     fn get_write_timeout(&self) -> Option<Duration> {
-        self.stream.get_write_timeout()
+        self.0.get_write_timeout()
     }
 
     fn set_total_drain_timeout(&mut self, timeout: Option<Duration>) {
-        self.stream.set_total_drain_timeout(timeout);
+        self.0.set_total_drain_timeout(timeout);
     }
 
     fn get_total_drain_timeout(&self) -> Option<Duration> {
-        self.stream.get_total_drain_timeout()
+        self.0.get_total_drain_timeout()
     }
 
     fn request_summary(&self) -> String {
-        self.stream.request_summary()
+        self.0.request_summary()
     }
 
     fn response_written(&self) -> Option<&ResponseHeader> {
-        self.stream.response_written()
+        self.0.response_written()
     }
 
     async fn shutdown(&mut self, code: u32, _why: &str) {
-        self.stream.shutdown_with_reason(code.into());
+        self.0.shutdown_with_reason(code.into());
     }
 
     async fn abandon(&mut self, _why: &str) {
-        self.stream.shutdown();
+        self.0.shutdown();
     }
 
     fn is_body_done(&mut self) -> bool {
-        self.stream.is_body_done()
+        self.0.is_body_done()
     }
 
     async fn finish(&mut self) -> Result<()> {
-        self.stream.finish()
+        self.0.finish()
     }
 
     fn is_body_empty(&mut self) -> bool {
-        self.stream.is_body_empty()
+        self.0.is_body_empty()
     }
 
     fn body_bytes_sent(&self) -> usize {
-        self.stream.body_bytes_sent()
+        self.0.body_bytes_sent()
     }
 
     fn body_bytes_read(&self) -> usize {
-        self.stream.body_bytes_read()
+        self.0.body_bytes_read()
     }
 
     fn digest(&self) -> Option<&Digest> {
-        self.stream.digest()
+        self.0.digest()
     }
 
     fn digest_mut(&mut self) -> Option<&mut Digest> {
-        self.stream.digest_mut()
+        self.0.digest_mut()
     }
 
     fn client_addr(&self) -> Option<&SocketAddr> {
-        self.stream.client_addr()
+        self.0.client_addr()
     }
 
     fn server_addr(&self) -> Option<&SocketAddr> {
-        self.stream.server_addr()
+        self.0.server_addr()
     }
 
     fn pseudo_raw_h1_request_header(&self) -> Bytes {
-        self.stream.pseudo_raw_h1_request_header()
+        self.0.pseudo_raw_h1_request_header()
     }
 
     fn enable_retry_buffering(&mut self) {
-        self.stream.enable_retry_buffering();
+        self.0.enable_retry_buffering();
     }
 
     fn retry_buffer_truncated(&self) -> bool {
-        self.stream.retry_buffer_truncated()
+        self.0.retry_buffer_truncated()
     }
 
     fn get_retry_buffer(&self) -> Option<Bytes> {
-        self.stream.get_retry_buffer()
+        self.0.get_retry_buffer()
     }
 
     async fn finish_custom(&mut self) -> Result<()> {
