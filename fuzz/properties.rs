@@ -4,7 +4,7 @@
 
 use std::{
     pin::pin,
-    sync::mpsc,
+    sync::{Arc, mpsc},
     task::{Context, Poll, Waker},
 };
 
@@ -65,7 +65,7 @@ pub fn chunks(bytes: &[u8], cut: usize) -> bool {
 pub fn frames(bytes: &[u8], cut: usize) -> bool {
     let told = |piece: usize| {
         let (tell, told) = mpsc::channel();
-        let mut frames = FrameWatcher::new(move |rejection| tell.send(rejection).unwrap());
+        let mut frames = FrameWatcher::new(move |rejection| tell.send(rejection).unwrap(), Arc::default());
         bytes.chunks(piece).for_each(|piece| frames.written(piece));
         drop(frames);
         told.iter().collect::<Vec<_>>()

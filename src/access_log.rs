@@ -19,10 +19,10 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use prometheus::IntCounter;
+use prometheus::{IntCounter, IntCounterVec};
 use serde::{Serialize, Serializer};
 
-use crate::config::LogFormat;
+use crate::{config::LogFormat, tasks};
 
 /// Lines that wait to be written.
 const QUEUE: usize = 8192;
@@ -95,13 +95,16 @@ impl AccessLog {
     ///
     /// # Errors
     /// When the file cannot be opened.
-    pub fn start(format: LogFormat, file: Option<PathBuf>, dropped: IntCounter) -> io::Result<Self> {
+    pub fn start(format: LogFormat, file: Option<PathBuf>, dropped: IntCounter, restarts: IntCounterVec) -> io::Result<Self> {
         let out = open(file.as_deref())?;
         let (lines, entries) = sync_channel(QUEUE);
-        let writer = Writer { out, file, lost: None, torn: false, dropped: dropped.clone() };
         let log = Self { lines, dropped, reopen: Arc::default() };
         let reopen = Arc::clone(&log.reopen);
-        thread::Builder::new().name("access log".to_owned()).spawn(move || write(&entries, writer, format, &reopen))?;
+        let mut writer = Writer { out, file, lost: None, torn: false, dropped: log.dropped.clone() };
+        thread::Builder::new().name("access log".to_owned()).spawn(move || {
+            let write = || write(&entries, &mut writer, format, &reopen);
+            tasks::restarted_thread("access_log", &restarts, write);
+        })?;
         Ok(log)
     }
 
@@ -210,10 +213,11 @@ impl Writer {
 }
 
 /// Writes what is there at once, until every sender has gone.
-fn write(entries: &Receiver<Box<Entry>>, mut writer: Writer, format: LogFormat, reopen: &AtomicBool) {
+fn write(entries: &Receiver<Box<Entry>>, writer: &mut Writer, format: LogFormat, reopen: &AtomicBool) {
     let mut text = String::new();
     while let Ok(first) = entries.recv() {
         text.clear();
+        tasks::panic_if_asked("access_log");
         for entry in std::iter::once(first).chain(entries.try_iter().take(QUEUE)) {
             line(&mut text, &entry, format);
         }

@@ -27,6 +27,9 @@ const SWAP_BUCKETS: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
 /// The `result` of `swaps_total`.
 const SWAP_RESULTS: [&str; 5] = ["drained", "drain_timed_out", "not_ready", "superseded", "cancelled"];
 
+/// The `task` of `task_restarts_total`.
+const RESTARTED_TASKS: [&str; 5] = ["access_log", "acme", "certificates", "probe", "resolver"];
+
 /// The `kind` of `upstream_errors_total`: why a peer failed a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
@@ -40,10 +43,18 @@ pub enum ErrorKind {
     ResponseTimeout,
     /// It answered something that is not HTTP.
     Protocol,
+    /// This process had no descriptor, port or memory left to connect; that says nothing about the peer.
+    Local,
 }
 
-const ERROR_KINDS: [ErrorKind; 5] =
-    [ErrorKind::Connect, ErrorKind::ConnectTimeout, ErrorKind::Closed, ErrorKind::ResponseTimeout, ErrorKind::Protocol];
+const ERROR_KINDS: [ErrorKind; 6] = [
+    ErrorKind::Connect,
+    ErrorKind::ConnectTimeout,
+    ErrorKind::Closed,
+    ErrorKind::ResponseTimeout,
+    ErrorKind::Protocol,
+    ErrorKind::Local,
+];
 
 impl ErrorKind {
     /// The `kind` of `upstream_errors_total`.
@@ -54,6 +65,7 @@ impl ErrorKind {
             Self::Closed => "closed",
             Self::ResponseTimeout => "response_timeout",
             Self::Protocol => "protocol",
+            Self::Local => "local",
         }
     }
 }
@@ -125,6 +137,8 @@ pub struct Metrics {
     pub certificates: CertificateMetrics,
     /// Connections from clients, open now.
     pub downstream_connections: IntGauge,
+    /// Tasks that panicked and were started again, by task.
+    pub task_restarts: IntCounterVec,
     /// Requests that no service takes.
     pub unrouted: RequestCounter,
 }
@@ -169,6 +183,8 @@ pub struct PeerMetrics {
     pub probes_passed: IntCounter,
     /// Probes that failed.
     pub probes_failed: IntCounter,
+    /// Probes that this process could not send, for want of a descriptor, a port or memory.
+    pub probes_local: IntCounter,
     /// How long probes took.
     pub probe_duration: Histogram,
     errors: [IntCounter; ERROR_KINDS.len()],
@@ -251,6 +267,12 @@ impl Metrics {
             "When the configuration was last read without a problem.",
         ))?;
         b.0.register(Box::new(reload_last_success.clone()))?;
+        let task_restarts =
+            b.counters("task_restarts_total", "Tasks that ended by a fault and were started again, by task.", &["task"])?;
+        // From 0 on, so that the first one is an increase.
+        for task in RESTARTED_TASKS {
+            task_restarts.with_label_values(&[task]);
+        }
         let build_info = b.gauges("build_info", "Always 1; the version is the label.", &["version"])?;
         build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         b.0.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
@@ -338,6 +360,7 @@ impl Metrics {
                 )?,
             },
             downstream_connections: b.gauge("downstream_connections", "Connections from clients, open now.")?,
+            task_restarts,
             registry: b.0,
         })
     }
@@ -372,6 +395,7 @@ impl Metrics {
             requests: RequestCounter::new(&self.requests, [service, pool, peer]),
             probes_passed: self.probes.with_label_values(&[service, pool, peer, "pass"]),
             probes_failed: self.probes.with_label_values(&[service, pool, peer, "fail"]),
+            probes_local: self.probes.with_label_values(&[service, pool, peer, "local"]),
             probe_duration: self.probe_duration.with_label_values(labels),
             errors: ERROR_KINDS.map(|kind| self.upstream_errors.with_label_values(&[service, pool, peer, kind.label()])),
             broken: BROKEN_BY.map(|by| self.broken_responses.with_label_values(&[service, pool, peer, by.label()])),
@@ -393,7 +417,7 @@ impl Metrics {
         for by in BROKEN_BY.map(BrokenBy::label) {
             drop(self.broken_responses.remove_label_values(&[service, pool, peer, by]));
         }
-        for result in ["pass", "fail"] {
+        for result in ["pass", "fail", "local"] {
             drop(self.probes.remove_label_values(&[service, pool, peer, result]));
         }
         let labels = &[service, pool, peer];

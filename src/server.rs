@@ -1,17 +1,14 @@
-//! The composition root: the only place that knows everybody.
+//! The composition root: the only module that knows all others.
 //!
-//! Binds first, so that a busy port ends the process at once; starts the controller, the watcher, the admin face and the proxy,
-//! each on threads of its own kind; says ready once it has connected to its own listeners; stops in order.
+//! Binds first, so that a busy port ends the process at once; starts the controller, the watcher, the admin API and the proxy,
+//! each on threads of its own kind; reports ready once it has connected to its own listeners; stops in order.
 
 use std::{
     collections::HashSet,
     fmt, io,
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, atomic::Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
@@ -34,13 +31,16 @@ use crate::{
     clients::{self, ListenerState, tls::Tls},
     config::{self, Config},
     controller::{Controller, Handles},
+    descriptors,
     metrics::Metrics,
     pool::KEEPALIVE,
     preflight,
     proxy::Proxy,
     signals::Caught,
     snapshot::Snapshot,
-    supervisor, watch as file_watch,
+    supervisor,
+    tasks::{self, Tasks},
+    watch as file_watch,
 };
 
 /// Client connections whose requests the proxy answers.
@@ -69,14 +69,39 @@ pub enum RunError {
     },
     /// Anything else the system refused.
     System(String),
+    /// A task without which the process is of no use has ended; its name.
+    TaskEnded(String),
     /// A second signal ended it, with this many connections open.
     Interrupted(usize),
+}
+
+/// Everything that is opened before anything is started.
+struct Opened {
+    listeners: Vec<BoundListener>,
+    admin: TcpListener,
+    /// With the port really taken.
+    admin_address: SocketAddr,
+    token_file: Option<Arc<Path>>,
+    access_log: Option<AccessLog>,
+    acme: Vec<Arc<Acme>>,
+    challenges: ChallengeStore,
+    /// Connections from clients that the limit of descriptors allows.
+    fit: usize,
+}
+
+/// A listener of the configuration with its socket.
+struct BoundListener {
+    config: config::Listener,
+    socket: TcpListener,
+    /// With the port really taken.
+    address: SocketAddr,
+    tls: Option<Arc<Tls>>,
 }
 
 /// Runs until a signal asks to stop and running requests have ended.
 ///
 /// # Errors
-/// [`RunError`], when it cannot start, or when a second signal ends it.
+/// [`RunError`], when it cannot start, when a second signal ends it, or when a task that it needs has ended.
 pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
     let (text, config) = config::load(path).map_err(RunError::Config)?;
     let found = preflight::look(path, &text, &config);
@@ -85,25 +110,21 @@ pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
     }
     found.warnings.iter().for_each(|warning| warn!("{warning}"));
     let metrics = Arc::new(Metrics::new().map_err(|e| RunError::System(e.to_string()))?);
-    let certificates = certificates(&config, path, &metrics)?;
-    let challenges = ChallengeStore::default();
-    let obtained = obtained(&config, path, &challenges)?;
-    let access_log = access_log(&config, path, &metrics)?;
-    let token_file = config.admin.token_file.as_ref().map(|file| Arc::from(path.parent().unwrap_or(Path::new("")).join(file)));
-    let listeners = config.listeners.clone();
-    let bound = Bound::new(&config)?;
-    let addresses: Arc<[String]> = bound.addresses.iter().map(ToString::to_string).collect();
+    let opened = Opened::new(&config, path, &metrics)?;
+    let Opened { access_log, admin_address, .. } = &opened;
+    let (access_log, addresses) = (access_log.clone(), opened.listeners.iter().map(|l| l.address).collect::<Vec<_>>());
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::empty()));
     let readiness = Arc::new(Readiness::default());
-    let workers = config.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+    let (tasks, ended) = Tasks::new(Arc::clone(&readiness.stopping));
+    let threads = config.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
 
     let control = runtime("control", 1)?;
     let (controller, Handles { commands, view, written }) = {
         let _on_control = control.enter();
         Controller::new(path.to_path_buf(), text, config, Arc::clone(&snapshot), Arc::clone(&metrics))
     };
-    control.spawn(controller.run());
-    control.spawn(file_watch::run(path.to_path_buf(), written, commands.clone()));
+    tasks.critical(control.handle(), "controller", controller.run());
+    tasks.critical(control.handle(), "watcher", file_watch::run(path.to_path_buf(), written, commands.clone()));
 
     let admin_runtime = runtime("admin", 1)?;
     let admin = Admin {
@@ -111,85 +132,129 @@ pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
         commands: commands.clone(),
         metrics: Arc::clone(&metrics),
         readiness: Arc::clone(&readiness),
-        listeners: Arc::clone(&addresses),
-        address: bound.admin_address,
-        token_file,
+        listeners: addresses.iter().map(ToString::to_string).collect(),
+        address: *admin_address,
+        token_file: opened.token_file.clone(),
     };
-    serve_admin(&admin_runtime, bound.admin, admin)?;
-    info!("admin on {}", bound.admin_address);
+    let admin_socket = opened.admin.try_clone().map_err(|e| RunError::System(e.to_string()))?;
+    tasks.critical(admin_runtime.handle(), "admin", admin::serve(admin_socket, admin));
+    info!("admin on {admin_address}");
 
+    let workers = runtime("proxy", threads)?;
+    let challenges = opened.challenges.clone();
     let proxy =
         Proxy::new(Arc::clone(&snapshot), Arc::clone(&metrics), Arc::clone(&readiness.stopping), access_log.clone(), challenges);
-    let edge = Edge::new(proxy.app(workers), snapshot, Arc::clone(&metrics), access_log.clone());
+    let edge = Edge::new(proxy.app(threads), snapshot, Arc::clone(&metrics), access_log.clone(), opened.fit);
     let (stop, stopping) = watch::channel(false);
-    let workers = runtime("proxy", workers)?;
-    for (((listener, socket), address), tls) in listeners.into_iter().zip(bound.listeners).zip(&bound.addresses).zip(certificates)
-    {
-        if let Some(tls) = &tls {
-            control.spawn(Arc::clone(tls).watch());
-        }
-        let listening = Arc::new(ListenerState::new(listener, *address, tls, &metrics));
-        workers.spawn(edge.clone().serve(socket, listening, stopping.clone()));
-    }
-    for address in &bound.addresses {
-        check_listening(*address, &edge).map_err(|cause| RunError::Bind {
-            what: "listeners".to_owned(),
-            address: *address,
-            cause,
-        })?;
+    opened.start(&tasks, &edge, &stopping, (&workers, &control), &metrics);
+    for address in addresses {
+        check_listening(address, &edge).map_err(|cause| RunError::Bind { what: "listeners".to_owned(), address, cause })?;
         info!("listening on {address}");
-    }
-    for acme in obtained {
-        control.spawn(acme.keep());
     }
     readiness.listening.store(true, Relaxed);
     supervisor::ready();
 
     let stops = signals.listen(commands, access_log);
-    let ended = control.block_on(until_stopped(stops, || view.borrow().shutdown_timeout(), &edge, &stop, &readiness.stopping));
-    // What still runs on these has nobody to serve any more.
+    let stopped = until_stopped(stops, ended, || view.borrow().shutdown_timeout(), &edge, &stop, &readiness);
+    let stopped = control.block_on(stopped);
+    // What still runs on these serves no one any more.
     [workers, admin_runtime, control].into_iter().for_each(Runtime::shutdown_background);
-    ended
+    stopped
 }
 
-/// Waits for a signal, then for running requests, then returns.
+/// Waits for a signal or for a task that must not end, then for running requests, then returns.
 async fn until_stopped(
     mut stops: mpsc::UnboundedReceiver<()>,
+    mut ended: mpsc::UnboundedReceiver<String>,
     bound: impl Fn() -> Duration,
     edge: &Edge,
     stop: &watch::Sender<bool>,
-    stopping: &AtomicBool,
+    readiness: &Readiness,
 ) -> Result<(), RunError> {
-    if stops.recv().await.is_none() {
-        return Ok(());
-    }
-    // From now on answers ask their clients to leave, and nobody new is let in.
-    stopping.store(true, Relaxed);
+    let failed = tokio::select! {
+        stop = stops.recv() => stop.is_none().then(|| "signals".to_owned()),
+        Some(task) = ended.recv() => Some(task),
+    };
+    readiness.failed.store(failed.is_some(), Relaxed);
+    // From now on answers ask their clients to leave, and no further connection is accepted.
+    readiness.stopping.store(true, Relaxed);
     supervisor::stopping();
     stop.send_replace(true);
     let bound = bound();
     info!("stopping connections={} shutdown_timeout={}", edge.connections(), humantime::format_duration(bound));
-    let ended = async {
+    let closed = async {
         if timeout(IDLE_LINGER, edge.all_closed()).await.is_err() {
             edge.close_idle();
             edge.all_closed().await;
         }
     };
     tokio::select! {
-        ended = timeout(bound, ended) => match ended {
+        closed = timeout(bound, closed) => match closed {
             Ok(()) => info!("stopped, every request has ended"),
             Err(_) => warn!("stopped after shutdown_timeout connections={}", edge.connections()),
         },
-        _ = stops.recv() => return Err(RunError::Interrupted(edge.connections())),
+        Some(()) = stops.recv() => return Err(RunError::Interrupted(edge.connections())),
     }
-    Ok(())
+    failed.map_or(Ok(()), |task| Err(RunError::TaskEnded(task)))
+}
+
+impl Opened {
+    /// Reads files before it binds, so that a wrong path ends the process at once.
+    fn new(config: &Config, path: &Path, metrics: &Metrics) -> Result<Self, RunError> {
+        let challenges = ChallengeStore::default();
+        let certificates = certificates(config, path, metrics)?;
+        let acme = acme(config, path, &challenges)?;
+        let access_log = access_log(config, path, metrics)?;
+        let token_file =
+            config.admin.token_file.as_ref().map(|file| Arc::from(path.parent().unwrap_or(Path::new("")).join(file)));
+        let fit = descriptors::raise(config);
+        let bind = |what: String, address: SocketAddr| {
+            let bound = bind(address).and_then(|socket| Ok((socket.local_addr()?, socket)));
+            bound.map_err(|cause| RunError::Bind { what, address, cause })
+        };
+        let listeners = config.listeners.iter().zip(certificates).enumerate();
+        let listeners = listeners.map(|(i, (listener, tls))| {
+            let (address, socket) = bind(format!("listeners[{i}].address"), listener.address)?;
+            Ok(BoundListener { config: listener.clone(), socket, address, tls })
+        });
+        let listeners = listeners.collect::<Result<_, _>>()?;
+        let (admin_address, admin) = bind("admin.address".to_owned(), config.admin.address)?;
+        Ok(Self { listeners, admin, admin_address, token_file, access_log, acme, challenges, fit })
+    }
+
+    /// Accepts connections, and keeps certificates current.
+    fn start(
+        self,
+        tasks: &Tasks,
+        edge: &Edge,
+        stopping: &watch::Receiver<bool>,
+        (workers, control): (&Runtime, &Runtime),
+        metrics: &Arc<Metrics>,
+    ) {
+        for BoundListener { config, socket, address, tls } in self.listeners {
+            if let Some(tls) = &tls {
+                let (tls, metrics) = (Arc::clone(tls), Arc::clone(metrics));
+                let watch = async move {
+                    tasks::restarted("certificates", &metrics.task_restarts, || Arc::clone(&tls).watch()).await;
+                };
+                control.spawn(watch);
+            }
+            let name = format!("listener {address}");
+            let listening = Arc::new(ListenerState::new(config, address, tls, metrics));
+            tasks.critical(workers.handle(), name, edge.clone().serve(socket, listening, stopping.clone()));
+        }
+        for acme in self.acme {
+            let metrics = Arc::clone(metrics);
+            control.spawn(async move { tasks::restarted("acme", &metrics.task_restarts, || acme.keep()).await });
+        }
+    }
 }
 
 fn access_log(config: &Config, path: &Path, metrics: &Metrics) -> Result<Option<AccessLog>, RunError> {
     let Some(config::AccessLog { format, file }) = &config.access_log else { return Ok(None) };
     let file = file.as_ref().map(|file| path.parent().unwrap_or(Path::new("")).join(file));
     let shown = file.as_ref().map_or("standard output".to_owned(), |file| file.display().to_string());
-    let log = AccessLog::start(*format, file, metrics.access_log_dropped.clone());
+    let log = AccessLog::start(*format, file, metrics.access_log_dropped.clone(), metrics.task_restarts.clone());
     log.map(Some).map_err(|e| RunError::System(format!("access_log.file: {shown} cannot be written: {e}")))
 }
 
@@ -204,8 +269,8 @@ fn certificates(config: &Config, path: &Path, metrics: &Metrics) -> Result<Vec<O
     config.listeners.iter().enumerate().map(read).collect()
 }
 
-/// The certificates that an authority gives; nobody is asked yet.
-fn obtained(config: &Config, path: &Path, challenges: &ChallengeStore) -> Result<Vec<Acme>, RunError> {
+/// The certificates that come from an authority; no request is sent yet.
+fn acme(config: &Config, path: &Path, challenges: &ChallengeStore) -> Result<Vec<Arc<Acme>>, RunError> {
     let folder = path.parent().unwrap_or(Path::new(""));
     let asking = config.listeners.iter().enumerate().filter_map(|(i, listener)| Some((i, listener.tls.as_ref()?.acme.as_ref()?)));
     // Listeners with the same certificate share its file: one of them orders it.
@@ -213,37 +278,9 @@ fn obtained(config: &Config, path: &Path, challenges: &ChallengeStore) -> Result
     let asking = asking.filter(|(_, acme)| files.insert(Store::new(acme, folder).certificate()));
     let make = |(i, acme): (usize, &config::Acme)| {
         let acme = Acme::new(acme.clone(), folder, challenges.clone());
-        acme.map_err(|why| RunError::System(format!("listeners[{i}].tls.acme.{why}")))
+        acme.map(Arc::new).map_err(|why| RunError::System(format!("listeners[{i}].tls.acme.{why}")))
     };
     asking.map(make).collect()
-}
-
-/// Every socket of the process, bound before anything else happens.
-struct Bound {
-    listeners: Vec<TcpListener>,
-    /// With the ports really taken.
-    addresses: Vec<SocketAddr>,
-    admin: TcpListener,
-    admin_address: SocketAddr,
-}
-
-impl Bound {
-    fn new(config: &Config) -> Result<Self, RunError> {
-        let listen = |what: String, address: SocketAddr| {
-            bind(address).and_then(|listener| Ok((listener.local_addr()?, listener))).map_err(|cause| RunError::Bind {
-                what,
-                address,
-                cause,
-            })
-        };
-        let listeners = config.listeners.iter().enumerate();
-        let listeners = listeners
-            .map(|(i, listener)| listen(format!("listeners[{i}].address"), listener.address))
-            .collect::<Result<Vec<_>, _>>()?;
-        let (admin_address, admin) = listen("admin.address".to_owned(), config.admin.address)?;
-        let (addresses, listeners) = listeners.into_iter().unzip();
-        Ok(Self { listeners, addresses, admin, admin_address })
-    }
 }
 
 /// Binds with SO_REUSEADDR, so that a restart does not have to wait for the last life's connections to be forgotten. Accepted
@@ -271,21 +308,10 @@ fn check_listening(mut address: SocketAddr, edge: &Edge) -> io::Result<()> {
     let _connection = TcpStream::connect_timeout(&address, SELF_CHECK)?;
     while edge.connections() == 0 {
         if Instant::now() >= deadline {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "nobody accepts connections"));
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "connections are not accepted"));
         }
         thread::sleep(Duration::from_millis(1));
     }
-    Ok(())
-}
-
-fn serve_admin(runtime: &Runtime, listener: TcpListener, admin: Admin) -> Result<(), RunError> {
-    let _context = runtime.enter();
-    let listener = tokio::net::TcpListener::from_std(listener).map_err(|e| RunError::System(e.to_string()))?;
-    runtime.spawn(async move {
-        if let Err(e) = axum::serve(listener, admin::router(admin).into_make_service_with_connect_info::<SocketAddr>()).await {
-            log::error!("the admin face has ended error={e}");
-        }
-    });
     Ok(())
 }
 
@@ -303,7 +329,7 @@ impl fmt::Display for RunError {
         match self {
             Self::Config(e) => e.fmt(f),
             Self::Bind { what, address, cause } if cause.kind() == io::ErrorKind::AddrInUse => {
-                write!(f, "cannot start: {what}: {address} is in use; stop whoever listens there, or choose another address")
+                write!(f, "cannot start: {what}: {address} is in use; stop what listens there, or choose another address")
             }
             Self::Bind { what, address, cause } if cause.kind() == io::ErrorKind::PermissionDenied && address.port() < 1024 => {
                 write!(
@@ -315,6 +341,7 @@ impl fmt::Display for RunError {
             }
             Self::Bind { what, address, cause } => write!(f, "cannot start: {what}: cannot listen on {address}: {cause}"),
             Self::System(message) => write!(f, "cannot start: {message}"),
+            Self::TaskEnded(task) => write!(f, "stopped because {task} has ended; the log says why"),
             Self::Interrupted(open) => write!(f, "stopped at once by a second signal, with {open} connections open"),
         }
     }

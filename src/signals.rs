@@ -42,7 +42,9 @@ impl Caught {
                         let (reply, read) = oneshot::channel();
                         let reload = Command::Reload { trigger: Trigger::Signal, reply: Some(reply) };
                         if commands.blocking_send(reload).is_err() || read.blocking_recv().is_err() {
-                            return;
+                            // The process is stopping; signals that ask to stop are still listened to.
+                            warn!("SIGHUP is ignored: the controller has ended");
+                            continue;
                         }
                         supervisor::ready();
                     }

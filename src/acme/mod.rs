@@ -78,8 +78,8 @@ impl Acme {
         Ok(Self { config, store, challenges, http: Http(agent.build().into()) })
     }
 
-    /// Orders the certificate when it is due, and keeps it renewed; returns never.
-    pub async fn keep(self) {
+    /// Orders the certificate when it is due, and keeps it renewed; never returns.
+    pub async fn keep(&self) {
         let mut retry = FIRST_RETRY;
         loop {
             let wait = if self.due().is_none() {

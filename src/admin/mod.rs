@@ -4,7 +4,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | `GET /livez` | 200 while the process lives |
+//! | `GET /livez` | 200 while the process lives, 503 once a task has ended that it cannot do without |
 //! | `GET /readyz` | 200 once it serves; 503 with the reason before that and while it stops |
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /v1/status` | [`Status`](crate::status::Status) |
@@ -16,6 +16,7 @@
 pub mod client;
 mod commands;
 mod guard;
+mod serve;
 
 pub use guard::{read_token, token};
 
@@ -67,12 +68,22 @@ pub struct Admin {
 pub struct Readiness {
     /// Set once every listener was connected to.
     pub listening: AtomicBool,
-    /// Set when the process has been asked to stop.
+    /// Set when the process has been asked to stop, or stops because a task has ended.
     pub stopping: Arc<AtomicBool>,
+    /// Set when the process stops because a task has ended.
+    pub failed: AtomicBool,
+}
+
+/// Answers requests for ever, on a socket that is bound.
+pub async fn serve(socket: std::net::TcpListener, admin: Admin) {
+    match tokio::net::TcpListener::from_std(socket) {
+        Ok(socket) => serve::serve(socket, router(admin)).await,
+        Err(e) => log::error!("cannot serve the admin API error={e}"),
+    }
 }
 
 /// Every route.
-pub fn router(admin: Admin) -> Router {
+fn router(admin: Admin) -> Router {
     let guarded = Router::new()
         .route("/v1/reload", post(commands::reload))
         .route("/v1/services/{service}/promote", post(commands::promote))
@@ -82,7 +93,7 @@ pub fn router(admin: Admin) -> Router {
         .route_layer(middleware::from_fn_with_state(admin.clone(), guard::no_page))
         .route_layer(middleware::from_fn_with_state(admin.token_file.clone(), guard::only_with_token));
     Router::new()
-        .route("/livez", get(|| async { "alive\n" }))
+        .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .merge(guarded)
@@ -95,6 +106,13 @@ pub fn router(admin: Admin) -> Router {
             )
         })
         .with_state(admin)
+}
+
+async fn livez(State(admin): State<Admin>) -> Response {
+    if admin.readiness.failed.load(Relaxed) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "a task has ended, the process stops\n").into_response();
+    }
+    "alive\n".into_response()
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {

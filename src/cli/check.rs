@@ -8,7 +8,7 @@ use super::{ConfigArg, Failure, out};
 use crate::{
     admin::client::{CallError, Client},
     config::{self, Config, LoadError},
-    preflight,
+    descriptors, preflight,
 };
 
 const EXAMPLES: &str = "Examples:
@@ -41,7 +41,12 @@ pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
         let (prefix, active, pools) = (&service.path_prefix, &service.active, pools.join(", "));
         out::line(format_args!("  {name}: {hosts}, path {prefix}, active {active} of {pools}"))?;
     }
-    Ok(())
+    let connections = config.connections();
+    out::line(format_args!(
+        "  needs up to {} file descriptors and {} MiB for {connections} connections; an HTTP/2 connection takes up to 4 MiB",
+        descriptors::needed(connections),
+        config.memory_mib()
+    ))
 }
 
 /// Whether a switchover answers at the admin address; one that asks for a token is one as well.

@@ -22,7 +22,7 @@
 
 use std::{
     any::Any,
-    cell::Cell,
+    cell::{Cell, RefCell},
     future::{Future, poll_fn},
     net::{IpAddr, SocketAddr},
     os::fd::RawFd,
@@ -38,10 +38,11 @@ use nix::sys::socket::{Shutdown, shutdown};
 use pingora::protocols::SocketDigest;
 use tokio::{
     sync::mpsc,
+    task::unconstrained,
     time::{Sleep, sleep_until},
 };
 
-use super::{pace::Pace, reject::Rejection};
+use super::{backpressure::Stall, pace::Pace, reject::Rejection};
 use crate::config::Limits;
 
 tokio::task_local! {
@@ -75,6 +76,8 @@ struct Connection {
     quiet_body: Cell<bool>,
     reading: Pace,
     writing: Pace,
+    /// The wait for the client to take the response.
+    stall: RefCell<Option<Arc<Stall>>>,
 }
 
 /// What a client is waited for.
@@ -123,6 +126,7 @@ pub(crate) async fn watched<F: Future>(ends: Arc<ClientInfo>, connection: F) -> 
         quiet_body: Cell::default(),
         reading: Pace::new(stall_timeout),
         writing: Pace::new(stall_timeout),
+        stall: RefCell::default(),
     };
     CONNECTION
         .scope(Box::new(state), async move {
@@ -315,6 +319,35 @@ impl ClientInfo {
     }
 }
 
+/// Whatever is left of the poll's budget, which [`super::backpressure`] spends: a timer without budget is not set.
+fn poll_timer(timer: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
+    pin!(unconstrained(timer)).poll(cx)
+}
+
+/// Notes that the response waits for the client, or does not any more.
+pub(super) fn set_stall(stall: Option<Arc<Stall>>) {
+    with(|connection| {
+        let mut current = connection.stall.borrow_mut();
+        if current.is_some() || stall.is_some() {
+            *current = stall;
+        }
+    });
+}
+
+/// Whether the response waits for the client.
+pub(super) fn is_waiting_for_client() -> bool {
+    CONNECTION.try_with(|connection| connection.stall.borrow().is_some()).unwrap_or(false)
+}
+
+/// Whether there is nothing to do before the client takes more: it has taken nothing, and its time is not up.
+pub(super) fn is_stalled() -> bool {
+    let is_stalled = |connection: &Connection| {
+        let waits = connection.stall.borrow().as_ref().is_some_and(|stall| !stall.is_over());
+        waits && connection.expired.get().is_none() && !connection.late.get() && connection.refused.get().is_none()
+    };
+    CONNECTION.try_with(|connection| is_stalled(connection)).unwrap_or(false)
+}
+
 /// Outside [`watched`] there is nothing to bound.
 fn with(set: impl FnOnce(&Connection)) {
     CONNECTION.try_with(|connection| set(connection)).unwrap_or_default();
@@ -354,12 +387,12 @@ impl Connection {
             }
             // A timer that was polled wakes this connection's task, which is the same all its life: until it has fired there
             // is no need to poll it again.
-            if !unset && !timer.is_elapsed() || timer.as_mut().poll(cx).is_pending() {
+            if !unset && !timer.is_elapsed() || poll_timer(timer.as_mut(), cx).is_pending() {
                 return Poll::Pending;
             }
             if timer.deadline() < deadline {
                 timer.as_mut().reset(deadline);
-                if timer.as_mut().poll(cx).is_pending() {
+                if poll_timer(timer.as_mut(), cx).is_pending() {
                     return Poll::Pending;
                 }
             }

@@ -6,11 +6,13 @@
 //! Pingora's own server is not used: it binds late, retries a busy port for thirty seconds in a process that looks alive, and
 //! sleeps through every shutdown; its listening service has no connection limits and no PROXY protocol on a plain port.
 
+mod backpressure;
 mod closing;
 pub(crate) mod connection;
 mod head;
 mod http1;
 mod http2;
+mod listener;
 #[cfg(test)]
 #[path = "../../fuzz/mutated.rs"]
 mod mutated;
@@ -25,43 +27,41 @@ mod socket;
 pub mod tls;
 
 use std::{
-    collections::HashMap,
     io,
     net::{IpAddr, SocketAddr},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
-use parking_lot::Mutex;
 use pingora::{apps::HttpServerApp, protocols::http::ServerSession, server::ShutdownWatch};
-use prometheus::IntGauge;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Notify,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
 
+pub use self::listener::ListenerState;
 use self::{
     closing::Closing,
     connection::ClientInfo,
     http1::{ClientStream, End, Http2Start, Next},
+    listener::{ConnectionGuard, Connections},
     reject::Rejection,
     socket::Socket,
-    tls::Tls,
 };
 use crate::{
     access_log::{AccessLog, Entry},
-    config::{self, Limits},
     metrics::Metrics,
     snapshot::SnapshotCell,
 };
 
 /// When the system has no descriptor left, trying again at once would only burn the processor.
 const NO_DESCRIPTOR: Duration = Duration::from_millis(50);
+/// Rejected connections at a time that are answered and may linger until the answer is read; further ones are closed at once.
+const REJECTED: usize = 64;
+/// Between two lines of the log that say the same.
+const LOG_PAUSE: Duration = Duration::from_secs(10);
 
 /// Connections from clients, and the application that answers their requests. Clones share everything.
 pub struct Edge<A>(Arc<Inner<A>>);
@@ -72,32 +72,10 @@ struct Inner<A> {
     metrics: Arc<Metrics>,
     access_log: Option<AccessLog>,
     connections: Arc<Connections>,
+    /// One permit for each connection that the limit of descriptors allows.
+    descriptors: Arc<Semaphore>,
+    rejected: Semaphore,
     closing: Closing,
-}
-
-/// One address that clients connect to.
-pub struct ListenerState {
-    label: Arc<str>,
-    local_port: u16,
-    config: config::Listener,
-    limits: Arc<Limits>,
-    tls: Option<Arc<Tls>>,
-    open: AtomicUsize,
-    per_client: Mutex<HashMap<IpAddr, usize>>,
-}
-
-struct Connections {
-    open: AtomicUsize,
-    gauge: IntGauge,
-    all_closed: Notify,
-}
-
-/// One open connection, counted until it is dropped.
-struct ConnectionGuard {
-    all: Arc<Connections>,
-    listening: Arc<ListenerState>,
-    /// Counted by this address as well, where that is limited.
-    client: Option<IpAddr>,
 }
 
 impl<A> Clone for Edge<A> {
@@ -107,39 +85,46 @@ impl<A> Clone for Edge<A> {
 }
 
 impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
-    /// Gives each request to `app`; `snapshot` has the proxies whose PROXY protocol header is trusted.
-    pub fn new(app: Arc<A>, snapshot: Arc<SnapshotCell>, metrics: Arc<Metrics>, access_log: Option<AccessLog>) -> Self {
-        let gauge = metrics.downstream_connections.clone();
-        let connections = Connections { open: AtomicUsize::new(0), gauge, all_closed: Notify::new() };
+    /// Gives each request to `app`; `snapshot` has the proxies whose PROXY protocol header is trusted; no more than `descriptors`
+    /// connections are open at a time, rejected and lingering ones included.
+    pub fn new(
+        app: Arc<A>,
+        snapshot: Arc<SnapshotCell>,
+        metrics: Arc<Metrics>,
+        access_log: Option<AccessLog>,
+        descriptors: usize,
+    ) -> Self {
+        let connections = Connections::new(metrics.downstream_connections.clone());
         Self(Arc::new(Inner {
             app,
             snapshot,
             metrics,
             access_log,
             connections: Arc::new(connections),
+            descriptors: Arc::new(Semaphore::new(descriptors.min(Semaphore::MAX_PERMITS))),
+            rejected: Semaphore::new(REJECTED),
             closing: Closing::default(),
         }))
     }
 
     /// Connections open now.
     pub fn connections(&self) -> usize {
-        self.0.connections.open.load(SeqCst)
+        self.0.connections.open()
     }
 
     /// Returns when no connection is open.
     pub async fn all_closed(&self) {
-        loop {
-            let closed = self.0.connections.all_closed.notified();
-            if self.connections() == 0 {
-                return;
-            }
-            closed.await;
-        }
+        self.0.connections.all_closed().await;
     }
 
     /// Closes connections that carry no request, now and as soon as they carry none.
     pub fn close_idle(&self) {
         self.0.closing.close();
+    }
+
+    /// Returns once connections that carry no request are asked to close.
+    async fn idle_closed(&self) {
+        self.0.closing.closed().await;
     }
 
     /// Accepts connections until `stopping` says so; then the socket is closed, and connections end by themselves.
@@ -148,20 +133,36 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
             Ok(socket) => socket,
             Err(e) => return log::error!("cannot listen listener={} error={e}", listening.label),
         };
+        let mut full = LogPause::default();
+        let mut failed = LogPause::default();
         loop {
+            let accept = async {
+                let descriptor = match Arc::clone(&self.0.descriptors).try_acquire_owned() {
+                    Ok(descriptor) => descriptor,
+                    Err(_) => {
+                        if full.is_over() {
+                            log::warn!("no descriptor is left for a client, the next one waits listener={}", listening.label);
+                        }
+                        Arc::clone(&self.0.descriptors).acquire_owned().await.map_err(io::Error::other)?
+                    }
+                };
+                io::Result::Ok((socket.accept().await?, descriptor))
+            };
             let accepted = tokio::select! {
-                accepted = socket.accept() => accepted,
+                accepted = accept => accepted,
                 _ = stopping.changed() => return,
             };
             match accepted {
-                Ok((stream, client)) => {
+                Ok(((stream, client), descriptor)) => {
                     let (edge, listening, stopping) = (self.clone(), Arc::clone(&listening), stopping.clone());
-                    tokio::spawn(edge.connection(stream, client, listening, stopping));
+                    tokio::spawn(edge.connection(stream, descriptor, client, listening, stopping));
                 }
                 // A client that did not wait until it was accepted.
                 Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(e) => {
-                    log::warn!("cannot accept a connection listener={} error={e}", listening.label);
+                    if failed.is_over() {
+                        log::warn!("cannot accept a connection listener={} error={e}", listening.label);
+                    }
                     tokio::time::sleep(NO_DESCRIPTOR).await;
                 }
             }
@@ -169,41 +170,33 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
     }
 
     /// One connection, from its first byte to its end.
-    async fn connection(self, mut stream: TcpStream, client: SocketAddr, listening: Arc<ListenerState>, stopping: ShutdownWatch) {
-        let began = Instant::now();
-        let limits = &listening.limits;
+    async fn connection(
+        self,
+        stream: TcpStream,
+        descriptor: OwnedSemaphorePermit,
+        client: SocketAddr,
+        listening: Arc<ListenerState>,
+        stopping: ShutdownWatch,
+    ) {
+        let until = Instant::now() + listening.limits.header_timeout;
         // Answers are written whole; waiting for more would only make them late.
         if let Err(e) = stream.set_nodelay(true) {
             log::debug!("cannot set TCP_NODELAY error={e}");
         }
         let mut open = match ConnectionGuard::new(&self.0.connections, &listening) {
             Ok(open) => open,
-            Err(rejection) => {
-                return self.refuse(ClientStream::new(Socket::Plain(stream)), rejection, client.ip(), &listening).await;
-            }
+            Err(rejection) => return self.refuse_socket(stream, descriptor, rejection, client, &listening).await,
         };
-        let trusted = listening.config.proxy_protocol && {
-            let ip = client.ip().to_canonical();
-            self.0.snapshot.load().trusted_proxies.iter().any(|network| network.contains(&ip))
-        };
-        let mut client = client;
-        if trusted {
-            match timeout(limits.header_timeout, proxy_protocol::read(&mut stream)).await {
-                Ok(Ok(named)) => client = named.unwrap_or(client),
-                Ok(Err(None)) => return,
-                Ok(Err(Some(rejection))) => return self.reject(rejection, client.ip(), &listening),
-                Err(_) => return self.reject(Rejection::ProxyProtocol, client.ip(), &listening),
-            }
-        }
+        let Some((stream, client)) = self.named(stream, client, until, &listening).await else { return };
         if let Err(rejection) = open.count(client.ip().to_canonical()) {
-            return self.refuse(ClientStream::new(Socket::Plain(stream)), rejection, client.ip(), &listening).await;
+            return self.refuse_socket(stream, descriptor, rejection, client, &listening).await;
         }
         let socket = match &listening.tls {
-            None => Socket::Plain(stream),
+            None => Socket::plain(stream, descriptor),
             Some(tls) => {
-                let left = limits.header_timeout.saturating_sub(began.elapsed());
+                let left = until.saturating_duration_since(Instant::now());
                 match timeout(left, TlsAcceptor::from(tls.settings()).accept(stream)).await {
-                    Ok(Ok(stream)) => Socket::Tls(Box::new(stream)),
+                    Ok(Ok(stream)) => Socket::tls(stream, descriptor),
                     _ => return self.reject(Rejection::Handshake, client.ip(), &listening),
                 }
             }
@@ -212,10 +205,10 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
             tls: socket.tls_version(),
             listener: Arc::clone(&listening.label),
             redirect_to_https: listening.config.redirect_to_https,
-            ..ClientInfo::new(client, listening.local_port, Arc::clone(limits))
+            ..ClientInfo::new(client, listening.local_port, Arc::clone(&listening.limits))
         });
         let requests = async {
-            connection::await_header(Some(began + limits.header_timeout));
+            connection::await_header(Some(until));
             self.requests(ClientStream::new(socket), &listening, &ends, &stopping).await;
             if let Some(rejection) = connection::refused() {
                 self.count(rejection, &listening);
@@ -223,6 +216,31 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
         };
         connection::watched(Arc::clone(&ends), requests).await;
         drop(open);
+    }
+
+    /// The client that a trusted proxy names in a PROXY protocol header; nothing if the connection ends here.
+    async fn named(
+        &self,
+        mut stream: TcpStream,
+        client: SocketAddr,
+        until: Instant,
+        listening: &ListenerState,
+    ) -> Option<(TcpStream, SocketAddr)> {
+        let is_trusted = listening.config.proxy_protocol && {
+            let ip = client.ip().to_canonical();
+            self.0.snapshot.load().trusted_proxies.iter().any(|network| network.contains(&ip))
+        };
+        if !is_trusted {
+            return Some((stream, client));
+        }
+        let rejection = match tokio::time::timeout_at(until.into(), proxy_protocol::read(&mut stream)).await {
+            Ok(Ok(named)) => return Some((stream, named.unwrap_or(client))),
+            Ok(Err(None)) => return None,
+            Ok(Err(Some(rejection))) => rejection,
+            Err(_) => Rejection::ProxyProtocol,
+        };
+        self.reject(rejection, client.ip(), listening);
+        None
     }
 
     async fn requests(
@@ -244,6 +262,9 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
         loop {
             match wire.next(limits, may_be_h2, &self.0.closing).await {
                 Ok(Next::H2) => return http2::serve(self, wire, listening, ends, stopping).await,
+                Ok(Next::Request) if listening.has_too_many_unread() => {
+                    return self.refuse(*wire, Rejection::UnreadResponses, ends.client, listening).await;
+                }
                 Ok(Next::Request) => {}
                 Err(End::Closed) => return,
                 Err(End::Refused(rejection)) => return self.refuse(*wire, rejection, ends.client, listening).await,
@@ -256,7 +277,8 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
             }
             // The time is not used: the next header is waited for here.
             session.set_keepalive(Some(60));
-            let Some(reused) = self.0.app.process_new_http(session, stopping).await else { return };
+            let request = self.0.app.process_new_http(session, stopping);
+            let Some(reused) = backpressure::bounded(request, &listening.stalled, None).await else { return };
             let (stream, _) = reused.consume();
             let Ok(back) = stream.into_any().downcast::<ClientStream>() else { return };
             wire = back;
@@ -271,11 +293,25 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
         &self.0.app
     }
 
-    /// Counts what was refused, and answers it. A client that expects TLS and has not made its handshake gets no answer: it would
-    /// take one without TLS for a broken server, and a handshake costs more than a full listener can spare.
+    /// Refuses a connection of which nothing was read.
+    async fn refuse_socket(
+        &self,
+        stream: TcpStream,
+        descriptor: OwnedSemaphorePermit,
+        rejection: Rejection,
+        client: SocketAddr,
+        listening: &ListenerState,
+    ) {
+        self.refuse(ClientStream::new(Socket::plain(stream, descriptor)), rejection, client.ip(), listening).await;
+    }
+
+    /// Counts what was refused, and answers it, unless too many are being answered. A client that expects TLS and has not made its
+    /// handshake gets no answer: it would take one without TLS for a broken server, and a handshake costs more than a full listener
+    /// can spare.
     async fn refuse(&self, wire: ClientStream, rejection: Rejection, client: IpAddr, listening: &ListenerState) {
         self.reject(rejection, client, listening);
-        if listening.tls.is_none() || wire.socket().is_some_and(|socket| socket.tls_version().is_some()) {
+        let is_readable = listening.tls.is_none() || wire.socket().is_some_and(|socket| socket.tls_version().is_some());
+        if is_readable && let Ok(_place) = self.0.rejected.try_acquire() {
             wire.refuse(rejection).await;
         }
     }
@@ -308,56 +344,17 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
     }
 }
 
-impl ListenerState {
-    /// `address` is the one really taken, `tls` what the configuration asks for.
-    pub fn new(config: config::Listener, address: SocketAddr, tls: Option<Arc<Tls>>, metrics: &Metrics) -> Self {
-        let label: Arc<str> = Arc::from(config.address.to_string());
-        // From 0 on, so that the first one is an increase.
-        for rejection in Rejection::ALL {
-            metrics.rejected.with_label_values(&[&*label, rejection.reason()]);
-        }
-        let (open, per_client) = (AtomicUsize::new(0), Mutex::default());
-        let limits = Arc::new(config.limits.clone());
-        Self { label, local_port: address.port(), config, limits, tls, open, per_client }
-    }
-}
+/// Keeps the log readable while one thing goes wrong many times a second.
+#[derive(Default)]
+struct LogPause(Option<Instant>);
 
-impl ConnectionGuard {
-    fn new(all: &Arc<Connections>, listening: &Arc<ListenerState>) -> Result<Self, Rejection> {
-        all.open.fetch_add(1, SeqCst);
-        all.gauge.inc();
-        let open = Self { all: Arc::clone(all), listening: Arc::clone(listening), client: None };
-        // Counted first, so that two at once cannot both be the last.
-        let others = listening.open.fetch_add(1, SeqCst);
-        if others < listening.limits.connections { Ok(open) } else { Err(Rejection::Connections) }
-    }
-
-    /// Counts it as one of this client's.
-    fn count(&mut self, client: IpAddr) -> Result<(), Rejection> {
-        let Some(most) = self.listening.limits.connections_per_client else { return Ok(()) };
-        self.client = Some(client);
-        let mut per_client = self.listening.per_client.lock();
-        let open = per_client.entry(client).or_default();
-        *open += 1;
-        if *open <= most { Ok(()) } else { Err(Rejection::ConnectionsPerClient) }
-    }
-}
-
-impl Drop for ConnectionGuard {
-    fn drop(&mut self) {
-        if let Some(client) = self.client {
-            let mut per_client = self.listening.per_client.lock();
-            if let Some(open) = per_client.get_mut(&client) {
-                *open -= 1;
-                if *open == 0 {
-                    per_client.remove(&client);
-                }
-            }
+impl LogPause {
+    /// Whether to log now; then a pause begins.
+    fn is_over(&mut self) -> bool {
+        let is_over = self.0.is_none_or(|since| since.elapsed() >= LOG_PAUSE);
+        if is_over {
+            self.0 = Some(Instant::now());
         }
-        self.listening.open.fetch_sub(1, SeqCst);
-        self.all.gauge.dec();
-        if self.all.open.fetch_sub(1, SeqCst) == 1 {
-            self.all.all_closed.notify_waiters();
-        }
+        is_over
     }
 }

@@ -37,6 +37,8 @@ pub(crate) enum Rejection {
     Connections,
     /// All connections that this client may have are there.
     ConnectionsPerClient,
+    /// All responses that may wait for their clients at a time are there.
+    UnreadResponses,
     /// The PROXY protocol header of a trusted proxy is missing or wrong.
     ProxyProtocol,
     /// The TLS handshake failed, or did not end in time.
@@ -45,7 +47,7 @@ pub(crate) enum Rejection {
 
 impl Rejection {
     /// Every one, for the series that are counted from 0 on.
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::BadRequest(""),
         Self::RequestLine,
         Self::HeaderBytes,
@@ -61,6 +63,7 @@ impl Rejection {
         Self::Expectation,
         Self::Connections,
         Self::ConnectionsPerClient,
+        Self::UnreadResponses,
         Self::ProxyProtocol,
         Self::Handshake,
     ];
@@ -83,6 +86,7 @@ impl Rejection {
             Self::Expectation => "expectation",
             Self::Connections => "connections",
             Self::ConnectionsPerClient => "connections_per_client",
+            Self::UnreadResponses => "unread_responses",
             Self::ProxyProtocol => "proxy_protocol",
             Self::Handshake => "tls_handshake",
         }
@@ -98,7 +102,7 @@ impl Rejection {
             Self::BodyBytes => 413,
             Self::Method => 405,
             Self::Expectation => 417,
-            Self::Connections => 503,
+            Self::Connections | Self::UnreadResponses => 503,
             Self::ConnectionsPerClient => 429,
             Self::Idle | Self::SlowReader | Self::Streams | Self::Flood | Self::ProxyProtocol | Self::Handshake => 0,
         }
@@ -118,6 +122,7 @@ impl Rejection {
             Self::Expectation => "417 this expectation cannot be met\n",
             Self::Connections => "503 too many connections, try again in a moment\n",
             Self::ConnectionsPerClient => "429 too many connections of one client\n",
+            Self::UnreadResponses => "503 too many responses wait to be read, try again in a moment\n",
             Self::Idle | Self::SlowReader | Self::Streams | Self::Flood | Self::ProxyProtocol | Self::Handshake => "",
         }
     }
@@ -127,9 +132,10 @@ impl Rejection {
         let (status, body) = (self.status(), self.body());
         let reason = http::StatusCode::from_u16(status).ok()?.canonical_reason().unwrap_or_default();
         let length = body.len();
+        let retry_after = if status == 503 { "Retry-After: 1\r\n" } else { "" };
         Some(format!(
             "HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {length}\r\n\
-             Cache-Control: no-store\r\nConnection: close\r\n\r\n{body}"
+             Cache-Control: no-store\r\n{retry_after}Connection: close\r\n\r\n{body}"
         ))
     }
 }

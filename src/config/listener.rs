@@ -88,8 +88,10 @@ pub struct Limits {
     pub connections: usize,
     /// Connections at a time of one client address; none: as many as there may be at all. Default none.
     pub connections_per_client: Option<usize>,
-    /// HTTP/2 requests at a time on one connection. Default 128.
+    /// HTTP/2 requests at a time on one connection. Default 50.
     pub streams_per_connection: u32,
+    /// Responses at a time that wait for their clients to read; each holds up to 256 KiB. Default 1000.
+    pub unread_responses: usize,
     /// Whether header fields with `_` in their names are sent on. Default false: they are dropped.
     pub underscores_in_headers: bool,
 }
@@ -108,7 +110,8 @@ impl Default for Limits {
             requests_per_connection: 10_000,
             connections: 10_000,
             connections_per_client: None,
-            streams_per_connection: 128,
+            streams_per_connection: 50,
+            unread_responses: 1000,
             underscores_in_headers: false,
         }
     }
@@ -225,6 +228,7 @@ fn limits_of(r: &mut Reader, field: &Field<'_>) -> Option<Limits> {
             usual.streams_per_connection,
             value::number(1..=10_000, ""),
         ),
+        unread_responses: r.value_or(&mut map, "unread_responses", usual.unread_responses, value::number(1..=1_000_000, "")),
         underscores_in_headers: r.value_or(&mut map, "underscores_in_headers", usual.underscores_in_headers, value::boolean),
     };
     r.finish(&map);

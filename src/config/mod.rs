@@ -57,6 +57,28 @@ pub struct Config {
     pub services: BTreeMap<String, Service>,
 }
 
+/// Of the process itself, and of probes, certificates and kept connections.
+const OWN_MIB: usize = 32;
+/// A connection of HTTP/1 with a request, TLS included.
+const REQUEST_KIB: usize = 64;
+/// What a response holds on top of that while its client does not read.
+const UNREAD_KIB: usize = 192;
+
+impl Config {
+    /// Connections from clients that all listeners together allow at a time.
+    pub fn connections(&self) -> usize {
+        self.listeners.iter().map(|listener| listener.limits.connections).sum()
+    }
+
+    /// MiB that those need at most with a request on each, as many responses unread as the limits allow. HTTP/2 is not in it: each
+    /// such connection has `streams_per_connection` requests, and holds up to 4 MiB by default.
+    pub fn memory_mib(&self) -> usize {
+        let unread: usize = self.listeners.iter().map(|listener| listener.limits.unread_responses).sum();
+        let unread = unread.min(self.connections());
+        OWN_MIB + (self.connections() * REQUEST_KIB + unread * UNREAD_KIB).div_ceil(1024)
+    }
+}
+
 /// Where requests are written down.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessLog {

@@ -28,6 +28,7 @@ use crate::{
         probe::{self, Settings},
         resolve,
     },
+    tasks,
 };
 
 /// What every service needs to make and probe peers.
@@ -86,7 +87,7 @@ impl Peers {
                 let metrics = self.deps.metrics.peer(&self.service, pool, &address.to_string());
                 let peer = Arc::new(Peer::new(&self.service, pool, address.clone(), metrics, Arc::clone(&self.deps.changed)));
                 let (sender, receiver) = watch::channel(Some(settings.clone()));
-                let task = tokio::spawn(resolve_and_probe(Arc::clone(&peer), receiver, Arc::clone(&self.deps.connector)));
+                let task = tokio::spawn(resolve_and_probe(Arc::clone(&peer), receiver, Arc::clone(&self.deps)));
                 Tracked { peer, settings: sender, task }
             });
         }
@@ -215,9 +216,20 @@ pub(super) fn asks_differently(a: &config::Service, b: &config::Service) -> bool
 }
 
 /// Resolves a peer, then keeps resolving and probing it.
-async fn resolve_and_probe(peer: Arc<Peer>, settings: watch::Receiver<Option<Settings>>, connector: Arc<Connector>) {
+async fn resolve_and_probe(peer: Arc<Peer>, settings: watch::Receiver<Option<Settings>>, deps: Arc<Deps>) {
+    let restarts = &deps.metrics.task_restarts;
+    let probed = || {
+        if settings.borrow().as_ref().is_some_and(|settings| probe::is_stale(&peer, &settings.check)) {
+            peer.health.reset();
+            peer.notify();
+        }
+        probe::run(Arc::clone(&peer), settings.clone(), Arc::clone(&deps.connector))
+    };
     resolve::first(&peer).await;
-    tokio::join!(resolve::run(Arc::clone(&peer)), probe::run(peer, settings, connector));
+    tokio::join!(
+        tasks::restarted("resolver", restarts, || resolve::run(Arc::clone(&peer))),
+        tasks::restarted("probe", restarts, probed),
+    );
 }
 
 fn identities(pool: &str, config: &config::Service) -> impl Iterator<Item = Identity> {

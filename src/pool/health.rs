@@ -46,6 +46,8 @@ pub struct ProbeResult {
 pub enum Failure {
     /// Nothing listens on this address.
     Refused(SocketAddr),
+    /// The probe could not be sent, for want of something that is this process's or its host's: no verdict on the peer.
+    Local(String),
     /// Anything else, in words a person can act on.
     Other(String),
 }
@@ -63,7 +65,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused(address) => write!(f, "connection refused: nothing listens on {address}; is it started?"),
-            Self::Other(reason) => f.write_str(reason),
+            Self::Local(reason) | Self::Other(reason) => f.write_str(reason),
         }
     }
 }
@@ -104,6 +106,11 @@ impl Health {
     pub fn adopt(&self, last: ProbeResult, passes: u32) -> bool {
         *self.lock() = Record { last: Some(last), passes, failures: 0 };
         !self.set(true)
+    }
+
+    /// Takes in a probe that could not be sent for a local reason: it is shown, and says nothing about the peer.
+    pub fn not_probed(&self, result: ProbeResult) {
+        self.lock().last = Some(result);
     }
 
     /// Forgets the verdict: another server may listen at this name now.

@@ -4,6 +4,7 @@
 //! takes no lock. Who is in a pool, and who may be let in, is the controller's business.
 
 pub mod health;
+pub mod local;
 pub mod peer;
 pub mod probe;
 pub mod proof;

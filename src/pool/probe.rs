@@ -23,6 +23,7 @@ use tokio::{net::TcpStream, sync::watch, time::timeout};
 
 use super::{
     health::{Failure, ProbeResult, Thresholds},
+    local::{is_local, local_cause},
     peer::Peer,
     upstream::Upstream,
 };
@@ -79,6 +80,12 @@ pub async fn run(peer: Arc<Peer>, mut settings: watch::Receiver<Option<Settings>
     }
 }
 
+/// Whether the verdict is too old to be believed: the task that should renew it ended again and again.
+pub fn is_stale(peer: &Peer, check: &HealthCheck) -> bool {
+    let last = peer.health.record().last.and_then(|last| last.at.elapsed().ok());
+    last.is_some_and(|age| age > 3 * (check.interval + check.timeout))
+}
+
 /// One probe, counted in the metrics.
 pub(super) async fn observe(peer: &Peer, settings: &Settings, connector: &Connector) -> ProbeResult {
     let Settings { check, upstream } = settings;
@@ -88,22 +95,36 @@ pub(super) async fn observe(peer: &Peer, settings: &Settings, connector: &Connec
         Err(_) => Some(Failure::Other(format!("no answer within {}", humantime::format_duration(check.timeout)))),
     };
     // The name of a stopped container disappears before its address is known to be dead, and explains more.
-    let failure = failure.map(|failure| peer.unresolved().map_or(failure, Failure::Other));
+    let failure = failure.map(|failure| match failure {
+        Failure::Local(_) => failure,
+        _ => peer.unresolved().map_or(failure, Failure::Other),
+    });
     let took = began.elapsed();
     peer.metrics.probe_duration.observe(took.as_secs_f64());
-    if failure.is_none() {
-        peer.metrics.probes_passed.inc();
-    } else {
-        peer.metrics.probes_failed.inc();
+    match &failure {
+        None => peer.metrics.probes_passed.inc(),
+        Some(Failure::Local(reason)) => {
+            let Peer { service, pool, address, .. } = peer;
+            peer.metrics.probes_local.inc();
+            warn!("cannot probe service={service} pool={pool} peer={address} reason={reason}");
+        }
+        Some(_) => peer.metrics.probes_failed.inc(),
+    }
+    if failure.is_some() {
+        // The address may be one that this host cannot use; its name may have others.
         peer.connect_failed.notify_one();
     }
     ProbeResult { at: SystemTime::now(), took, failure }
 }
 
-/// Lets a probe count for the peer's verdict. Returns whether the verdict changed.
+/// Lets a probe count for the peer's verdict. Returns whether the verdict, or what is known of it, changed.
 pub(super) fn judge(peer: &Peer, result: ProbeResult, check: &HealthCheck) -> bool {
     let thresholds = Thresholds { ready_after: check.ready_after, not_ready_after: check.not_ready_after };
     let failure = result.failure.clone();
+    if matches!(failure, Some(Failure::Local(_))) {
+        peer.health.not_probed(result);
+        return true;
+    }
     let changed = peer.health.probed(result, thresholds);
     if changed {
         let Peer { service, pool, address, .. } = peer;
@@ -131,9 +152,10 @@ async fn probe(peer: &Peer, check: &HealthCheck, upstream: &Upstream, connector:
         address.set_port(port);
     }
     match &check.kind {
-        ProbeKind::Tcp => {
-            TcpStream::connect(address).await.map(drop).map_err(|e| connect_failure(&e.to_string(), address, e.kind()))
-        }
+        ProbeKind::Tcp => TcpStream::connect(address).await.map(drop).map_err(|e| match is_local(&e) {
+            true => local_failure(&e, address),
+            false => connect_failure(&e.to_string(), address, e.kind()),
+        }),
         ProbeKind::Http { path, host, headers, expect_status } => {
             let host = host.clone().unwrap_or_else(|| peer.address.to_string());
             let mut http_peer = HttpPeer::new(address, false, String::new());
@@ -159,11 +181,12 @@ async fn get(
     let other = |e: BError| Failure::Other(root_cause(&e));
     let address = *http_peer.address().as_inet().ok_or_else(|| Failure::Other("not an IP address".to_owned()))?;
     let connected = connector.get_http_session(http_peer).await;
-    let (mut session, _) = connected.map_err(|e| match e.etype() {
-        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => {
+    let (mut session, _) = connected.map_err(|e| match (local_cause(&e), e.etype()) {
+        (Some(cause), _) => local_failure(cause, address),
+        (None, ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError) => {
             Failure::Other(tls_failure(&e, address))
         }
-        _ => connect_failure(&root_cause(&e), address, io_kind(&e)),
+        (None, _) => connect_failure(&root_cause(&e), address, io_kind(&e)),
     })?;
     let mut request = RequestHeader::build("GET", path.as_bytes(), Some(3 + headers.len())).map_err(other)?;
     request.insert_header("Host", host).map_err(other)?;
@@ -219,6 +242,10 @@ fn expected(path: &str, expected: &[RangeInclusive<u16>], answer: &ResponseHeade
         }
         _ => said.to_owned(),
     })
+}
+
+fn local_failure(cause: &std::io::Error, address: std::net::SocketAddr) -> Failure {
+    Failure::Local(format!("this host cannot connect to {address}: {cause}; that says nothing about the peer"))
 }
 
 fn connect_failure(cause: &str, address: std::net::SocketAddr, kind: std::io::ErrorKind) -> Failure {

@@ -90,6 +90,10 @@ impl PeerProof {
 
     fn probed(&self, result: ProbeResult, address: Option<SocketAddr>) {
         let mut record = self.lock();
+        if matches!(result.failure, Some(Failure::Local(_))) {
+            record.last = Some(result);
+            return;
+        }
         // A name that leads to another address leads to another server, which has to pass by itself.
         let before = if record.address == address { record.passes } else { 0 };
         record.address = address;

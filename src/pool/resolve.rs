@@ -9,10 +9,10 @@ use std::{
     time::Duration,
 };
 
-use log::info;
+use log::{info, warn};
 use tokio::{net::lookup_host, time::timeout};
 
-use super::peer::Peer;
+use super::{local::is_local, peer::Peer};
 
 /// How old an address may be.
 const REFRESH: Duration = Duration::from_secs(5);
@@ -57,6 +57,11 @@ async fn resolve(peer: &Peer, failed: bool) -> bool {
     let mut addresses: Vec<SocketAddr> = match timeout(LOOKUP, lookup_host((peer.address.host.as_str(), peer.address.port))).await
     {
         Ok(Ok(found)) => found.collect(),
+        // That says nothing about the name.
+        Ok(Err(e)) if is_local(&e) => {
+            warn!("cannot look up peer={} reason={e}", peer.address);
+            return peer.target().is_some();
+        }
         Ok(Err(e)) => {
             peer.set_unresolved(Some(&e.to_string()));
             return false;

@@ -7,6 +7,7 @@ use pingora::{Error, ErrorSource, ErrorType};
 use crate::{
     clients::reject::Rejection,
     metrics::{BrokenBy, ErrorKind},
+    pool::local::local_cause,
 };
 
 /// Why a request failed.
@@ -35,6 +36,7 @@ impl Failure {
     pub(super) fn of(error: &Error, late: bool) -> Self {
         match (error.esource(), error.etype()) {
             _ if late => Self::Peer(ErrorKind::ResponseTimeout),
+            _ if local_cause(error).is_some() => Self::Peer(ErrorKind::Local),
             (ErrorSource::Upstream, ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout) => {
                 Self::Peer(ErrorKind::ConnectTimeout)
             }
@@ -62,7 +64,7 @@ impl Failure {
     pub(super) const fn status(self) -> u16 {
         match self {
             Self::NoRoute => 404,
-            Self::NobodyReady => 503,
+            Self::NobodyReady | Self::Peer(ErrorKind::Local) => 503,
             Self::Peer(ErrorKind::ConnectTimeout | ErrorKind::ResponseTimeout) => 504,
             Self::Peer(_) => 502,
             Self::BadRequest => 400,
@@ -115,6 +117,7 @@ impl Failure {
             Self::NoRoute => "404 no service here for this host and path\n",
             Self::NobodyReady => "503 no application is ready, try again in a moment\n",
             Self::Peer(ErrorKind::ConnectTimeout | ErrorKind::ResponseTimeout) => "504 the application did not answer in time\n",
+            Self::Peer(ErrorKind::Local) => "503 no connection can be made now, try again in a moment\n",
             Self::Peer(_) => "502 the application did not answer\n",
             Self::BadRequest => "400 this request cannot be understood\n",
             Self::ClientTimeout => "408 the rest of the request did not come\n",

@@ -222,12 +222,13 @@ impl ProxyHttp for Proxy {
             lease.peer().connect_failed.notify_one();
         }
         let kind = match Failure::of(&e, false) {
-            Failure::Peer(ErrorKind::ConnectTimeout) => ErrorKind::ConnectTimeout,
+            Failure::Peer(kind @ (ErrorKind::ConnectTimeout | ErrorKind::Local)) => kind,
             _ => ErrorKind::Connect,
         };
         ctx.lost(kind);
         let retries = ctx.service.as_ref().map_or(0, |service| service.retries);
-        e.set_retry(ctx.tried.len() <= retries);
+        // What this process lacks it lacks for every peer.
+        e.set_retry(kind != ErrorKind::Local && ctx.tried.len() <= retries);
         e
     }
 

@@ -479,3 +479,40 @@ fn a_body_that_drips_is_cut_and_one_that_its_peer_does_not_take_is_not() {
     assert_eq!(curl(&format!("http://{}/", switchover.address), &args), Ok("200".to_owned()));
     peer.join().unwrap();
 }
+
+/// After GOAWAY the library waits for the client's answer to a PING. A client that does not answer is let go like an idle one.
+#[test]
+fn a_connection_that_was_asked_to_go_ends_in_time() {
+    let blue = Origin::start("blue");
+    let config = ConfigFile::new(&[("blue", &[blue.address()])])
+        .listener("    limits: {requests_per_connection: 1, idle_timeout: 1s}\n")
+        .top("shutdown_timeout: 60s\n");
+    let mut switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    // Whatever other frames come before it.
+    let status = |client: &mut Client| loop {
+        if let (HEADERS, payload) = read_frame(client)? {
+            return payload.first().copied();
+        }
+    };
+    let mut client = switchover.client();
+    client.stream.write_all(&[hello(), frame(HEADERS, END_HEADERS | END_STREAM, 1, &fields(GET))].concat()).unwrap();
+    assert_eq!(status(&mut client), Some(STATUS_200));
+    // Whatever frames come first.
+    assert!(client.stream.read_to_end(&mut Vec::new()).is_ok(), "it is closed");
+
+    // While a request runs, it goes on: a peer that takes its time does not make the connection idle.
+    blue.on("/slow", Act::SayAfter(Duration::from_secs(3), crate::support::origin::ok("slow")));
+    let mut client = switchover.client();
+    let slow = fields(&[(":method", "GET"), (":scheme", "http"), (":authority", "shop.test"), (":path", "/slow")]);
+    client.stream.write_all(&[hello(), frame(HEADERS, END_HEADERS | END_STREAM, 1, &slow)].concat()).unwrap();
+    assert_eq!(status(&mut client), Some(STATUS_200));
+
+    // A process that stops does not wait for one that is silent.
+    let mut silent = switchover.client();
+    silent.stream.write_all(&hello()).unwrap();
+    assert!(read_frame(&mut silent).is_some());
+    switchover.signal(nix::sys::signal::Signal::SIGTERM);
+    let (status, took) = switchover.await_exit();
+    assert!(status.success() && took < Duration::from_secs(15), "{status:?} after {took:?}");
+}

@@ -23,6 +23,7 @@ mod deploy;
 mod drain;
 mod drift;
 mod edits;
+mod exhaustion;
 mod files;
 mod framing;
 mod h2;
@@ -43,6 +44,8 @@ mod reload;
 mod retry;
 
 mod swaps;
+mod tasks;
 mod tls;
+mod unread;
 mod upstream;
 mod waits;

@@ -31,6 +31,7 @@ use tokio_util::io::poll_read_buf;
 
 use self::chunks::Chunks;
 use super::{
+    backpressure,
     closing::Closing,
     connection::{self, Wait},
     head::{self, Body, Scan},
@@ -241,6 +242,18 @@ impl ClientStream {
         paced::read(polled)
     }
 
+    /// Writes or flushes. A response of HTTP/1 that has to wait is stalled; on an HTTP/2 connection each stream is by itself.
+    fn poll_down(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut poll: impl FnMut(Pin<&mut BufWriter<Socket>>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        let Some(socket) = &mut self.socket else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
+        let digest = &self.digest;
+        let mut write = |cx: &mut Context<'_>| paced::write(digest, poll(Pin::new(&mut *socket), cx));
+        if self.mode == Mode::H2 { write(cx) } else { backpressure::writing(cx, write) }
+    }
+
     fn give(&mut self, most: u64, buf: &mut ReadBuf<'_>) -> usize {
         let given = self.pending.len().min(buf.remaining()).min(usize::try_from(most).unwrap_or(usize::MAX));
         buf.put_slice(self.pending.get(..given).unwrap_or_default());
@@ -339,28 +352,24 @@ impl AsyncRead for ClientStream {
         if this.pending.is_empty() && ready!(this.poll_fill(cx))? == 0 {
             return Poll::Ready(Ok(()));
         }
-        // Nobody is woken: whoever asks for the next request finds it.
+        // Nothing is woken: the wait for the next request finds it.
         Poll::Pending
     }
 }
 
 impl AsyncWrite for ClientStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let Some(socket) = &mut self.socket else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
-        let polled = Pin::new(socket).poll_write(cx, bytes);
-        let polled = paced::write(&self.digest, polled);
+        let polled = self.poll_down(cx, |socket, cx| socket.poll_write(cx, bytes));
         self.written(&polled, [bytes]);
         polled
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.socket {
-            Some(socket) => {
-                let polled = Pin::new(socket).poll_flush(cx);
-                paced::write(&self.digest, polled)
-            }
-            None => Poll::Ready(Ok(())),
+        if self.socket.is_none() {
+            return Poll::Ready(Ok(()));
         }
+        // What is flushed was counted when it was written.
+        self.poll_down(cx, |socket, cx| socket.poll_flush(cx).map_ok(|()| 0)).map_ok(drop)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -371,9 +380,7 @@ impl AsyncWrite for ClientStream {
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, all: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let Some(socket) = &mut self.socket else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
-        let polled = Pin::new(socket).poll_write_vectored(cx, all);
-        let polled = paced::write(&self.digest, polled);
+        let polled = self.poll_down(cx, |socket, cx| socket.poll_write_vectored(cx, all));
         self.written(&polled, all.iter().map(|bytes| &**bytes));
         polled
     }

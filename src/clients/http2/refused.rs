@@ -5,6 +5,11 @@
 //! [`crate::clients::http1`] shows every byte that it has taken from there; [`crate::clients::http2`] counts what is found.
 //! Nothing here changes or holds back a byte.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering::Relaxed},
+};
+
 use crate::clients::reject::Rejection;
 
 /// Length, kind, flags and stream (RFC 9113, section 4.1).
@@ -12,15 +17,20 @@ const HEAD: usize = 9;
 /// The last stream and the code of a GOAWAY, which is the most that is looked at.
 const MOST: usize = HEAD + 8;
 
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const GOAWAY: u8 = 7;
-/// As a field that everybody knows (RFC 7541, appendix A).
+/// A flag of DATA and HEADERS.
+const END_STREAM: u8 = 1;
+/// As a field of the static table (RFC 7541, appendix A).
 const STATUS_400: u8 = 0x8c;
 
 /// Where the frames of one connection begin and end.
 pub(crate) struct FrameWatcher {
     tell: Box<dyn Fn(Rejection) + Send + Sync>,
+    /// Responses whose last frame has gone out.
+    ended: Arc<AtomicU32>,
     /// The beginning of the frame that goes out now.
     begin: [u8; MOST],
     have: usize,
@@ -29,9 +39,9 @@ pub(crate) struct FrameWatcher {
 }
 
 impl FrameWatcher {
-    /// `tell` is told each rejection.
-    pub(crate) fn new(tell: impl Fn(Rejection) + Send + Sync + 'static) -> Self {
-        Self { tell: Box::new(tell), begin: [0; MOST], have: 0, skip: 0 }
+    /// Calls `tell` for each rejection, and counts the responses that have ended in `ended`.
+    pub(crate) fn new(tell: impl Fn(Rejection) + Send + Sync + 'static, ended: Arc<AtomicU32>) -> Self {
+        Self { tell: Box::new(tell), ended, begin: [0; MOST], have: 0, skip: 0 }
     }
 
     /// The next bytes that the client gets.
@@ -50,6 +60,9 @@ impl FrameWatcher {
             if self.have == self.needed() {
                 if let Some(rejection) = self.rejection() {
                     (self.tell)(rejection);
+                }
+                if self.ends_stream() {
+                    self.ended.fetch_add(1, Relaxed);
                 }
                 self.skip = self.length() - (self.have - HEAD);
                 self.have = 0;
@@ -82,6 +95,11 @@ impl FrameWatcher {
             Some([0x20..=0x3f, .., STATUS_400]) => true,
             _ => false,
         }
+    }
+
+    fn ends_stream(&self) -> bool {
+        let [_, _, _, kind, flags, ..] = self.begin;
+        matches!(kind, DATA | HEADERS) && flags & END_STREAM != 0
     }
 
     fn rejection(&self) -> Option<Rejection> {
@@ -119,9 +137,11 @@ mod tests {
 
     fn found(bytes: &[u8], piece: usize) -> Vec<&'static str> {
         let (tell, found) = std::sync::mpsc::channel();
-        let mut frames = FrameWatcher::new(move |rejection| tell.send(rejection.reason()).unwrap());
+        let ended = Arc::default();
+        let mut frames = FrameWatcher::new(move |rejection| tell.send(rejection.reason()).unwrap(), Arc::clone(&ended));
         bytes.chunks(piece).for_each(|piece| frames.written(piece));
         drop(frames);
+        assert_eq!(ended.load(Relaxed), u32::try_from(bytes.len() / 3000).unwrap(), "the one long frame ends its stream");
         found.iter().collect()
     }
 

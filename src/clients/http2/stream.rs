@@ -33,6 +33,7 @@ use pingora::{
 };
 
 use crate::clients::{
+    backpressure,
     connection::{self, Wait},
     reject::Rejection,
 };
@@ -72,7 +73,7 @@ impl StreamSession {
 async fn paced<T>(socket: Option<&SocketDigest>, bytes: usize, write: impl Future<Output = Result<T>>) -> Result<T> {
     let mut write = pin!(write);
     let Some(socket) = socket else { return write.await };
-    poll_fn(|cx| match write.as_mut().poll(cx) {
+    poll_fn(|cx| match backpressure::writing(cx, |cx| write.as_mut().poll(cx)) {
         Poll::Ready(written) => {
             connection::wrote(socket, bytes as u64);
             Poll::Ready(written)

@@ -1,0 +1,130 @@
+//! What a listener allows and what is open on it: its limits, and the counts that they are compared with.
+//!
+//! The composition root makes a [`ListenerState`] for each listener; [`super::Edge`] counts its connections by [`ConnectionGuard`].
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+};
+
+use parking_lot::Mutex;
+use prometheus::IntGauge;
+use tokio::sync::Notify;
+
+use super::{backpressure::Stalled, reject::Rejection, tls::Tls};
+use crate::{
+    config::{self, Limits},
+    metrics::Metrics,
+};
+
+/// One address that clients connect to.
+pub struct ListenerState {
+    pub(super) label: Arc<str>,
+    pub(super) local_port: u16,
+    pub(super) config: config::Listener,
+    pub(super) limits: Arc<Limits>,
+    pub(super) tls: Option<Arc<Tls>>,
+    open: AtomicUsize,
+    pub(super) stalled: Stalled,
+    per_client: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// Connections of all listeners.
+pub(super) struct Connections {
+    open: AtomicUsize,
+    gauge: IntGauge,
+    all_closed: Notify,
+}
+
+/// One open connection, counted until it is dropped.
+pub(super) struct ConnectionGuard {
+    all: Arc<Connections>,
+    listening: Arc<ListenerState>,
+    /// Counted by this address as well, where that is limited.
+    client: Option<IpAddr>,
+}
+
+impl ListenerState {
+    /// `address` is the one really taken, `tls` what the configuration asks for.
+    pub fn new(config: config::Listener, address: SocketAddr, tls: Option<Arc<Tls>>, metrics: &Metrics) -> Self {
+        let label: Arc<str> = Arc::from(config.address.to_string());
+        // From 0 on, so that the first one is an increase.
+        for rejection in Rejection::ALL {
+            metrics.rejected.with_label_values(&[&*label, rejection.reason()]);
+        }
+        let (open, per_client) = (AtomicUsize::new(0), Mutex::default());
+        let limits = Arc::new(config.limits.clone());
+        Self { label, local_port: address.port(), config, limits, tls, open, stalled: Stalled::default(), per_client }
+    }
+
+    /// Whether no more responses may wait for their clients.
+    pub(super) fn has_too_many_unread(&self) -> bool {
+        self.stalled.count() >= self.limits.unread_responses
+    }
+}
+
+impl Connections {
+    pub(super) fn new(gauge: IntGauge) -> Self {
+        Self { open: AtomicUsize::new(0), gauge, all_closed: Notify::new() }
+    }
+
+    /// Connections open now.
+    pub(super) fn open(&self) -> usize {
+        self.open.load(SeqCst)
+    }
+
+    /// Returns when no connection is open.
+    pub(super) async fn all_closed(&self) {
+        loop {
+            let closed = self.all_closed.notified();
+            if self.open() == 0 {
+                return;
+            }
+            closed.await;
+        }
+    }
+}
+
+impl ConnectionGuard {
+    pub(super) fn new(all: &Arc<Connections>, listening: &Arc<ListenerState>) -> Result<Self, Rejection> {
+        all.open.fetch_add(1, SeqCst);
+        all.gauge.inc();
+        let open = Self { all: Arc::clone(all), listening: Arc::clone(listening), client: None };
+        // Counted first, so that two at once cannot both be the last.
+        let others = listening.open.fetch_add(1, SeqCst);
+        if others < listening.limits.connections { Ok(open) } else { Err(Rejection::Connections) }
+    }
+
+    /// Counts it as one of this client's.
+    pub(super) fn count(&mut self, client: IpAddr) -> Result<(), Rejection> {
+        let Some(most) = self.listening.limits.connections_per_client else { return Ok(()) };
+        self.client = Some(client);
+        let mut per_client = self.listening.per_client.lock();
+        let open = per_client.entry(client).or_default();
+        *open += 1;
+        if *open <= most { Ok(()) } else { Err(Rejection::ConnectionsPerClient) }
+    }
+}
+
+impl Drop for ConnectionGuard {
+    fn drop(&mut self) {
+        if let Some(client) = self.client {
+            let mut per_client = self.listening.per_client.lock();
+            if let Some(open) = per_client.get_mut(&client) {
+                *open -= 1;
+                if *open == 0 {
+                    per_client.remove(&client);
+                }
+            }
+        }
+        self.listening.open.fetch_sub(1, SeqCst);
+        self.all.gauge.dec();
+        if self.all.open.fetch_sub(1, SeqCst) == 1 {
+            self.all.all_closed.notify_waiters();
+        }
+    }
+}

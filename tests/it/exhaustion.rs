@@ -1,0 +1,159 @@
+//! What happens when the process runs out of descriptors, and who gets the last ones.
+
+use std::{
+    fs,
+    io::{self, Read, Write},
+    net::TcpStream,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use crate::support::{Client, ConfigFile, Origin, Switchover, eventually, switchover::command};
+
+/// The program, with these limits of descriptors.
+fn within(soft: &str, hard: &str, config: &ConfigFile) -> Switchover {
+    let program = command(&[]).get_program().to_owned();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$0\" run --config \"$1\"")]);
+    shell.arg(program).arg(&config.path).env_remove("RUST_LOG");
+    Switchover::spawn(shell, config)
+}
+
+fn shop(limits: &str) -> (Origin, ConfigFile) {
+    let blue = Origin::start("blue");
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]).listener(&format!("    limits: {limits}\n"));
+    (blue, config)
+}
+
+fn descriptors(switchover: &Switchover) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", switchover.child.id())).unwrap().count()
+}
+
+#[test]
+fn the_limit_of_descriptors_is_raised_and_one_that_does_not_fit_is_warned_of() {
+    let (_blue, config) = shop("{connections: 400}");
+    let switchover = within("200", "4096", &config);
+    let limits = fs::read_to_string(format!("/proc/{}/limits", switchover.child.id())).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(files.split_whitespace().nth(3), Some("4096"), "{files}");
+    assert!(!switchover.log().contains("too low"), "{}", switchover.log());
+    drop(switchover);
+
+    let switchover = within("200", "200", &config);
+    let log = switchover.log();
+    assert!(log.contains("the limit of file descriptors is too low") && log.contains("limit=200 connections=400"), "{log}");
+}
+
+/// Clients take every descriptor that there is for them. Those that have come are served, the peer stays ready, the admin API answers.
+#[test]
+fn a_process_without_descriptors_serves_on() {
+    let (blue, config) = shop("{header_timeout: 60s, connections: 1000}");
+    let switchover = within("160", "160", &config);
+    switchover.await_ready("blue");
+    let mut served = switchover.client();
+    assert_eq!(served.get("/").unwrap().text(), "blue");
+    let silent: Vec<TcpStream> = (0..300).map(|_| TcpStream::connect(switchover.address).unwrap()).collect();
+    eventually("accepting waits", || {
+        if switchover.log().contains("no descriptor is left for a client") { Ok(()) } else { Err(descriptors(&switchover)) }
+    });
+    let seen = blue.connections();
+    for _ in 0..20 {
+        assert_eq!(served.get("/").unwrap().text(), "blue");
+        assert_eq!(switchover.admin_get("/livez").0, 200);
+        assert_eq!(switchover.pool("blue")["peers"][0]["ready"], true);
+    }
+    eventually("it is still probed", || if blue.connections() > seen { Ok(()) } else { Err(seen) });
+    assert!(descriptors(&switchover) < 160);
+    drop(silent);
+    eventually("others are served again", || match switchover.client().get("/") {
+        Ok(answer) if answer.status == 200 => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+}
+
+/// What is lacking here says nothing about the peer.
+#[test]
+fn a_probe_that_cannot_be_sent_is_no_verdict() {
+    let (_blue, config) = shop("{header_timeout: 60s}");
+    let switchover = within("160", "160", &config);
+    switchover.await_ready("blue");
+    let mut kept = switchover.client();
+    assert_eq!(kept.get("/").unwrap().status, 200);
+    // From now on no socket can be made at all: the limit is below what is open.
+    let pid = switchover.child.id().to_string();
+    assert!(Command::new("prlimit").args(["--pid", &pid, "--nofile=10:160"]).status().unwrap().success());
+    let local = || switchover.log().matches("cannot probe service=shop").count();
+    eventually("probes cannot be sent", || if local() > 5 { Ok(()) } else { Err(local()) });
+    assert!(!switchover.log().contains("peer is not ready"), "{}", switchover.log());
+    // Over a connection that is kept nothing is lacking; a further one cannot be made, and that is not the peer's fault.
+    assert_eq!(kept.get("/").unwrap().status, 200);
+    assert!(Command::new("prlimit").args(["--pid", &pid, "--nofile=160:160"]).status().unwrap().success());
+    let series = "switchover_probes_total{";
+    let counted = |result: &str| {
+        let metrics = switchover.metrics();
+        let line = metrics.lines().find(|line| line.starts_with(series) && line.contains(&format!("result=\"{result}\"")));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or_else(|| panic!("{metrics}"))
+    };
+    assert!(counted("local") > 5.0);
+    assert!(counted("fail") == 0.0);
+    assert_eq!(switchover.pool("blue")["peers"][0]["ready"], true);
+}
+
+/// A connection that is refused keeps its descriptor while it is told so. There is a bound to that.
+#[test]
+fn refused_connections_do_not_pile_up() {
+    let (_blue, config) = shop("{connections: 5, header_timeout: 60s}");
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let _open: Vec<Client> = (0..5).map(|_| switchover.client()).collect();
+    eventually("all are there", || match switchover.metric("switchover_downstream_connections") {
+        Some(5.0) => Ok(()),
+        other => Err(other),
+    });
+    let before = descriptors(&switchover);
+    let mut most = 0;
+    let refused: Vec<TcpStream> = (0..500)
+        .map(|_| {
+            let stream = TcpStream::connect(switchover.address).unwrap();
+            most = most.max(descriptors(&switchover));
+            stream
+        })
+        .collect();
+    eventually("all were refused", || {
+        most = most.max(descriptors(&switchover));
+        let series = "switchover_rejected_requests_total{listener=\"127.0.0.1:0\",reason=\"connections\"}";
+        match switchover.metric(series) {
+            Some(500.0) => Ok(()),
+            other => Err(other),
+        }
+    });
+    assert!(most < before + 150, "{before} before, {most} at most");
+    drop(refused);
+}
+
+#[test]
+fn a_silent_connection_of_the_admin_api_is_closed_and_many_do_not_stop_it() {
+    let (_blue, config) = shop("{}");
+    let switchover = Switchover::start(&config);
+    let began = Instant::now();
+    let mut clients: Vec<Client> = (0..100).map(|_| Client::connect(switchover.admin).unwrap()).collect();
+    for (n, client) in clients.iter_mut().enumerate() {
+        match n % 3 {
+            0 => {}
+            1 => client.stream.write_all(b"GET /livez HTTP/1.1\r\nHost:").unwrap(),
+            _ => client
+                .stream
+                .write_all(
+                    b"POST /v1/reload HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{",
+                )
+                .unwrap(),
+        }
+    }
+    // They hold all the places there are, for as long as they may; then it is answered.
+    assert_eq!(switchover.admin_get("/livez").0, 200);
+    for client in &mut clients {
+        client.stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let closed = client.stream.read_to_end(&mut Vec::new());
+        assert!(!closed.is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock), "after {:?}", began.elapsed());
+    }
+}

@@ -1,0 +1,180 @@
+//! Resident memory under clients that ask and do not read.
+
+use std::{
+    io::Write,
+    net::TcpStream,
+    process::{Child, Command, Stdio},
+};
+
+use socket2::{Domain, Socket, Type};
+
+use crate::support::{
+    Authority, ConfigFile, Origin, PATIENCE, Switchover, eventually,
+    origin::{Act, ok},
+};
+
+/// More than every buffer on the way takes together.
+const LARGE: usize = 8 * 1024 * 1024;
+const H1_CLIENTS: usize = 64;
+const H2_CLIENTS: usize = 6;
+/// As many as the default limits allow, and more.
+const STREAMS: u32 = 128;
+/// Of the whole process: threads, allocator, peers' connections; seen with clients that hold nothing.
+const BASE: f64 = 12.0;
+
+fn large() -> (Origin, Switchover, ConfigFile) {
+    let blue = Origin::start("blue");
+    blue.on("/x", Act::Say(ok(&"x".repeat(LARGE))));
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]);
+    Authority::new().sign(config.folder(), "shop", &["shop.test"], 2040);
+    let tls = "  - address: 127.0.0.1:0\n    tls: {certificates: [{certificate: shop.crt, key: shop.key}]}\n";
+    let config = config.listener(tls);
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    (blue, switchover, config)
+}
+
+/// A connection whose kernel takes little for it.
+fn narrow(switchover: &Switchover) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.connect(&switchover.address.into()).unwrap();
+    socket.into()
+}
+
+/// Everything that can be read on has been: memory has not grown for a while.
+fn settled(switchover: &Switchover, asked: impl Fn() -> bool) -> f64 {
+    let mut seen = Vec::new();
+    eventually("memory does not grow", || {
+        std::thread::sleep(std::time::Duration::from_millis(100)); // Between two looks at what is measured.
+        seen.push(switchover.memory());
+        let last = seen.iter().rev().take(10).copied().collect::<Vec<_>>();
+        let spread = last.iter().fold(0.0, |most: f64, one| most.max((one - last[0]).abs()));
+        if asked() && last.len() == 10 && spread < 1.0 { Ok(last[0]) } else { Err(last) }
+    })
+}
+
+#[test]
+fn a_client_of_http_1_that_does_not_read_holds_256_kib_at_most() {
+    let (blue, switchover, _config) = large();
+    let before = switchover.memory();
+    let clients: Vec<_> = (0..H1_CLIENTS)
+        .map(|_| {
+            let mut client = narrow(&switchover);
+            client.write_all(b"GET /x HTTP/1.1\r\nHost: shop.test\r\n\r\n").unwrap();
+            client
+        })
+        .collect();
+    let after = settled(&switchover, || blue.heads().len() >= H1_CLIENTS);
+    let each = (after - before - BASE).max(0.0) / H1_CLIENTS as f64;
+    println!("HTTP/1: {before:.1} MiB before, {after:.1} MiB with {H1_CLIENTS} clients, {each:.2} MiB each");
+    assert!(each < 0.25, "{each}");
+    drop(clients);
+}
+
+#[test]
+fn a_client_of_http_2_that_does_not_read_holds_4_mib_at_most() {
+    for widest in [true, false] {
+        let (blue, switchover, _config) = large();
+        let before = switchover.memory();
+        let clients: Vec<_> = (0..H2_CLIENTS)
+            .map(|_| {
+                let mut client = narrow(&switchover);
+                client.write_all(&asks(widest)).unwrap();
+                client
+            })
+            .collect();
+        let after = settled(&switchover, || blue.heads().len() >= H2_CLIENTS);
+        let each = (after - before - BASE).max(0.0) / H2_CLIENTS as f64;
+        println!("HTTP/2: {before:.1} MiB before, {after:.1} MiB with {H2_CLIENTS} clients, {each:.2} MiB each");
+        assert!(each < 4.0, "{each}, windows as wide as can be: {widest}");
+        drop(clients);
+    }
+}
+
+/// The same over TLS: a client that is stopped reads nothing.
+#[test]
+fn a_client_of_tls_that_does_not_read_holds_no_more() {
+    let (blue, switchover, _config) = large();
+    let before = switchover.memory();
+    let port = switchover.log().lines().filter_map(|line| line.split_once("] listening on ")).last().unwrap().1.to_owned();
+    let clients: Vec<Stopped> = (0..16)
+        .map(|_| {
+            let curl = Command::new("curl")
+                .args(["-sk", "--http1.1", "--limit-rate", "1", "--noproxy", "*", "-H", "Host: shop.test"])
+                .arg(format!("https://{port}/x"))
+                .stdout(Stdio::null())
+                .spawn();
+            Stopped(curl.unwrap())
+        })
+        .collect();
+    let after = settled(&switchover, || blue.heads().len() >= clients.len());
+    let each = (after - before - BASE).max(0.0) / clients.len() as f64;
+    println!("TLS: {before:.1} MiB before, {after:.1} MiB with {} clients, {each:.2} MiB each", clients.len());
+    assert!(each < 0.35, "{each}: 256 KiB, and the session of TLS");
+}
+
+/// Another process, ended with the test.
+struct Stopped(Child);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+/// Many requests of one connection; with windows as wide as can be, or with those of the protocol, which nothing widens.
+fn asks(widest: bool) -> Vec<u8> {
+    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    };
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    if widest {
+        bytes.extend(frame(4, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]));
+        bytes.extend(frame(8, 0, 0, &(0x7fff_ffff - 65_535_u32).to_be_bytes()));
+    } else {
+        bytes.extend(frame(4, 0, 0, &[]));
+    }
+    for n in 0..STREAMS {
+        // GET, http, and the target /x without a place in the table (RFC 7541, section 6.2.2).
+        let mut fields = vec![0x82, 0x86, 0x04, 2];
+        fields.extend(b"/x");
+        fields.extend([0x01, 9]);
+        fields.extend(b"shop.test");
+        bytes.extend(frame(1, 5, 2 * n + 1, &fields));
+    }
+    bytes
+}
+
+/// What waits for clients that do not read is bounded for the whole process, and others are told to come again.
+#[test]
+fn further_requests_are_refused_while_too_many_responses_are_not_read() {
+    let blue = Origin::start("blue");
+    blue.on("/x", Act::Say(ok(&"x".repeat(LARGE))));
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]).listener("    limits: {unread_responses: 3}\n");
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let clients: Vec<_> = (0..3)
+        .map(|_| {
+            let mut client = narrow(&switchover);
+            client.write_all(b"GET /x HTTP/1.1\r\nHost: shop.test\r\n\r\n").unwrap();
+            client
+        })
+        .collect();
+    let answer = eventually("no more requests are let in", || {
+        let answer = switchover.get("/");
+        if answer.status == 503 { Ok(answer) } else { Err(answer) }
+    });
+    assert_eq!(answer.header("retry-after"), Some("1"));
+    assert!(answer.text().contains("too many responses wait to be read"), "{}", answer.text());
+    let series = "switchover_rejected_requests_total{listener=\"127.0.0.1:0\",reason=\"unread_responses\"}";
+    assert!(switchover.metric(series).unwrap() >= 1.0);
+    drop(clients);
+    eventually("others are served again", || match switchover.get("/").status {
+        200 => Ok(()),
+        other => Err(other),
+    });
+    assert!(PATIENCE.as_secs() < 30, "before stall_timeout: it is their end that lets others in");
+}
