@@ -108,10 +108,15 @@ fn ctrl_c_ends_promote_and_not_the_swap_and_cancel_gives_it_up() {
     assert!(said.starts_with("shop: still proving green for up to 1 m ") && said.ends_with("switchover cancel shop gives it up"));
     assert_eq!(switchover.shop()["swap"]["phase"], "proving");
 
-    let waiting = spawn(&switchover, &["promote", "green", "--timeout", "90s"]);
-    let cancelled = switchover.cli(&["cancel"]);
+    let cancelled = switchover.cli(&["cancel", "shop"]);
     assert_eq!((cancelled.code, cancelled.stdout.trim()), (0, "shop: cancelled the swap to green, blue serves"), "{cancelled:?}");
-    assert_eq!(ended(waiting).code, 1);
+
+    let waiting = spawn(&switchover, &["promote", "green", "--timeout", "90s"]);
+    switchover.await_shop("the second one is taken", |shop| shop["swap"]["phase"] == "proving");
+    let cancelled = switchover.cli(&["cancel"]);
+    assert_eq!(cancelled.code, 0, "{cancelled:?}");
+    let output = ended(waiting);
+    assert!(output.code == 1 && !output.stderr.is_empty(), "{output:?}");
     let shop = switchover.await_shop("it is given up", |shop| shop["last_swap"]["outcome"] == "cancelled");
     assert_eq!(shop["active"], "blue");
     assert!(switchover.cli(&["status"]).stdout.contains("blue -> green, cancelled after "));
