@@ -331,14 +331,6 @@ impl fmt::Display for RunError {
             Self::Bind { what, address, cause } if cause.kind() == io::ErrorKind::AddrInUse => {
                 write!(f, "cannot start: {what}: {address} is in use; stop what listens there, or choose another address")
             }
-            Self::Bind { what, address, cause } if cause.kind() == io::ErrorKind::PermissionDenied && address.port() < 1024 => {
-                write!(
-                    f,
-                    "cannot start: {what}: cannot listen on {address}: ports below 1024 need CAP_NET_BIND_SERVICE; run it under \
-                     deploy/systemd/switchover.service, or once as root: setcap cap_net_bind_service=+ep {}, or choose a port from 1024",
-                    std::env::current_exe().unwrap_or_else(|_| "switchover".into()).display()
-                )
-            }
             Self::Bind { what, address, cause } => write!(f, "cannot start: {what}: cannot listen on {address}: {cause}"),
             Self::System(message) => write!(f, "cannot start: {message}"),
             Self::TaskEnded(task) => write!(f, "stopped because {task} has ended; the log says why"),
