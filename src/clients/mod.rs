@@ -74,7 +74,7 @@ struct Inner<A> {
     connections: Arc<Connections>,
     /// One permit for each connection that the limit of descriptors allows.
     descriptors: Arc<Semaphore>,
-    rejected: Semaphore,
+    rejected: Arc<Semaphore>,
     closing: Closing,
 }
 
@@ -102,7 +102,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
             access_log,
             connections: Arc::new(connections),
             descriptors: Arc::new(Semaphore::new(descriptors.min(Semaphore::MAX_PERMITS))),
-            rejected: Semaphore::new(REJECTED),
+            rejected: Arc::new(Semaphore::new(REJECTED)),
             closing: Closing::default(),
         }))
     }
@@ -153,10 +153,13 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
                 _ = stopping.changed() => return,
             };
             match accepted {
-                Ok(((stream, client), descriptor)) => {
-                    let (edge, listening, stopping) = (self.clone(), Arc::clone(&listening), stopping.clone());
-                    tokio::spawn(edge.connection(stream, descriptor, client, listening, stopping));
-                }
+                Ok(((stream, client), descriptor)) => match ConnectionGuard::new(&self.0.connections, &listening) {
+                    Ok(open) => {
+                        let (edge, listening, stopping) = (self.clone(), Arc::clone(&listening), stopping.clone());
+                        tokio::spawn(edge.connection(stream, descriptor, open, client, listening, stopping));
+                    }
+                    Err(rejection) => self.turn_away(stream, descriptor, rejection, client, &listening),
+                },
                 // A client that did not wait until it was accepted.
                 Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(e) => {
@@ -174,6 +177,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
         self,
         stream: TcpStream,
         descriptor: OwnedSemaphorePermit,
+        mut open: ConnectionGuard,
         client: SocketAddr,
         listening: Arc<ListenerState>,
         stopping: ShutdownWatch,
@@ -183,10 +187,6 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
         if let Err(e) = stream.set_nodelay(true) {
             log::debug!("cannot set TCP_NODELAY error={e}");
         }
-        let mut open = match ConnectionGuard::new(&self.0.connections, &listening) {
-            Ok(open) => open,
-            Err(rejection) => return self.refuse_socket(stream, descriptor, rejection, client, &listening).await,
-        };
         let Some((stream, client)) = self.named(stream, client, until, &listening).await else { return };
         if let Err(rejection) = open.count(client.ip().to_canonical()) {
             return self.refuse_socket(stream, descriptor, rejection, client, &listening).await;
@@ -291,6 +291,28 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
     /// The application that answers requests.
     fn app(&self) -> &Arc<A> {
         &self.0.app
+    }
+
+    /// Refuses a connection to a full listener. Beyond [`REJECTED`] that read their answer it is dropped here, before a task is made
+    /// for it: otherwise those that wait for a worker would pile up.
+    fn turn_away(
+        &self,
+        stream: TcpStream,
+        descriptor: OwnedSemaphorePermit,
+        rejection: Rejection,
+        client: SocketAddr,
+        listening: &ListenerState,
+    ) {
+        self.reject(rejection, client.ip(), listening);
+        if listening.tls.is_none()
+            && let Ok(place) = Arc::clone(&self.0.rejected).try_acquire_owned()
+        {
+            let wire = ClientStream::new(Socket::plain(stream, descriptor));
+            tokio::spawn(async move {
+                wire.refuse(rejection).await;
+                drop(place);
+            });
+        }
     }
 
     /// Refuses a connection of which nothing was read.

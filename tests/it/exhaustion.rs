@@ -56,13 +56,15 @@ fn a_process_without_descriptors_serves_on() {
     eventually("accepting waits", || {
         if switchover.log().contains("no descriptor is left for a client") { Ok(()) } else { Err(descriptors(&switchover)) }
     });
-    let seen = blue.connections();
+    let series = format!("switchover_probes_total{{peer=\"{}\",pool=\"blue\",result=\"pass\",service=\"shop\"}}", blue.address());
+    let probed = || switchover.metric(&series).unwrap();
+    let seen = probed();
     for _ in 0..20 {
         assert_eq!(served.get("/").unwrap().text(), "blue");
         assert_eq!(switchover.admin_get("/livez").0, 200);
         assert_eq!(switchover.pool("blue")["peers"][0]["ready"], true);
     }
-    eventually("it is still probed", || if blue.connections() > seen { Ok(()) } else { Err(seen) });
+    eventually("it is still probed", || if probed() > seen { Ok(()) } else { Err(seen) });
     assert!(descriptors(&switchover) < 160);
     drop(silent);
     eventually("others are served again", || match switchover.client().get("/") {

@@ -170,7 +170,7 @@ impl ConfigFile {
 /// Lines of a listener or a service as deep as these are in the file, where they are not so already. One that begins with `-`
 /// begins another listener.
 fn indented(lines: &str) -> String {
-    if lines.starts_with("    ") {
+    if lines.starts_with(' ') {
         return lines.to_owned();
     }
     let indent = |line: &str| if line.starts_with("- ") { format!("  {line}\n") } else { format!("    {line}\n") };
