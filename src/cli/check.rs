@@ -13,26 +13,33 @@ use crate::{
 
 const EXAMPLES: &str = "Examples:
   switchover check --config shop.yaml
-  switchover check";
+  switchover check --effective";
 
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct CheckArgs {
     #[command(flatten)]
     config: ConfigArg,
+    /// Print the whole configuration with every default, as YAML; values of probe headers are left out
+    #[arg(long)]
+    effective: bool,
 }
 
 pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
     let path = args.config.path()?;
     let (text, config) = config::load(&path).map_err(|e| Failure::config(&e))?;
     let found = preflight::look(&path, &text, &config);
-    found.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    found.warnings.iter().for_each(|warning| out::error(&format!("warning: {warning}")));
     // Not a problem of the file: a switchover that is running has to listen there, and a restart frees the address first.
     if !found.in_use.is_empty() && !is_running(&config) {
-        found.in_use.iter().for_each(|in_use| eprintln!("warning: {in_use}"));
+        found.in_use.iter().for_each(|in_use| out::error(&format!("warning: {in_use}")));
     }
     if !found.problems.is_empty() {
         return Err(Failure::config(&LoadError { problems: found.problems }));
+    }
+    if args.effective {
+        let text = config::effective(&config).map_err(Failure::failed)?;
+        return text.lines().try_for_each(out::line);
     }
     out::line(format_args!("{} is valid", path.display()))?;
     for (name, service) in &config.services {

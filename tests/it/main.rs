@@ -41,6 +41,7 @@ mod refused;
 mod release;
 mod reload;
 mod retry;
+mod schema;
 
 mod swaps;
 mod tls;
