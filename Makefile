@@ -18,6 +18,9 @@ test: tools ## Build, and run every test (ARGS=NAME runs those with NAME in thei
 	|| { echo "curl is missing, and could not be installed: apt-get install curl"; exit 1; }
 	$(CARGO) test --locked $(ARGS)
 
+docs: tools ## Generate from the configuration's types: conf/switchover.schema.json and the tables of docs/configuration.md
+	UPDATE_EXPECTED=1 $(CARGO) test --locked --test it schema::
+
 test-deploy: tools ## The tests with real Spring Boot, containers and Prometheus; installs what they need (as root), and takes minutes
 	CARGO=$(CARGO) tests/deploy/run
 
@@ -67,4 +70,4 @@ tools:
 	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust from https://rustup.rs"; exit 1; }
 	@command -v cc >/dev/null || { echo "a C compiler is missing: apt-get install gcc libc6-dev"; exit 1; }
 
-.PHONY: demo test test-deploy fuzz build install man bench check digests clean help tools
+.PHONY: demo test docs test-deploy fuzz build install man bench check digests clean help tools

@@ -8,6 +8,7 @@
 //! | `GET /readyz` | 200 once it serves; 503 with the reason before that and while it stops |
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /v1/status` | [`Status`](crate::status::Status) |
+//! | `GET /v1/config` | the configuration that runs, with every default and without secrets, as YAML |
 //! | `POST /v1/reload` | reads the file; `?wait=promoted` or `drained` |
 //! | `POST /v1/services/{service}/promote` | `{"pool": "green"}`, also `version` and `timeout`; `?wait=promoted` or `drained` |
 //! | `POST /v1/services/{service}/cancel` | gives up the swap that is being proven |
@@ -39,6 +40,7 @@ use axum::{
 use tokio::sync::watch;
 
 use crate::{
+    config,
     controller::{Commands, View},
     metrics::Metrics,
     status::ApiError,
@@ -89,6 +91,7 @@ fn router(admin: Admin) -> Router {
         .route("/v1/services/{service}/promote", post(commands::promote))
         .route("/v1/services/{service}/cancel", post(commands::cancel))
         .route("/v1/status", get(|State(admin): State<Admin>| async move { Json(admin.view.borrow().status(&admin.listeners)) }))
+        .route("/v1/config", get(configuration))
         .route("/v1/services/{service}/pools/{pool}/safe-to-stop", get(commands::safe_to_stop))
         .route_layer(middleware::from_fn_with_state(admin.clone(), guard::no_page))
         .route_layer(middleware::from_fn_with_state(admin.token_file.clone(), guard::only_with_token));
@@ -113,6 +116,14 @@ async fn livez(State(admin): State<Admin>) -> Response {
         return (StatusCode::SERVICE_UNAVAILABLE, "a task has ended, the process stops\n").into_response();
     }
     "alive\n".into_response()
+}
+
+async fn configuration(State(admin): State<Admin>) -> Response {
+    let text = config::effective(admin.view.borrow().config());
+    match text {
+        Ok(text) => ([(header::CONTENT_TYPE, "application/yaml")], text).into_response(),
+        Err(e) => error(StatusCode::INTERNAL_SERVER_ERROR, "config", e.to_string()),
+    }
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {

@@ -13,13 +13,16 @@ use crate::{
 
 const EXAMPLES: &str = "Examples:
   switchover check --config shop.yaml
-  switchover check";
+  switchover check --effective";
 
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct CheckArgs {
     #[command(flatten)]
     config: ConfigArg,
+    /// Print the whole configuration with every default, as YAML; values of probe headers are left out
+    #[arg(long)]
+    effective: bool,
 }
 
 pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
@@ -33,6 +36,10 @@ pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
     }
     if !found.problems.is_empty() {
         return Err(Failure::config(&LoadError { problems: found.problems }));
+    }
+    if args.effective {
+        let text = config::effective(&config).map_err(Failure::failed)?;
+        return text.lines().try_for_each(out::line);
     }
     out::line(format_args!("{} is valid", path.display()))?;
     for (name, service) in &config.services {

@@ -13,6 +13,7 @@ mod out;
 mod promote;
 mod reload;
 mod run;
+mod schema;
 mod status;
 
 use std::{
@@ -55,6 +56,9 @@ enum Command {
     Run(run::RunArgs),
     /// Validate a configuration file and report every problem in it
     Check(check::CheckArgs),
+    /// Print the JSON Schema of the configuration file, for editors and validators
+    #[command(after_help = schema::EXAMPLES)]
+    Schema,
     /// Show services, pools, peers and the swap in progress
     Status(status::StatusArgs),
     /// Make a pool the active one: prove it ready, switch to it, drain the old one
@@ -202,6 +206,7 @@ pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Schema => schema::run(),
         Command::Status(args) => status::run(&args),
         Command::Promote(args) => promote::run(&args),
         Command::Cancel(args) => cancel::run(&args),

@@ -1,41 +1,49 @@
-//! What a reload may not change. Pure; called by the controller before it takes anything in.
+//! What a reload cannot change. Pure; called by the controller before it applies anything.
 
-use std::path::Path;
+use serde_json::Value;
 
-use super::{Config, Problem};
+use super::{
+    Config, Problem,
+    schema::{flow, static_keys},
+};
 
-/// The static fields that differ, each with its two values.
+/// How much of a value is repeated in a message.
+const SHOWN: usize = 100;
+
+/// The values of static keys that differ, each with both of them.
 pub fn static_changes(running: &Config, new: &Config) -> Vec<Problem> {
-    let listeners = |config: &Config| config.listeners.iter().map(|l| l.address.to_string()).collect::<Vec<_>>().join(", ");
-    let settings = |config: &Config| {
-        let settings = config.listeners.iter().map(|l| (&l.tls, l.redirect_to_https, l.proxy_protocol, &l.limits));
-        settings.map(|of_one| format!("{of_one:?}")).collect::<Vec<_>>()
-    };
-    // The addresses say enough where they differ; the rest is too long to be repeated.
-    let same_settings = settings(running) == settings(new);
-    let threads = |config: &Config| config.threads.map_or("one per CPU".to_owned(), |threads| threads.to_string());
-    [
-        differs("listeners", &listeners(running), &listeners(new)),
-        (!same_settings && listeners(running) == listeners(new)).then(|| {
-            let message = "tls, redirect_to_https, proxy_protocol and limits are static; put them back, or restart switchover";
-            Problem::new("listeners", message)
-        }),
-        differs("admin.address", &running.admin.address.to_string(), &new.admin.address.to_string()),
-        differs("admin.token_file", &shown(running.admin.token_file.as_deref()), &shown(new.admin.token_file.as_deref())),
-        differs("access_log", &format!("{:?}", running.access_log), &format!("{:?}", new.access_log)),
-        differs("state_dir", &shown(running.state_dir.as_deref()), &shown(new.state_dir.as_deref())),
-        differs("threads", &threads(running), &threads(new)),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+    // Types that were read from a file can be written as one.
+    let [running, new] = [running, new].map(|config| serde_json::to_value(config).unwrap_or_default());
+    let mut problems = Vec::new();
+    for key in static_keys() {
+        differences(key, running.get(key), new.get(key), &mut problems);
+    }
+    problems
 }
 
-fn shown(path: Option<&Path>) -> String {
-    path.map_or("none".to_owned(), |path| path.display().to_string())
-}
-
-fn differs(at: &str, running: &str, new: &str) -> Option<Problem> {
-    let message = format!("is static: {running} runs, {new} is in the file; put it back, or restart switchover");
-    (running != new).then(|| Problem::new(at, message))
+fn differences(at: &str, running: Option<&Value>, new: Option<&Value>, problems: &mut Vec<Problem>) {
+    match (running, new) {
+        (Some(Value::Object(running)), Some(Value::Object(new))) => {
+            let added = new.keys().filter(|key| !running.contains_key(*key));
+            for key in running.keys().chain(added) {
+                differences(&format!("{at}.{key}"), running.get(key), new.get(key), problems);
+            }
+        }
+        (Some(Value::Array(running)), Some(Value::Array(new))) => {
+            for i in 0..running.len().max(new.len()) {
+                differences(&format!("{at}[{i}]"), running.get(i), new.get(i), problems);
+            }
+        }
+        (running, new) if running != new => {
+            let shown = |value: Option<&Value>| match value.map(flow) {
+                Some(text) if text.chars().count() > SHOWN => text.chars().take(SHOWN).chain(['…']).collect(),
+                Some(text) => text,
+                None => "no value".to_owned(),
+            };
+            let (running, new) = (shown(running), shown(new));
+            let message = format!("is static: {running} runs, the file has {new}; put it back, or restart switchover");
+            problems.push(Problem::new(at, message));
+        }
+        _ => {}
+    }
 }

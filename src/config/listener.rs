@@ -1,99 +1,157 @@
-//! Listeners: what the file says of one, and how that is read.
-//!
-//! Called by `file` for the key `listeners`.
+//! What the file says of a listener. See `model`.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
 use super::{
-    reader::{Field, Reader},
-    value,
+    format::{As, List, Maybe, OrOff},
+    value::{DAY, DnsName, File, HttpsUrl, ListenAddress, MailAddress, Number, Span},
 };
 
 const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 const SECOND: Duration = Duration::from_secs(1);
 
-/// One address clients connect to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One address that clients connect to.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Listener {
-    /// IP and port as written; port 0 takes a free one.
+    /// IP address and port: `0.0.0.0:8080`, or `[::]:8080` for IPv6 and IPv4. Port 0 takes a free one.
+    #[serde(with = "As::<ListenAddress>")]
+    #[schemars(example = &"0.0.0.0:8080")]
     pub address: SocketAddr,
-    /// Certificates, if clients speak TLS here.
+    /// TLS 1.2 and 1.3 for clients, HTTP/2 and HTTP/1.1. Without this key no TLS. Certificate files are read again
+    /// each second, and each pair is renewed by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
-    /// Whether requests are sent to `https://`, except those for `/.well-known/acme-challenge/`. Default false.
+    /// Redirects clients to `https://`, except for `/.well-known/acme-challenge/`.
+    #[serde(default)]
     pub redirect_to_https: bool,
-    /// Whether those that `trusted_proxies` lists begin their connections with a PROXY protocol header. Default false.
+    /// Connections from `trusted_proxies` begin with a PROXY protocol header, version 1 or 2.
+    #[serde(default)]
     pub proxy_protocol: bool,
-    /// What a client may ask of it.
+    /// Limits on clients.
+    #[serde(default)]
     pub limits: Limits,
 }
 
-/// TLS for clients: 1.2 and 1.3, HTTP/2 and HTTP/1.1.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// TLS for clients.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Tls {
-    /// The first is for names that none of the others has. Never empty without `acme`.
+    /// Certificates from files. The first one is for names that no other has. Required without `acme`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1), example = json!([{"certificate": "tls/shop.crt", "key": "tls/shop.key"}]))]
     pub certificates: Vec<Certificate>,
-    /// A certificate that an authority gives by itself.
+    /// A certificate from an ACME authority. Until there is one, clients get those of `certificates`, or none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acme: Option<Acme>,
-    /// Who signs the certificates that clients have to show; none are asked for without it.
+    /// PEM file of the authorities that sign client certificates; clients then have to present one. Without this key none is
+    /// asked for.
+    #[serde(default, with = "As::<Maybe<File>>", skip_serializing_if = "Option::is_none")]
     pub client_ca: Option<PathBuf>,
 }
 
-/// A certificate from an authority that speaks ACME, by the proof `http-01`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A certificate from an ACME authority (RFC 8555), validated with `http-01`: the authority connects to port 80 of each name, which
+/// has to lead to a listener without `tls`. Renewed after two thirds of its lifetime. Using it accepts the authority's terms of
+/// service.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Acme {
-    /// The DNS names that it is for, lower case, without wildcards. Never empty.
+    /// DNS names of the certificate, without wildcards. Listeners with the same list and `store` share the certificate; lists
+    /// that only overlap need another `store`.
+    #[serde(default, with = "List::<DnsName>")]
+    #[schemars(!default, length(min = 1), example = ["shop.example.com"])]
     pub names: Vec<String>,
-    /// The folder that keeps the account and the certificate; relative to the configuration file's.
+    /// A folder that outlives restarts, for the account and the certificate; relative to the configuration file's folder.
+    #[serde(with = "As::<File>")]
+    #[schemars(example = &"/var/lib/switchover")]
     pub store: PathBuf,
-    /// The authority's directory, an `https://` URL. Default Let's Encrypt.
+    /// The authority's directory URL. The default is Let's Encrypt; its staging directory is
+    /// `https://acme-staging-v02.api.letsencrypt.org/directory`.
+    #[serde(default = "lets_encrypt", with = "As::<HttpsUrl>")]
     pub directory: String,
-    /// Whom it may write to.
+    /// A mail address for the authority's messages; without this key it has none.
+    #[serde(default, with = "As::<Maybe<MailAddress>>", skip_serializing_if = "Option::is_none")]
     pub contact: Option<String>,
-    /// Who has signed the certificate of the directory's server; relative to the configuration file's folder. Default: whom
-    /// browsers trust.
+    /// PEM file of the authorities that sign the certificate of the directory's server; relative to the configuration file's
+    /// folder. Without this key the authorities that browsers trust.
+    #[serde(default, with = "As::<Maybe<File>>", skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
 }
 
-/// A certificate chain and its key, PEM files; relative to the configuration file's folder.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A certificate chain and its private key. Relative paths start in the configuration file's folder.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Certificate {
-    /// The chain, the server's own certificate first.
+    /// PEM file of the chain, the server's own certificate first.
+    #[serde(with = "As::<File>")]
+    #[schemars(example = &"tls/shop.crt")]
     pub certificate: PathBuf,
-    /// Its private key.
+    /// PEM file of the private key.
+    #[serde(with = "As::<File>")]
+    #[schemars(example = &"tls/shop.key")]
     pub key: PathBuf,
 }
 
-/// What a client may ask of a listener.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Limits on the clients of a listener.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// From the first byte of a header, or of a connection, to the end of the header. Default 10 s.
+    /// Time from the first byte of a connection or of a request to the end of the request's header, TLS handshake and PROXY
+    /// protocol header included. Later: 408.
+    #[serde(with = "As::<Span<1, DAY>>")]
     pub header_timeout: Duration,
-    /// A connection without a request is closed after this. Default 60 s.
+    /// A connection without a request is closed after this time.
+    #[serde(with = "As::<Span<1, DAY>>")]
     pub idle_timeout: Duration,
-    /// Bytes per second, in either direction, below which a client uses up its `stall_timeout`; none: any rate. Default 500.
+    /// Bytes per second that a client has to send of a request's body, or to acknowledge by TCP of a response (HTTP/2: all streams
+    /// of a connection together); `off`: any rate. A slower client uses up its `stall_timeout`.
+    #[serde(with = "As::<OrOff<Number<u32, 1, 1_000_000_000>>>")]
     pub min_rate: Option<u32>,
-    /// How long a client may be slower than `min_rate`, all in all. Default 30 s.
+    /// How long a client may be slower than `min_rate` in total; being faster gives it time back. Longer: 408, or the connection
+    /// is closed. A reader gets up to twice as long where one TCP segment takes that long at `min_rate`, since a smaller read
+    /// cannot be seen.
+    #[serde(with = "As::<Span<1, DAY>>")]
     pub stall_timeout: Duration,
-    /// All of a header. Default 16384.
+    /// Bytes of a request's whole header. More: 431.
+    #[serde(with = "As::<Number<usize, 256, 1_048_576>>")]
     pub header_bytes: usize,
-    /// Fields of a header, at most 200. Default 100.
+    /// Fields of a request's header. More: 431.
+    #[serde(with = "As::<Number<usize, 1, 200>>")]
     pub header_count: usize,
-    /// Method, target and version. Default 8192.
+    /// Bytes of a request's method, target and version. More: 414.
+    #[serde(with = "As::<Number<usize, 64, 1_048_576>>")]
     pub request_line_bytes: usize,
-    /// A request body; none: any length. Default none.
+    /// Bytes of a request's body, chunked or not; `off`: any length. More: 413.
+    #[serde(with = "As::<OrOff<Number<u64, 0, LONGEST_BODY>>>")]
     pub body_bytes: Option<u64>,
-    /// Requests after which a connection is closed. Default 10000.
+    /// Requests after which a connection is closed.
+    #[serde(with = "As::<Number<u32, 1, 4_294_967_295>>")]
     pub requests_per_connection: u32,
-    /// Connections at a time. Default 10000.
+    /// Connections at a time. More: 503.
+    #[serde(with = "As::<Number<usize, 1, 1_000_000>>")]
     pub connections: usize,
-    /// Connections at a time of one client address; none: as many as there may be at all. Default none.
+    /// Connections at a time of one client address; `off`: as many as `connections`. More: 429.
+    #[serde(with = "As::<OrOff<Number<usize, 1, 1_000_000>>>")]
     pub connections_per_client: Option<usize>,
-    /// HTTP/2 requests at a time on one connection. Default 50.
+    /// HTTP/2 requests at a time on one connection.
+    #[serde(with = "As::<Number<u32, 1, 10_000>>")]
     pub streams_per_connection: u32,
-    /// Responses at a time that wait for their clients to read; each holds up to 256 KiB. Default 1000.
+    /// Responses at a time that wait for their clients to read; each holds up to 256 KiB. More: new requests get 503.
+    #[serde(with = "As::<Number<usize, 1, 1_000_000>>")]
     pub unread_responses: usize,
-    /// Whether header fields with `_` in their names are sent on. Default false: they are dropped.
+    /// Forwards header fields with `_` in their names. They are dropped otherwise, since many applications read `_` as `-`.
     pub underscores_in_headers: bool,
+}
+
+/// Of which twice still is a number of bytes.
+const LONGEST_BODY: u64 = u64::MAX >> 1;
+
+fn lets_encrypt() -> String {
+    LETS_ENCRYPT.to_owned()
 }
 
 impl Default for Limits {
@@ -115,122 +173,4 @@ impl Default for Limits {
             underscores_in_headers: false,
         }
     }
-}
-
-/// All of them.
-pub(super) fn list(r: &mut Reader, field: &Field<'_>) -> Vec<Listener> {
-    let items = r.list(field);
-    if field.is_empty() {
-        r.problem(&field.at, field.node.place, "is empty; name at least one address: [{address: \"0.0.0.0:8080\"}]");
-    }
-    items.iter().filter_map(|item| listener_of(r, item)).collect()
-}
-
-fn listener_of(r: &mut Reader, field: &Field<'_>) -> Option<Listener> {
-    let mut map = r.map(field)?;
-    let address = r.required(&mut map, "address", "write IP:port, such as 0.0.0.0:8080");
-    let address = address.and_then(|field| r.value(&field, value::listen_address));
-    let tls = map.get("tls").and_then(|field| tls_of(r, &field));
-    let redirect = map.get("redirect_to_https");
-    let redirect_to_https = redirect.as_ref().and_then(|field| r.value(field, value::boolean)).unwrap_or(false);
-    if let (true, Some(field), Some(_)) = (redirect_to_https, &redirect, &tls) {
-        r.problem(&field.at, field.node.place, "makes a circle with tls; set it on the plain listener");
-    }
-    let proxy_protocol = r.value_or(&mut map, "proxy_protocol", false, value::boolean);
-    let limits = map.get("limits").and_then(|field| limits_of(r, &field)).unwrap_or_default();
-    r.finish(&map);
-    Some(Listener { address: address?, tls, redirect_to_https, proxy_protocol, limits })
-}
-
-fn tls_of(r: &mut Reader, field: &Field<'_>) -> Option<Tls> {
-    let mut map = r.map(field)?;
-    let acme = map.get("acme");
-    let list = match acme {
-        Some(_) => map.get("certificates"),
-        None => r.required(&mut map, "certificates", "write: certificates: [{certificate: tls/shop.crt, key: tls/shop.key}]"),
-    };
-    let acme = acme.and_then(|field| acme_of(r, &field));
-    let items = list.as_ref().map(|field| r.list(field)).unwrap_or_default();
-    if let Some(field) = list.filter(Field::is_empty) {
-        r.problem(&field.at, field.node.place, "is empty; write: [{certificate: tls/shop.crt, key: tls/shop.key}]");
-    }
-    let certificates = items.iter().filter_map(|item| certificate_of(r, item)).collect();
-    let client_ca = map.get("client_ca").and_then(|field| r.value(&field, value::file));
-    r.finish(&map);
-    Some(Tls { certificates, acme, client_ca })
-}
-
-fn acme_of(r: &mut Reader, field: &Field<'_>) -> Option<Acme> {
-    let mut map = r.map(field)?;
-    let names = r.required(&mut map, "names", "write: names: [shop.example.com]");
-    let items = names.as_ref().map(|field| r.list(field)).unwrap_or_default();
-    if let Some(field) = names.filter(Field::is_empty) {
-        r.problem(&field.at, field.node.place, "is empty; write: [shop.example.com]");
-    }
-    let names = items.iter().filter_map(|item| r.value(item, value::dns_name)).collect();
-    let store = r.required(&mut map, "store", "write the path of a folder that is kept, such as /var/lib/switchover");
-    let store = store.and_then(|field| r.value(&field, value::file));
-    let directory = r.value_or(&mut map, "directory", LETS_ENCRYPT.to_owned(), value::https_url);
-    let contact = map.get("contact").and_then(|field| r.value(&field, value::mail_address));
-    let ca = map.get("ca").and_then(|field| r.value(&field, value::file));
-    r.finish(&map);
-    Some(Acme { names, store: store?, directory, contact, ca })
-}
-
-fn certificate_of(r: &mut Reader, field: &Field<'_>) -> Option<Certificate> {
-    let mut map = r.map(field)?;
-    let [certificate, key] = [("certificate", "shop.crt"), ("key", "shop.key")].map(|(name, example)| {
-        let field = r.required(&mut map, name, &format!("write the path of a PEM file, such as tls/{example}"));
-        field.and_then(|field| r.value(&field, value::file))
-    });
-    r.finish(&map);
-    Some(Certificate { certificate: certificate?, key: key? })
-}
-
-fn limits_of(r: &mut Reader, field: &Field<'_>) -> Option<Limits> {
-    let mut map = r.map(field)?;
-    let usual = Limits::default();
-    let limits = Limits {
-        header_timeout: r.value_or(&mut map, "header_timeout", usual.header_timeout, value::bound),
-        idle_timeout: r.value_or(&mut map, "idle_timeout", usual.idle_timeout, value::bound),
-        min_rate: r.value_or(&mut map, "min_rate", usual.min_rate, value::or_off(value::number(1..=1_000_000_000, ", or off"))),
-        stall_timeout: r.value_or(&mut map, "stall_timeout", usual.stall_timeout, value::bound),
-        header_bytes: r.value_or(&mut map, "header_bytes", usual.header_bytes, value::number(256..=1_048_576, "")),
-        header_count: r.value_or(&mut map, "header_count", usual.header_count, value::number(1..=200, "")),
-        request_line_bytes: r.value_or(
-            &mut map,
-            "request_line_bytes",
-            usual.request_line_bytes,
-            value::number(64..=1_048_576, ""),
-        ),
-        body_bytes: r.value_or(
-            &mut map,
-            "body_bytes",
-            usual.body_bytes,
-            value::or_off(value::number(0..=u64::MAX >> 1, ", or off")),
-        ),
-        requests_per_connection: r.value_or(
-            &mut map,
-            "requests_per_connection",
-            usual.requests_per_connection,
-            value::number(1..=u32::MAX, ""),
-        ),
-        connections: r.value_or(&mut map, "connections", usual.connections, value::number(1..=1_000_000, "")),
-        connections_per_client: r.value_or(
-            &mut map,
-            "connections_per_client",
-            usual.connections_per_client,
-            value::or_off(value::number(1..=1_000_000, ", or off")),
-        ),
-        streams_per_connection: r.value_or(
-            &mut map,
-            "streams_per_connection",
-            usual.streams_per_connection,
-            value::number(1..=10_000, ""),
-        ),
-        unread_responses: r.value_or(&mut map, "unread_responses", usual.unread_responses, value::number(1..=1_000_000, "")),
-        underscores_in_headers: r.value_or(&mut map, "underscores_in_headers", usual.underscores_in_headers, value::boolean),
-    };
-    r.finish(&map);
-    Some(limits)
 }

@@ -5,271 +5,40 @@
 
 pub mod diff;
 pub mod edit;
-mod file;
+mod effective;
+mod format;
+mod host;
 mod listener;
+mod model;
 mod problem;
 mod reader;
+mod schema;
+mod service;
 mod validate;
 mod value;
 pub mod write;
 mod yaml;
 
-use std::{
-    collections::BTreeMap,
-    fmt, fs, io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    ops::RangeInclusive,
-    path::{Path, PathBuf},
-    time::Duration,
-};
-
-use ipnet::IpNet;
+use std::{fs, io, path::Path};
 
 pub(crate) use self::reader::nearest;
 pub use self::{
+    effective::effective,
     listener::{Acme, Certificate, Limits, Listener, Tls},
+    model::{ADMIN_ADDRESS, AccessLog, Admin, Config, LogFormat, Tracing},
     problem::{LoadError, Problem, place},
-};
-
-/// Default admin address: loopback only.
-pub const ADMIN_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
-
-/// A whole, valid configuration.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Config {
-    /// Where clients connect; static. Never empty.
-    pub listeners: Vec<Listener>,
-    /// The admin face; static.
-    pub admin: Admin,
-    /// Worker threads of the proxy; static. `None`: one per CPU.
-    pub threads: Option<usize>,
-    /// How long a stopping process waits for running requests. Default 30 s.
-    pub shutdown_timeout: Duration,
-    /// Clients whose forwarding headers are believed. Default: nobody.
-    pub trusted_proxies: Vec<IpNet>,
-    /// One line per request; none: none are written. Static.
-    pub access_log: Option<AccessLog>,
-    /// Whether a request without a `traceparent` is given one. Default false.
-    pub tracing: bool,
-    /// Where the pools that served last are remembered; relative to the configuration file's folder. Static.
-    pub state_dir: Option<PathBuf>,
-    /// By name. Never empty.
-    pub services: BTreeMap<String, Service>,
-}
-
-/// Of the process itself, and of probes, certificates and kept connections.
-const OWN_MIB: usize = 32;
-/// A connection of HTTP/1 with a request, TLS included.
-const REQUEST_KIB: usize = 64;
-/// What a response holds on top of that while its client does not read.
-const UNREAD_KIB: usize = 192;
-
-impl Config {
-    /// Connections from clients that all listeners together allow at a time.
-    pub fn connections(&self) -> usize {
-        self.listeners.iter().map(|listener| listener.limits.connections).sum()
-    }
-
-    /// MiB that those need at most with a request on each, as many responses unread as the limits allow. HTTP/2 is not in it: each
-    /// such connection has `streams_per_connection` requests, and holds up to 4 MiB by default.
-    pub fn memory_mib(&self) -> usize {
-        let unread: usize = self.listeners.iter().map(|listener| listener.limits.unread_responses).sum();
-        let unread = unread.min(self.connections());
-        OWN_MIB + (self.connections() * REQUEST_KIB + unread * UNREAD_KIB).div_ceil(1024)
-    }
-}
-
-/// Where requests are written down.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AccessLog {
-    /// What a line looks like.
-    pub format: LogFormat,
-    /// Relative to the configuration file's folder; opened anew on SIGUSR1. Default: standard output.
-    pub file: Option<PathBuf>,
-}
-
-/// What a line looks like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// `text`: the combined format with more fields.
-    Text,
-    /// `json`: an object.
-    Json,
-}
-
-/// The admin face.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Admin {
-    /// Default `127.0.0.1:9901`.
-    pub address: SocketAddr,
-    /// Holds the bearer token that `/v1` asks for, read for each request. Without it `/v1` is for clients on loopback.
-    pub token_file: Option<PathBuf>,
-}
-
-/// What a host and a path prefix lead to.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Service {
-    /// Lower case, without port, `*.example.com` allowed as the whole first label. Empty: any host.
-    pub hosts: Vec<String>,
-    /// Starts with `/`. Default `/`.
-    pub path_prefix: String,
-    /// Name of one of `pools`.
-    pub active: String,
-    /// By name. Never empty.
-    pub pools: BTreeMap<String, Pool>,
-    /// How peers are probed.
-    pub health_check: HealthCheck,
-    /// How long a pool may take to become ready before a swap is given up. Default 120 s.
-    pub ready_timeout: Duration,
-    /// How long a drain waits for running requests. Default 30 s.
-    pub drain_timeout: Duration,
-    /// How peers are spoken to. Default HTTP/1.1 in the clear.
-    pub upstream: Upstream,
-    /// How a peer is chosen. Default least requests.
-    pub balance: Balance,
-    /// What clients are shown instead of switchover's own words, by status.
-    pub error_pages: BTreeMap<u16, ErrorPage>,
-    /// Bounds on one request.
-    pub timeouts: Timeouts,
-    /// Further peers tried after one that could not be connected to. Default 2.
-    pub retries: usize,
-    /// Whether peers that were ready once are still tried when no peer is ready. Default true.
-    pub fail_open: bool,
-}
-
-/// A named set of peers of one release.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pool {
-    /// The release's label, for status and metrics.
-    pub version: Option<String>,
-    /// In the order of the file; never empty, no address twice.
-    pub peers: Vec<Peer>,
-}
-
-/// One server of a pool.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Peer {
-    /// Where it is.
-    pub address: PeerAddress,
-    /// Its share of requests, 1 to 1000. Default 1.
-    pub weight: u16,
-}
-
-/// A peer's address as written in the file: `app-blue:8081`, `10.0.0.7:8081`, `[::1]:8081`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PeerAddress {
-    /// A host name, an IPv4 or an IPv6 address without brackets.
-    pub host: String,
-    /// 1 to 65535.
-    pub port: u16,
-}
-
-/// How peers are probed.
-#[derive(Clone, Debug, PartialEq)]
-pub struct HealthCheck {
-    /// HTTP or TCP.
-    pub kind: ProbeKind,
-    /// Another port than the peer's own, such as a management port.
-    pub port: Option<u16>,
-    /// Time between two probes. Default 1 s.
-    pub interval: Duration,
-    /// The overall deadline of one probe. Default 1 s.
-    pub timeout: Duration,
-    /// Passes in a row before a peer is ready. Default 2.
-    pub ready_after: u32,
-    /// Failures in a row before a ready peer is not. Default 3.
-    pub not_ready_after: u32,
-}
-
-/// What a probe asks.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ProbeKind {
-    /// A connection, nothing else (`tcp: true`).
-    Tcp,
-    /// A GET.
-    Http {
-        /// Path and query. Default `/actuator/health/readiness`.
-        path: String,
-        /// The Host header; default: the peer's address.
-        host: Option<String>,
-        /// Further headers.
-        headers: Vec<(String, String)>,
-        /// Statuses that pass. Default 200-299.
-        expect_status: Vec<RangeInclusive<u16>>,
+    schema::schema,
+    service::{
+        Balance, Drain, ErrorPage, HealthCheck, Peer, PeerAddress, Pool, Promotion, Protocol, Secret, Service, Timeouts,
+        Upstream, UpstreamTls,
     },
-}
-
-/// A page for an error, HTML in UTF-8.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ErrorPage {
-    /// Relative to the configuration file's folder.
-    pub file: PathBuf,
-    /// What is in it, read with the configuration; `{request_id}` stands for the request's id.
-    pub text: String,
-}
-
-/// How peers are spoken to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Upstream {
-    /// Default HTTP/1.1.
-    pub protocol: Protocol,
-    /// TLS, if they speak it.
-    pub tls: Option<UpstreamTls>,
-}
-
-/// What peers speak.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Protocol {
-    /// `http1`.
-    #[default]
-    Http1,
-    /// `h2`: HTTP/2 over TLS.
-    H2,
-    /// `h2c`: HTTP/2 in the clear, as gRPC servers behind a proxy do.
-    H2c,
-}
-
-/// TLS towards peers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct UpstreamTls {
-    /// Who signs their certificates, PEM; relative to the configuration file's folder. Default: whom the system trusts.
-    pub ca: Option<PathBuf>,
-    /// The name in their certificates. Default: the host of a peer's address.
-    pub server_name: Option<String>,
-}
-
-/// How a peer is chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Balance {
-    /// `least_requests`: the fewest requests in flight for its weight.
-    LeastRequests,
-    /// `round_robin`: in turn, by weight.
-    RoundRobin,
-}
-
-/// Bounds on one request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timeouts {
-    /// Connecting to a peer. Default 2 s.
-    pub connect: Duration,
-    /// Waiting for a peer's response header; a body, a stream or a WebSocket has no bound. Default 60 s.
-    pub response: Duration,
-    /// An unused connection to a peer is closed after this. Default 10 s: below Tomcat's 20 s.
-    pub idle: Duration,
-}
-
-impl fmt::Display for PeerAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
-    }
-}
+};
 
 /// More than any configuration needs, and little enough to read at once.
 const LARGEST_FILE: usize = 1024 * 1024;
+
+/// Problems of one file that are listed.
+const LISTED: usize = 100;
 
 /// The configuration that a text is.
 ///
@@ -280,20 +49,28 @@ pub fn parse(text: &str) -> Result<Config, Vec<Problem>> {
     let Some(document) = document else {
         return Err(vec![Problem::new("", "is empty; conf/minimal.yaml is a file to begin with")]);
     };
-    let mut reader = reader::Reader::default();
-    let config = file::read(&document, &mut reader);
-    let mut problems = reader.problems;
-    match config {
-        Some(config) => {
-            problems.extend(validate::problems(&config, &document));
-            if problems.is_empty() {
-                return Ok(config);
-            }
-        }
-        None => debug_assert!(!problems.is_empty(), "a file that cannot be read without a reason"),
+    let mut problems = Vec::new();
+    let mut aside = schema::structure(&document, &mut problems);
+    let config: Option<Config> = reader::read(&document, &mut aside, &mut problems);
+    if let Some(config) = &config {
+        problems.extend(validate::problems(config, &document, &aside));
     }
-    problems.sort_by_key(|problem| (problem.line, problem.column));
-    Err(problems)
+    match config {
+        Some(config) if problems.is_empty() => Ok(config),
+        _ => Err(listed(problems)),
+    }
+}
+
+/// In the order of their lines, and not more than can be read.
+fn listed(mut problems: Vec<Problem>) -> Vec<Problem> {
+    debug_assert!(!problems.is_empty(), "a file that cannot be read without a reason");
+    problems.sort_by_key(|problem| (problem.line.unwrap_or(0), problem.column));
+    let more = problems.len().saturating_sub(LISTED);
+    if more > 0 {
+        problems.truncate(LISTED);
+        problems.push(Problem::new("", format!("{more} more problems are not listed; correct these first")));
+    }
+    problems
 }
 
 /// As [`parse`], with the error pages read from `folder`.
@@ -345,10 +122,11 @@ pub fn load(path: &Path) -> Result<(String, Config), LoadError> {
 pub fn admin(path: &Path) -> Result<Admin, LoadError> {
     let document = yaml::parse(&read(path)?).unwrap_or_default();
     let admin = document.as_ref().and_then(|document| document.get("admin"));
-    let text = |key| admin?.get(key)?.as_text();
-    let address = text("address").and_then(|text| text.parse().ok()).unwrap_or(ADMIN_ADDRESS);
+    let admin = admin.and_then(|admin| reader::read::<Admin>(admin, &mut reader::Aside::new(), &mut Vec::new()));
+    let mut admin = admin.unwrap_or_default();
     let folder = path.parent().unwrap_or(Path::new(""));
-    Ok(Admin { address, token_file: text("token_file").map(|file| folder.join(file)) })
+    admin.token_file = admin.token_file.map(|file| folder.join(file));
+    Ok(admin)
 }
 
 fn read(path: &Path) -> Result<String, LoadError> {

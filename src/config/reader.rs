@@ -1,7 +1,19 @@
-//! Reads values out of the tree and collects every problem on the way.
+//! Gives the position tree to serde, and finds every problem of it, each with its place.
 //!
-//! `file` says which keys there are and what their values may be; this says so to the person who wrote something else. It
-//! never stops at a problem: what cannot be read has its default for the rest of the reading.
+//! serde stops at the first problem. [`read`] reports that one, sets its node aside and starts over without it, until what is
+//! left can be read; `structure` finds keys that are missing, since serde names one of them at a time. Called by `parse` and
+//! `admin`; knows no key of the configuration.
+
+use std::{
+    collections::HashSet,
+    fmt::{self, Display},
+};
+
+use serde::{
+    Deserialize, Deserializer, de,
+    de::{DeserializeSeed, IntoDeserializer, MapAccess, SeqAccess, Visitor, value::StrDeserializer},
+    forward_to_deserialize_any,
+};
 
 use super::{
     Problem,
@@ -11,155 +23,296 @@ use super::{
 /// How much of a wrong value is repeated in a message.
 const SHOWN: usize = 60;
 
-/// Collects problems.
-#[derive(Default)]
-pub(super) struct Reader {
-    pub problems: Vec<Problem>,
+/// The problems that are looked for in one file; each of them costs one reading of it.
+const ROUNDS: usize = 100;
+
+/// Nodes that could not be read and are left out, by their addresses.
+pub(super) type Aside = HashSet<*const Node>;
+
+/// Reads a tree. What could not be read has its default, or is left out of its list; nothing is read of a tree that is not keys
+/// and values.
+pub(super) fn read<'de, T: Deserialize<'de>>(document: &'de Node, aside: &mut Aside, problems: &mut Vec<Problem>) -> Option<T> {
+    for _ in 0..ROUNDS {
+        let fault = match T::deserialize(Reader { node: document, at: Path::Root, aside }) {
+            Ok(value) => return Some(value),
+            Err(fault) => fault,
+        };
+        let node = fault.node.unwrap_or(document);
+        problems.extend(fault.problem.map(|problem| *problem));
+        if !aside.insert(node) || std::ptr::eq(node, document) {
+            return None;
+        }
+    }
+    problems.push(Problem::new("", "has more problems than are listed; mend these first"));
+    None
 }
 
-/// A mapping that is being read: every key that is asked for is allowed, the others are not.
-pub(super) struct Map<'a> {
-    /// Where it stands: `services.shop`.
-    pub at: String,
-    pub place: Place,
-    entries: &'a [(Key, Node)],
-    allowed: Vec<&'static str>,
+/// Why a node cannot be read.
+#[derive(Debug)]
+pub(super) struct Fault {
+    /// The reader of the innermost node fills this in.
+    node: Option<*const Node>,
+    message: String,
+    /// None for a key that is missing: `structure` reports it, unless it was set aside and that is why.
+    problem: Option<Box<Problem>>,
 }
 
-/// A value and where it stands.
-#[derive(Clone)]
-pub(super) struct Field<'a> {
-    pub at: String,
-    pub node: &'a Node,
-}
-
-impl Field<'_> {
-    /// Whether a list has nothing in it; anything but a list is told of elsewhere.
-    pub(super) fn is_empty(&self) -> bool {
-        self.node.is_null() || matches!(&self.node.kind, Kind::Sequence(items) if items.is_empty())
+impl Fault {
+    /// Adds the place to a fault that has none.
+    fn locate(mut self, node: &Node, at: impl Display, place: Place) -> Self {
+        if self.node.is_none() {
+            self.node = Some(node);
+            if !self.message.is_empty() {
+                self.problem = Some(Box::new(Problem::at(&at.to_string(), place, self.message.clone())));
+            }
+        }
+        self
     }
 }
 
-impl<'a> Map<'a> {
-    /// Allows a key, and gives its value if it is there.
-    pub(super) fn get(&mut self, key: &'static str) -> Option<Field<'a>> {
-        self.allowed.push(key);
-        let (_, node) = self.entries.iter().find(|(known, _)| known.name == key)?;
-        Some(Field { at: join(&self.at, key), node })
+impl std::error::Error for Fault {}
+
+impl Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
     }
 }
 
-impl Reader {
-    pub(super) fn problem(&mut self, at: &str, place: Place, message: impl Into<String>) {
-        self.problems.push(Problem::at(at, place, message));
+impl de::Error for Fault {
+    fn custom<T: Display>(message: T) -> Self {
+        Self { node: None, message: message.to_string(), problem: None }
     }
 
-    /// Reads a mapping with fixed keys; one that is left empty has none.
-    pub(super) fn map<'a>(&mut self, field: &Field<'a>) -> Option<Map<'a>> {
-        let entries = match &field.node.kind {
+    fn invalid_type(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        let found = match found {
+            de::Unexpected::Seq => "a list".to_owned(),
+            de::Unexpected::Map => "keys and values".to_owned(),
+            de::Unexpected::Str(text) => shown(text),
+            other => other.to_string(),
+        };
+        Self::custom(format!("has to be {expected}, not {found}"))
+    }
+
+    fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
+        let allowed = match expected {
+            [others @ .., last] if !others.is_empty() => format!("{} or {last}", others.join(", ")),
+            few => few.join(""),
+        };
+        Self::custom(format!("{} is not allowed; use {allowed}{}", shown(variant), nearest(variant, expected.iter().copied())))
+    }
+
+    fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
+        let hint = nearest(field, expected.iter().copied());
+        Self::custom(match expected {
+            [one] => format!("unknown key; only {one} is allowed{hint}"),
+            several => format!("unknown key; {} are allowed{hint}", several.join(", ")),
+        })
+    }
+
+    fn missing_field(_: &'static str) -> Self {
+        Self::custom("")
+    }
+}
+
+/// Where a node stands, as a list of steps back to the root; written only for a problem.
+#[derive(Clone, Copy)]
+pub(super) enum Path<'a> {
+    Root,
+    Key(&'a Path<'a>, &'a str),
+    Index(&'a Path<'a>, usize),
+}
+
+impl Display for Path<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Root => Ok(()),
+            Self::Key(outer, key) => {
+                let dot = if matches!(outer, Self::Root) { "" } else { "." };
+                write!(f, "{outer}{dot}")?;
+                key.chars().take(SHOWN).flat_map(char::escape_debug).try_for_each(|c| write!(f, "{c}"))
+            }
+            Self::Index(outer, index) => write!(f, "{outer}[{index}]"),
+        }
+    }
+}
+
+/// One node, as serde reads it.
+struct Reader<'a, 'de> {
+    node: &'de Node,
+    at: Path<'a>,
+    aside: &'a Aside,
+}
+
+impl<'de> Reader<'_, 'de> {
+    fn locate<T>(&self, outcome: Result<T, Fault>) -> Result<T, Fault> {
+        outcome.map_err(|fault| fault.locate(self.node, self.at, self.node.place))
+    }
+
+    fn text(&self) -> Result<&'de str, Fault> {
+        match &self.node.kind {
+            _ if self.node.is_null() => self.refuse("is empty; write a value, or leave the key out"),
+            Kind::Scalar { text, .. } => Ok(text),
+            other => self.refuse(format!("has to be one value, not {}", describe(other))),
+        }
+    }
+
+    fn refuse<T>(&self, message: impl Display) -> Result<T, Fault> {
+        self.locate(Err(de::Error::custom(message)))
+    }
+
+    /// The entries of a mapping; one that is left empty has none.
+    fn entries<V: Visitor<'de>>(&self, visitor: V, expected: impl Display) -> Result<V::Value, Fault> {
+        let entries = match &self.node.kind {
             Kind::Mapping(entries) => entries.as_slice(),
-            _ if field.node.is_null() => &[],
-            other => {
-                self.problem(&field.at, field.node.place, format!("has to be keys and values, not {}", describe(other)));
-                return None;
-            }
+            _ if self.node.is_null() => &[],
+            other => return self.refuse(format!("has to be {expected}, not {}", describe(other))),
         };
-        Some(Map { at: field.at.clone(), place: field.node.place, entries, allowed: Vec::new() })
-    }
-
-    /// Says which keys of a mapping nobody asked for, or are there twice.
-    pub(super) fn finish(&mut self, map: &Map<'_>) {
-        self.twice(&map.at, map.entries);
-        for (key, _) in map.entries {
-            if map.allowed.contains(&key.name.as_str()) {
-                continue;
-            }
-            let hint = nearest(&key.name, map.allowed.iter().copied());
-            let message = format!("unknown key; {} allowed{hint}", are(&map.allowed));
-            self.problem(&join(&map.at, &key.name), key.place, message);
-        }
-    }
-
-    /// Reads a mapping whose keys are names of the user's own.
-    pub(super) fn named<'a>(&mut self, field: &Field<'a>, what: &str) -> Vec<(&'a Key, Field<'a>)> {
-        match &field.node.kind {
-            Kind::Mapping(entries) if !entries.is_empty() => {
-                self.twice(&field.at, entries);
-                let mut seen = std::collections::HashSet::new();
-                let first = entries.iter().filter(|(key, _)| seen.insert(key.name.as_str()));
-                first.map(|(key, node)| (key, Field { at: join(&field.at, &key.name), node })).collect()
-            }
-            Kind::Mapping(_) => {
-                self.problem(&field.at, field.node.place, format!("is empty; name at least one {what}"));
-                Vec::new()
-            }
-            _ if field.node.is_null() => {
-                self.problem(&field.at, field.node.place, format!("is empty; name at least one {what}"));
-                Vec::new()
-            }
-            other => {
-                self.problem(&field.at, field.node.place, format!("has to be {what}s by name, not {}", describe(other)));
-                Vec::new()
-            }
-        }
-    }
-
-    /// Reads a list; a single value is not one.
-    pub(super) fn list<'a>(&mut self, field: &Field<'a>) -> Vec<Field<'a>> {
-        match &field.node.kind {
-            Kind::Sequence(items) => {
-                items.iter().enumerate().map(|(i, node)| Field { at: format!("{}[{i}]", field.at), node }).collect()
-            }
-            _ if field.node.is_null() => Vec::new(),
-            other => {
-                self.problem(&field.at, field.node.place, format!("has to be a list, not {}", describe(other)));
-                Vec::new()
-            }
-        }
-    }
-
-    /// Reads one value.
-    pub(super) fn value<T>(&mut self, field: &Field<'_>, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
-        let outcome = match &field.node.kind {
-            _ if field.node.is_null() => Err("is empty; write a value, or leave the key out".to_owned()),
-            Kind::Scalar { text, .. } => parse(text),
-            other => Err(format!("has to be one value, not {}", describe(other))),
-        };
-        outcome.map_err(|message| self.problem(&field.at, field.node.place, message)).ok()
-    }
-
-    /// Reads the value of a key that may be left out.
-    pub(super) fn value_or<T>(
-        &mut self,
-        map: &mut Map<'_>,
-        key: &'static str,
-        default: T,
-        parse: impl FnOnce(&str) -> Result<T, String>,
-    ) -> T {
-        map.get(key).and_then(|field| self.value(&field, parse)).unwrap_or(default)
-    }
-
-    /// Reads the value of a key that has to be there.
-    pub(super) fn required<'a>(&mut self, map: &mut Map<'a>, key: &'static str, hint: &str) -> Option<Field<'a>> {
-        let field = map.get(key);
-        if field.is_none() {
-            self.problem(&join(&map.at, key), map.place, format!("is missing; {hint}"));
-        }
-        field
-    }
-
-    fn twice(&mut self, at: &str, entries: &[(Key, Node)]) {
-        for (i, (key, _)) in entries.iter().enumerate() {
-            if let Some((first, _)) = entries.iter().take(i).find(|(first, _)| first.name == key.name) {
-                let line = first.place.line;
-                self.problem(&join(at, &key.name), key.place, format!("is there twice, first in line {line}; keep one"));
-            }
-        }
+        self.locate(visitor.visit_map(Entries { entries: entries.iter(), current: None, at: &self.at, aside: self.aside }))
     }
 }
 
-/// `(did you mean "green"?)`, if something is near enough to be meant.
+impl<'de> Deserializer<'de> for Reader<'_, 'de> {
+    type Error = Fault;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        match self.node.kind {
+            Kind::Scalar { .. } => self.deserialize_str(visitor),
+            Kind::Sequence(_) => self.deserialize_seq(visitor),
+            Kind::Mapping(_) => self.deserialize_map(visitor),
+        }
+    }
+
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        let text = self.text()?;
+        self.locate(visitor.visit_str(text))
+    }
+
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        match self.text()?.parse() {
+            Ok(value) => self.locate(visitor.visit_bool(value)),
+            Err(_) => self.refuse(format!("{} is not allowed; use true or false", describe(&self.node.kind))),
+        }
+    }
+
+    fn deserialize_enum<V>(self, _: &'static str, _: &'static [&'static str], visitor: V) -> Result<V::Value, Fault>
+    where
+        V: Visitor<'de>,
+    {
+        let name: StrDeserializer<'_, Fault> = self.text()?.into_deserializer();
+        self.locate(visitor.visit_enum(name))
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        visitor.visit_some(self)
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        let items = match &self.node.kind {
+            Kind::Sequence(items) => items.as_slice(),
+            _ if self.node.is_null() => &[],
+            other => return self.refuse(format!("has to be a list, not {}", describe(other))),
+        };
+        self.locate(visitor.visit_seq(Items { items: items.iter().enumerate(), at: &self.at, aside: self.aside }))
+    }
+
+    fn deserialize_struct<V>(self, _: &'static str, _: &'static [&'static str], visitor: V) -> Result<V::Value, Fault>
+    where
+        V: Visitor<'de>,
+    {
+        self.entries(visitor, "keys and values")
+    }
+
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        match self.at {
+            Path::Key(_, key) => self.entries(visitor, format_args!("{key} by name")),
+            Path::Root | Path::Index(..) => self.entries(visitor, "keys and values"),
+        }
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Fault> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        visitor.visit_unit()
+    }
+
+    forward_to_deserialize_any! {
+        i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char string bytes byte_buf unit unit_struct tuple tuple_struct identifier
+    }
+}
+
+struct Items<'a, 'de> {
+    items: std::iter::Enumerate<std::slice::Iter<'de, Node>>,
+    at: &'a Path<'a>,
+    aside: &'a Aside,
+}
+
+impl<'de> SeqAccess<'de> for Items<'_, 'de> {
+    type Error = Fault;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Fault> {
+        let aside = self.aside;
+        let next = self.items.find(|(_, node)| !aside.contains(&std::ptr::from_ref(*node)));
+        next.map(|(i, node)| seed.deserialize(Reader { node, at: Path::Index(self.at, i), aside })).transpose()
+    }
+}
+
+struct Entries<'a, 'de> {
+    entries: std::slice::Iter<'de, (Key, Node)>,
+    current: Option<&'de (Key, Node)>,
+    at: &'a Path<'a>,
+    aside: &'a Aside,
+}
+
+impl<'de> Entries<'_, 'de> {
+    fn advance(&mut self) -> Option<&'de (Key, Node)> {
+        let aside = self.aside;
+        self.current = self.entries.find(|(_, node)| !aside.contains(&std::ptr::from_ref(node)));
+        self.current
+    }
+
+    fn key<K: DeserializeSeed<'de>>(&self, seed: K, (key, node): &'de (Key, Node)) -> Result<K::Value, Fault> {
+        let name: StrDeserializer<'_, Fault> = key.name.as_str().into_deserializer();
+        seed.deserialize(name).map_err(|fault| fault.locate(node, Path::Key(self.at, &key.name), key.place))
+    }
+
+    fn value<V: DeserializeSeed<'de>>(&self, seed: V, (key, node): &'de (Key, Node)) -> Result<V::Value, Fault> {
+        seed.deserialize(Reader { node, at: Path::Key(self.at, &key.name), aside: self.aside })
+    }
+}
+
+impl<'de> MapAccess<'de> for Entries<'_, 'de> {
+    type Error = Fault;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Fault> {
+        self.advance().map(|entry| self.key(seed, entry)).transpose()
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Fault> {
+        match self.current {
+            Some(entry) => self.value(seed, entry),
+            None => Err(de::Error::custom("a value was asked for before its key")),
+        }
+    }
+
+    /// The value first: a bad name of a service must not hide what is wrong within it.
+    fn next_entry_seed<K, V>(&mut self, key: K, value: V) -> Result<Option<(K::Value, V::Value)>, Fault>
+    where
+        K: DeserializeSeed<'de>,
+        V: DeserializeSeed<'de>,
+    {
+        let Some(entry) = self.advance() else { return Ok(None) };
+        let value = self.value(value, entry)?;
+        Ok(Some((self.key(key, entry)?, value)))
+    }
+}
+
+/// `(did you mean "green"?)`, if something is near enough.
 pub(crate) fn nearest<'a>(wrong: &str, right: impl Iterator<Item = &'a str>) -> String {
+    if wrong.len() > SHOWN {
+        return String::new();
+    }
     let near = right.map(|right| (strsim::damerau_levenshtein(wrong, right), right)).min();
     match near {
         Some((distance, right)) if distance <= 1 + right.len().min(wrong.len()) / 4 => format!(" (did you mean \"{right}\"?)"),
@@ -174,18 +327,6 @@ pub(super) fn shown(text: &str) -> String {
         escaped.push('…');
     }
     format!("\"{escaped}\"")
-}
-
-pub(super) fn join(at: &str, key: &str) -> String {
-    let key: String = key.chars().take(SHOWN).flat_map(char::escape_debug).collect();
-    if at.is_empty() { key } else { format!("{at}.{key}") }
-}
-
-fn are(keys: &[&str]) -> String {
-    match keys {
-        [one] => format!("only {one} is"),
-        several => format!("{} are", several.join(", ")),
-    }
 }
 
 fn describe(kind: &Kind) -> String {

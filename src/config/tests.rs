@@ -1,5 +1,7 @@
 //! What a file says, what it may leave out, and that no bytes whatever make the reader fall over.
 
+use std::time::Duration;
+
 use super::*;
 
 const COMPLETE: &str = include_str!("../../conf/switchover.yaml");
@@ -49,14 +51,11 @@ services:
         Peer { address: PeerAddress { host: "app_blue.local".into(), port: 2 }, weight: 1000 }
     );
     assert_eq!(config.trusted_proxies[0].to_string(), "10.0.0.0/8");
-    let ProbeKind::Http { path, host, headers, expect_status } = &api.health_check.kind else { panic!() };
-    assert_eq!((path.as_str(), host.as_deref()), ("/r?x=1", Some("a:80")));
-    assert_eq!(
-        (headers.as_slice(), expect_status.as_slice()),
-        ([("X-A".into(), "b".into())].as_slice(), [200..=200, 204..=206].as_slice())
-    );
-    assert_eq!((api.retries, api.fail_open, api.balance, api.drain_timeout), (0, false, Balance::RoundRobin, Duration::ZERO));
-    assert_eq!(config.services["tcp"].health_check.kind, ProbeKind::Tcp);
+    let check = &api.health_check;
+    assert_eq!((check.tcp, check.path.as_str(), check.host.as_deref()), (false, "/r?x=1", Some("a:80")));
+    assert_eq!((check.headers["X-A"].0.as_str(), check.expect_status.as_slice()), ("b", [200..=200, 204..=206].as_slice()));
+    assert_eq!((api.retries, api.fail_open, api.balance, api.drain.timeout), (0, false, Balance::RoundRobin, Duration::ZERO));
+    assert!(config.services["tcp"].health_check.tcp);
     assert_eq!(config.services["tcp"].timeouts, Timeouts::default());
 }
 
@@ -66,13 +65,19 @@ fn a_static_field_that_differs_is_named_with_both_values() {
     let mut new = running.clone();
     new.listeners[0].address.set_port(9090);
     new.threads = Some(4);
+    new.listeners[0].limits.header_timeout = Duration::from_secs(5);
+    new.access_log = Some(AccessLog { format: LogFormat::Json, file: Some("access.log".into()) });
+    new.admin.token_file = Some("token".into());
     new.services.get_mut("shop").unwrap().retries = 7;
     let problems: Vec<String> = diff::static_changes(&running, &new).iter().map(ToString::to_string).collect();
     assert_eq!(
         problems,
         [
-            "listeners: is static: 0.0.0.0:8080 runs, 0.0.0.0:9090 is in the file; put it back, or restart switchover",
-            "threads: is static: one per CPU runs, 4 is in the file; put it back, or restart switchover",
+            "listeners[0].address: is static: \"0.0.0.0:8080\" runs, the file has \"0.0.0.0:9090\"; put it back, or restart switchover",
+            "listeners[0].limits.header_timeout: is static: 10s runs, the file has 5s; put it back, or restart switchover",
+            "admin.token_file: is static: no value runs, the file has token; put it back, or restart switchover",
+            "threads: is static: no value runs, the file has 4; put it back, or restart switchover",
+            "access_log: is static: off runs, the file has {format: json, file: access.log}; put it back, or restart switchover",
         ]
     );
 }

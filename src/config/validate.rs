@@ -1,4 +1,4 @@
-//! What values have to do with each other, once each of them is fine by itself. Called by `parse` alone; pure.
+//! What keys have to do with each other, once each of them is fine by itself. Called by `parse` alone; pure.
 
 use std::{
     collections::HashMap,
@@ -6,100 +6,178 @@ use std::{
     path::{Component, PathBuf},
 };
 
-use super::{Acme, Config, Problem, Service, yaml::Node};
+use super::{
+    Acme, Config, HealthCheck, Listener, Problem, Protocol, Service,
+    reader::{Aside, nearest, shown},
+    yaml::{Kind, Node},
+};
 
-/// Every problem between values; `document` says where they stand.
-pub(super) fn problems(config: &Config, document: &Node) -> Vec<Problem> {
-    let mut problems = addresses(config, document);
-    problems.extend(proofs(config, document));
-    problems.extend(certificates(config, document));
-    problems.extend(orders(config, document));
-    problems.extend(routes(config, document));
+/// Every problem between keys; `document` has their places, and what could not be read of it is in `aside`.
+pub(super) fn problems(config: &Config, document: &Node, aside: &Aside) -> Vec<Problem> {
+    let root = Spot { at: String::new(), node: Some(document), aside };
+    let mut problems = addresses(config, &root);
+    problems.extend(challenges(config, &root));
+    problems.extend(orders(config, &root));
+    problems.extend(routes(config, &root));
+    for (i, listener) in config.listeners.iter().enumerate() {
+        let spot = root.key("listeners").item(i);
+        problems.extend(tls(listener, &spot));
+        problems.extend(certificates(listener, &spot.key("tls")));
+    }
     for (name, service) in &config.services {
-        problems.extend(shared_peers(name, service, document));
+        let spot = root.key("services").key(name);
+        problems.extend(active(service, &spot));
+        problems.extend(peers(service, &spot.key("pools")));
+        problems.extend(health_check(&service.health_check, &spot.key("health_check")));
+        problems.extend(upstream(service, &spot.key("upstream")));
     }
     problems
 }
 
+/// Where a value stands, and its node unless it is left out.
+struct Spot<'a> {
+    at: String,
+    node: Option<&'a Node>,
+    aside: &'a Aside,
+}
+
+impl Spot<'_> {
+    fn key(&self, name: &str) -> Self {
+        let dot = if self.at.is_empty() { "" } else { "." };
+        Self { at: format!("{}{dot}{name}", self.at), node: self.node.and_then(|node| node.get(name)), aside: self.aside }
+    }
+
+    /// The item that was read as the one of this index; those that could not be read are not counted.
+    fn item(&self, index: usize) -> Self {
+        let items = match self.node.map(|node| &node.kind) {
+            Some(Kind::Sequence(items)) => items.as_slice(),
+            _ => &[],
+        };
+        let read = items.iter().enumerate().filter(|(_, node)| !self.aside.contains(&std::ptr::from_ref(*node)));
+        let (index, node) = read.map(|(i, node)| (i, Some(node))).nth(index).unwrap_or((index, None));
+        Self { at: format!("{}[{index}]", self.at), node, aside: self.aside }
+    }
+
+    fn problem(&self, message: impl Into<String>) -> Problem {
+        match self.node {
+            Some(node) => Problem::at(&self.at, node.place, message),
+            None => Problem::new(&self.at, message),
+        }
+    }
+}
+
 /// Two sockets cannot listen in one place; 0.0.0.0 is everywhere, and so is [::], for IPv4 as well.
-fn addresses(config: &Config, document: &Node) -> Vec<Problem> {
+fn addresses(config: &Config, root: &Spot<'_>) -> Vec<Problem> {
     let mut taken: Vec<(String, SocketAddr)> = Vec::new();
     let mut problems = Vec::new();
-    let listeners =
-        config.listeners.iter().enumerate().map(|(i, listener)| (format!("listeners[{i}].address"), listener.address));
-    for (at, address) in listeners.chain([("admin.address".to_owned(), config.admin.address)]) {
+    let listeners = config.listeners.iter().enumerate().map(|(i, listener)| (root.key("listeners").item(i), listener.address));
+    for (spot, address) in listeners.chain([(root.key("admin"), config.admin.address)]) {
+        let spot = spot.key("address");
         if let Some((other, known)) = taken.iter().find(|(_, known)| overlap(*known, address)) {
             let message = if *known == address {
                 format!("{address} is taken by {other}")
             } else {
                 format!("{address} is taken by {other}, {known}")
             };
-            problems.push(located(document, &at, format!("{message}; choose another port")));
+            problems.push(spot.problem(format!("{message}; choose another port")));
         }
-        taken.push((at, address));
+        taken.push((spot.at, address));
     }
     problems
 }
 
-/// An authority asks for its proof over plain HTTP.
-fn proofs(config: &Config, document: &Node) -> Vec<Problem> {
+/// An authority validates a name over plain HTTP.
+fn challenges(config: &Config, root: &Spot<'_>) -> Vec<Problem> {
     if config.listeners.iter().any(|listener| listener.tls.is_none()) {
         return Vec::new();
     }
-    let asks = |(_, listener): &(usize, &super::Listener)| listener.tls.as_ref().is_some_and(|tls| tls.acme.is_some());
-    let asking = config.listeners.iter().enumerate().filter(asks);
-    let nowhere = |(i, _)| {
-        let message = "needs a listener without tls, which the authority reaches as port 80; add: - address: 0.0.0.0:80";
-        located(document, &format!("listeners[{i}].tls.acme"), message.to_owned())
+    let message = "needs a listener without tls, which the authority reaches as port 80; add: - address: 0.0.0.0:80";
+    let has_acme = |(_, listener): &(usize, &Listener)| listener.tls.as_ref().is_some_and(|tls| tls.acme.is_some());
+    let asking = config.listeners.iter().enumerate().filter(has_acme);
+    asking.map(|(i, _)| root.key("listeners").item(i).key("tls").key("acme").problem(message)).collect()
+}
+
+fn tls(listener: &Listener, spot: &Spot<'_>) -> Vec<Problem> {
+    let Some(tls) = spot.key("tls").node else { return Vec::new() };
+    let mut problems = Vec::new();
+    let redirect = spot.key("redirect_to_https");
+    if listener.redirect_to_https {
+        problems.push(redirect.problem("makes a circle with tls; set it on the plain listener"));
+    }
+    if tls.get("certificates").is_none() && tls.get("acme").is_none() && listener.tls.is_some() {
+        let at = spot.key("tls").key("certificates").at;
+        let message = "is missing; write: certificates: [{certificate: tls/shop.crt, key: tls/shop.key}]";
+        problems.push(Problem::at(&at, tls.place, message));
+    }
+    problems
+}
+
+/// Against the pools that the file names, be the rest of them valid or not.
+fn active(service: &Service, spot: &Spot<'_>) -> Option<Problem> {
+    let active = spot.key("active");
+    let pools: Vec<&str> = match &spot.node?.get("pools")?.kind {
+        Kind::Mapping(pools) => pools.iter().map(|(key, _)| key.name.as_str()).collect(),
+        Kind::Scalar { .. } | Kind::Sequence(_) => return None,
     };
-    asking.map(nowhere).collect()
+    let name = active.node.filter(|node| !node.is_null())?.as_text()?;
+    if pools.is_empty() || service.active != name || pools.contains(&name) {
+        return None;
+    }
+    let hint = nearest(name, pools.iter().copied());
+    Some(active.problem(format!("no pool {}; pools are {}{hint}", shown(name), pools.join(", "))))
+}
+
+fn health_check(check: &HealthCheck, spot: &Spot<'_>) -> Vec<Problem> {
+    let written = HealthCheck::HTTP_KEYS.iter().map(|key| spot.key(key)).filter(|spot| check.tcp && spot.node.is_some());
+    written.map(|spot| spot.problem("means nothing with tcp: true; remove one of the two")).collect()
+}
+
+fn upstream(service: &Service, spot: &Spot<'_>) -> Option<Problem> {
+    let protocol = spot.key("protocol");
+    match (service.upstream.protocol, spot.key("tls").node) {
+        (Protocol::H2, None) => Some(protocol.problem("h2 is over TLS; write tls: {} beside it, or h2c")),
+        (Protocol::H2c, Some(_)) => Some(protocol.problem("h2c is without TLS; write h2, or leave out tls")),
+        _ => None,
+    }
 }
 
 /// A client gets one certificate for a name, so a second one for it would never be shown, or never be stored.
-fn certificates(config: &Config, document: &Node) -> Vec<Problem> {
+fn certificates(listener: &Listener, spot: &Spot<'_>) -> Vec<Problem> {
+    let Some(tls) = &listener.tls else { return Vec::new() };
     let mut problems = Vec::new();
-    for (i, tls) in config.listeners.iter().enumerate().filter_map(|(i, listener)| Some((i, listener.tls.as_ref()?))) {
-        for (j, pair) in tls.certificates.iter().enumerate() {
-            let Some(first) = tls.certificates.iter().position(|known| known.certificate == pair.certificate).filter(|f| *f < j)
-            else {
-                continue;
-            };
-            let at = format!("listeners[{i}].tls.certificates[{j}].certificate");
+    for (i, pair) in tls.certificates.iter().enumerate() {
+        let first = tls.certificates.iter().position(|known| known.certificate == pair.certificate);
+        if let Some(first) = first.filter(|first| *first < i) {
             let message = format!("{} is there twice, first in certificates[{first}]; keep one", pair.certificate.display());
-            problems.push(located(document, &at, message));
+            problems.push(spot.key("certificates").item(i).key("certificate").problem(message));
         }
-        let names = tls.acme.iter().flat_map(|acme| &acme.names).enumerate().collect::<Vec<_>>();
-        for (j, name) in &names {
-            if names.iter().any(|(k, known)| known == name && k < j) {
-                let at = format!("listeners[{i}].tls.acme.names[{j}]");
-                problems.push(located(document, &at, format!("{name} is there twice; keep one")));
-            }
+    }
+    let names = tls.acme.as_ref().map(|acme| acme.names.as_slice()).unwrap_or_default();
+    for (i, name) in names.iter().enumerate() {
+        if names.iter().take(i).any(|known| known == name) {
+            problems.push(spot.key("acme").key("names").item(i).problem(format!("{name} is there twice; keep one")));
         }
     }
     problems
 }
 
 /// Two listeners that order certificates for overlapping names into one store would take turns to replace each other's.
-fn orders(config: &Config, document: &Node) -> Vec<Problem> {
+fn orders(config: &Config, root: &Spot<'_>) -> Vec<Problem> {
     let acme = config.listeners.iter().enumerate().filter_map(|(i, listener)| Some((i, listener.tls.as_ref()?.acme.as_ref()?)));
-    let acme: Vec<_> = acme.collect();
+    let acme: Vec<_> = acme.map(|(i, acme)| (root.key("listeners").item(i).key("tls").key("acme"), acme)).collect();
     let mut problems = Vec::new();
-    for (position, (i, this)) in acme.iter().enumerate() {
-        let at = format!("listeners[{i}].tls.acme");
-        for (j, other) in acme.iter().take(position).filter(|(_, other)| shares_store(this, other)) {
+    for (position, (spot, this)) in acme.iter().enumerate() {
+        for (Spot { at, .. }, other) in acme.iter().take(position).filter(|(_, other)| shares_store(this, other)) {
             if (&this.directory, &this.contact, &this.ca) != (&other.directory, &other.contact, &other.ca) {
-                let message = format!(
-                    "shares its account with listeners[{j}].tls.acme; use the same directory, contact and ca, or another store"
-                );
-                problems.push(located(document, &at, message));
+                let message = format!("shares its account with {at}; use the same directory, contact and ca, or another store");
+                problems.push(spot.problem(message));
             }
             let common = this.names.iter().find(|name| other.names.contains(name)).filter(|_| this.names != other.names);
             if let Some(name) = common {
                 let message = format!(
-                    "{name} is in listeners[{j}].tls.acme.names as well, with other names; write the same list in both, or \
-                     {name} in one of them"
+                    "{name} is in {at}.names as well, with other names; write the same list in both, or {name} in one of them"
                 );
-                problems.push(located(document, &format!("{at}.names"), message));
+                problems.push(spot.key("names").problem(message));
             }
         }
     }
@@ -121,7 +199,7 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
 }
 
 /// Two services cannot take the same requests.
-fn routes(config: &Config, document: &Node) -> Vec<Problem> {
+fn routes(config: &Config, root: &Spot<'_>) -> Vec<Problem> {
     let mut taken: HashMap<(&str, &str), &str> = HashMap::new();
     let mut problems = Vec::new();
     for (name, service) in &config.services {
@@ -129,9 +207,10 @@ fn routes(config: &Config, document: &Node) -> Vec<Problem> {
             if service.hosts.is_empty() { vec![""] } else { service.hosts.iter().map(String::as_str).collect() };
         for (i, host) in hosts.into_iter().enumerate() {
             let Some(other) = taken.insert((host, &service.path_prefix), name) else { continue };
-            let (host, at) = match host {
-                "" => ("any host".to_owned(), format!("services.{name}")),
-                host => (host.to_owned(), format!("services.{name}.hosts[{i}]")),
+            let spot = root.key("services").key(name);
+            let (host, spot) = match host {
+                "" => ("any host", spot),
+                host => (host, spot.key("hosts").item(i)),
             };
             let message = if other == name {
                 format!("{host} is there twice; keep one")
@@ -141,35 +220,29 @@ fn routes(config: &Config, document: &Node) -> Vec<Problem> {
                     service.path_prefix
                 )
             };
-            problems.push(located(document, &at, message));
+            problems.push(spot.problem(message));
         }
     }
     problems
 }
 
 /// A peer in two pools would be stopped with either of them.
-fn shared_peers(name: &str, service: &Service, document: &Node) -> Vec<Problem> {
+fn peers(service: &Service, pools: &Spot<'_>) -> Vec<Problem> {
     let mut taken = HashMap::new();
     let mut problems = Vec::new();
-    for (pool_name, pool) in &service.pools {
+    for (name, pool) in &service.pools {
         for (i, peer) in pool.peers.iter().enumerate() {
-            if let Some(other) = taken.insert(&peer.address, pool_name).filter(|other| *other != pool_name) {
-                let at = format!("services.{name}.pools.{pool_name}.peers[{i}]");
-                let message = format!(
+            let Some(other) = taken.insert(&peer.address, name) else { continue };
+            let message = if other == name {
+                format!("{} is there twice in this pool; keep one, and give it a weight", peer.address)
+            } else {
+                format!(
                     "{} is in pool {other} as well; a peer belongs to one pool, or stopping one would stop both",
                     peer.address
-                );
-                problems.push(located(document, &at, message));
-            }
+                )
+            };
+            problems.push(pools.key(name).key("peers").item(i).problem(message));
         }
     }
     problems
-}
-
-/// A problem at a path, with the place that the path leads to.
-fn located(document: &Node, at: &str, message: String) -> Problem {
-    match document.at(at) {
-        Some(node) => Problem::at(at, node.place, message),
-        None => Problem::new(at, message),
-    }
 }

@@ -1,66 +1,157 @@
 //! Single values: what they look like, and what to write instead of what was written. Pure.
+//!
+//! Each format is a type, so that a field names it where it is declared; `format` makes it known to serde and to the JSON Schema.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    ops::RangeInclusive,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{marker::PhantomData, net::SocketAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};
 
 use ipnet::IpNet;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serializer, de::SeqAccess};
+use serde_json::{Value, json};
 
-use super::{PeerAddress, reader::shown};
+use super::{
+    format::{Format, TextOr, text_or},
+    host,
+    reader::shown,
+    service::PeerAddress,
+};
 
-/// Nobody waits longer for anything here.
-const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+/// In milliseconds, the longest duration of any key.
+pub(super) const DAY: u64 = 24 * HOUR;
+pub(super) const HOUR: u64 = 60 * 60 * 1000;
 
-/// A duration between `least` and `most`.
-pub(super) fn duration(least: Duration, most: Duration) -> impl Fn(&str) -> Result<Duration, String> {
-    move |text| {
+/// A duration between two, in milliseconds.
+pub(super) struct Span<const LEAST: u64, const MOST: u64>;
+
+impl<const LEAST: u64, const MOST: u64> Format for Span<LEAST, MOST> {
+    type Value = Duration;
+
+    fn read(text: &str) -> Result<Duration, String> {
         if text.bytes().all(|b| b.is_ascii_digit()) {
             return Err(format!("{} has no unit; write {text}s, or 500ms, 2m", shown(text)));
         }
         let duration =
             humantime::parse_duration(text).map_err(|_| format!("{} is not a duration; write 500ms, 10s, 2m", shown(text)))?;
-        if duration < least || duration > most {
-            let (least, most) = (humantime::format_duration(least), humantime::format_duration(most));
-            return Err(format!("{} is not allowed; use {least} to {most}", shown(text)));
+        if duration < Duration::from_millis(LEAST) || duration > Duration::from_millis(MOST) {
+            return Err(format!("{} is not allowed; use {}", shown(text), range::<LEAST, MOST>()));
         }
         Ok(duration)
     }
-}
 
-/// A bound on waiting: more than nothing, at most a day.
-pub(super) fn bound(text: &str) -> Result<Duration, String> {
-    duration(Duration::from_millis(1), LONGEST)(text)
-}
+    fn write(value: &Duration) -> Value {
+        humantime::format_duration(*value).to_string().into()
+    }
 
-/// Patience, which may be none.
-pub(super) fn patience(text: &str) -> Result<Duration, String> {
-    duration(Duration::ZERO, LONGEST)(text)
-}
-
-/// A whole number in a range; `otherwise` ends the message.
-pub(super) fn number<T>(range: RangeInclusive<T>, otherwise: &'static str) -> impl Fn(&str) -> Result<T, String>
-where
-    T: std::str::FromStr + PartialOrd + std::fmt::Display,
-{
-    move |text| {
-        let number = text.parse().ok().filter(|number| range.contains(number));
-        number.ok_or_else(|| {
-            let text = if text.parse::<i64>().is_ok() { text.to_owned() } else { shown(text) };
-            format!("{text} is not allowed; use {} to {}{otherwise}", range.start(), range.end())
-        })
+    fn schema() -> Schema {
+        let unit = "(ns|nsec|us|usec|µs|ms|msec|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?)";
+        json_schema!({"type": "string", "pattern": format!("^([0-9]+ ?{unit} ?)+$"), "$comment": range::<LEAST, MOST>()})
     }
 }
 
-/// A value, or `off`.
-pub(super) fn or_off<T>(parse: impl Fn(&str) -> Result<T, String>) -> impl Fn(&str) -> Result<Option<T>, String> {
-    move |text| if text == "off" { Ok(None) } else { parse(text).map(Some) }
+fn range<const LEAST: u64, const MOST: u64>() -> String {
+    let [least, most] = [LEAST, MOST].map(|ms| humantime::format_duration(Duration::from_millis(ms)));
+    format!("{least} to {most}")
+}
+
+/// A whole number in a range.
+pub(super) struct Number<T, const LEAST: u64, const MOST: u64>(PhantomData<T>);
+
+impl<T, const LEAST: u64, const MOST: u64> Format for Number<T, LEAST, MOST>
+where
+    T: FromStr + Copy + TryInto<u64>,
+{
+    type Value = T;
+
+    fn read(text: &str) -> Result<T, String> {
+        let in_range = |number: &T| (*number).try_into().is_ok_and(|number| (LEAST..=MOST).contains(&number));
+        text.parse().ok().filter(in_range).ok_or_else(|| {
+            let text = if text.parse::<i64>().is_ok() { text.to_owned() } else { shown(text) };
+            format!("{text} is not allowed; use {LEAST} to {MOST}")
+        })
+    }
+
+    fn write(value: &T) -> Value {
+        (*value).try_into().unwrap_or(u64::MAX).into()
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "integer", "minimum": LEAST, "maximum": MOST})
+    }
+}
+
+/// A peer's share of the requests; one that should get none is left out.
+pub(super) struct Weight;
+
+impl Format for Weight {
+    type Value = u16;
+
+    fn read(text: &str) -> Result<u16, String> {
+        Number::<u16, 1, 1000>::read(text).map_err(|message| message + ", or remove the peer")
+    }
+
+    fn write(value: &u16) -> Value {
+        Number::<u16, 1, 1000>::write(value)
+    }
+
+    fn schema() -> Schema {
+        Number::<u16, 1, 1000>::schema()
+    }
+}
+
+/// Formats of texts: what reads one, and what the schema says of it, which may be less strict.
+macro_rules! texts {
+    ($($(#[$doc:meta])* $name:ident: $value:ty = $read:path, $type:tt, $pattern:expr $(, $write:expr)?;)*) => {$(
+        $(#[$doc])*
+        pub(super) struct $name;
+
+        impl Format for $name {
+            type Value = $value;
+
+            fn read(text: &str) -> Result<$value, String> {
+                $read(text)
+            }
+
+            fn write(value: &$value) -> Value {
+                let write: fn(&$value) -> Value = texts!(@write $($write)?);
+                write(value)
+            }
+
+            fn schema() -> Schema {
+                json_schema!({"type": $type, "pattern": $pattern})
+            }
+        }
+    )*};
+    (@write) => { |value| value.to_string().into() };
+    (@write $write:expr) => { $write };
+}
+
+texts! {
+    /// A name of the user's own, which YAML may take for a number.
+    Name: String = name, ["string", "integer"], "^[A-Za-z0-9_-]{1,63}$";
+    /// The name of something else in the file.
+    Reference: String = reference, ["string", "integer"], "^[A-Za-z0-9_-]{1,63}$";
+    /// One line, which YAML may take for a number.
+    Label: String = label, ["string", "number"], r"^[^\x00-\x1f]{1,100}$";
+    File: PathBuf = file, "string", r"^[^\x00]+$", |path| path.to_string_lossy().into();
+    ListenAddress: SocketAddr = host::listen_address, "string", r"^([0-9.]+|\[[0-9A-Fa-f:.]+(%[0-9]+)?\]):[0-9]{1,5}$";
+    Network: IpNet = host::network, "string", "^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$";
+    Address: PeerAddress = host::peer_address, "string", r"^([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$";
+    HostPattern: String = host::host_pattern, "string", r"^((\*\.)?[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])$";
+    ProbeHost: String = host::probe_host, "string", r"^([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?$";
+    ServerName: String = host::server_name, "string", "^[A-Za-z0-9_.:-]*[A-Za-z0-9_:-]$";
+    DnsName: String = host::dns_name, "string", "^[A-Za-z0-9_.-]*[A-Za-z_-][A-Za-z0-9_.-]*$";
+    HttpsUrl: String = host::https_url, "string", "^https://";
+    MailAddress: String = host::mail_address, "string", "^[!-~]+@[A-Za-z0-9_.-]+$";
+    PathPrefix: String = path_prefix, "string", r#"^/[!-"$->@-~]*$"#;
+    ProbePath: String = probe_path, "string", r#"^/[!-"$-~]*$"#;
+    HeaderName: String = header_name, "string", "^(?![Hh][Oo][Ss][Tt]$)[!#$%&'*+.^_`|~0-9A-Za-z-]+$";
+    ErrorStatus: u16 = error_status, "string", "^[45][0-9][0-9]$", |status| (*status).into();
+    /// What a header says may be a secret, and is never written.
+    HeaderText: String = header_value, "string", r"^[^\x00-\x08\x0a-\x1f]*$", |_| "***".into();
 }
 
 /// A file's path.
-pub(super) fn file(text: &str) -> Result<PathBuf, String> {
+fn file(text: &str) -> Result<PathBuf, String> {
     if text.is_empty() || text.contains('\0') {
         Err("is no path; write tls/shop.crt".to_owned())
     } else {
@@ -68,13 +159,13 @@ pub(super) fn file(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// `true` or `false`.
-pub(super) fn boolean(text: &str) -> Result<bool, String> {
-    text.parse().map_err(|_| format!("{} is not allowed; use true or false", shown(text)))
+/// Any name; `validate` looks for what it refers to.
+fn reference(text: &str) -> Result<String, String> {
+    Ok(text.to_owned())
 }
 
 /// A name of the user's own.
-pub(super) fn name(text: &str) -> Result<String, String> {
+fn name(text: &str) -> Result<String, String> {
     let fine = (1..=63).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
     if fine {
         Ok(text.to_owned())
@@ -93,156 +184,8 @@ pub(super) fn label(text: &str) -> Result<String, String> {
     }
 }
 
-/// An address to listen on.
-pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| {
-        let hint = if text.bytes().any(|b| b.is_ascii_alphabetic()) && !text.starts_with('[') {
-            "; a name cannot be listened on"
-        } else {
-            ""
-        };
-        format!("{} is not IP:port{hint}; write 0.0.0.0:8080, 127.0.0.1:8080 or [::]:8080", shown(text))
-    })
-}
-
-/// A network, or a single address.
-pub(super) fn network(text: &str) -> Result<IpNet, String> {
-    let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    let network = network.map_err(|_| format!("{} is not a network; write 10.0.0.0/8, fd00::/8 or 192.168.1.4", shown(text)))?;
-    if let IpNet::V6(mapped) = network
-        && let Some(ipv4) = mapped.network().to_ipv4_mapped()
-        && let Some(prefix) = mapped.prefix_len().checked_sub(96)
-    {
-        let right = if prefix == 32 { ipv4.to_string() } else { format!("{ipv4}/{prefix}") };
-        return Err(format!(
-            "{} never matches, because IPv4 clients of an IPv6 listener count as IPv4; write {right}",
-            shown(text)
-        ));
-    }
-    Ok(network.trunc())
-}
-
-/// A peer's address.
-pub(super) fn peer_address(text: &str) -> Result<PeerAddress, String> {
-    const FORMS: &str = "write app-blue:8081, 10.0.0.7:8081 or [::1]:8081";
-    if let Some((scheme, rest)) = text.split_once("://") {
-        let rest = rest.split('/').next().unwrap_or_default();
-        return Err(format!("{} has a scheme; leave out {scheme}:// and any path: {rest}", shown(text)));
-    }
-    let bad = |why: &str| format!("{} {why}; {FORMS}", shown(text));
-    let (host, port) = text.rsplit_once(':').ok_or_else(|| bad("has no port"))?;
-    let port: u16 = port.parse().ok().filter(|port| *port > 0).ok_or_else(|| bad("has no port from 1 to 65535"))?;
-    if let Some(ipv6) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        let ip: Ipv6Addr = ipv6.parse().map_err(|_| bad("is not an IPv6 address in brackets"))?;
-        return Ok(PeerAddress { host: ip.to_string(), port });
-    }
-    if host.contains(':') {
-        return Err(bad("needs brackets around its IPv6 address"));
-    }
-    if is_no_address(host) || !is_host_name(host) {
-        return Err(bad("is not a host and a port"));
-    }
-    Ok(PeerAddress { host: host.to_ascii_lowercase(), port })
-}
-
-/// Labels of letters, digits and hyphens (RFC 1123); underscores as well, which container names have.
-fn is_host_name(host: &str) -> bool {
-    let host = host.strip_suffix('.').unwrap_or(host);
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    (1..=253).contains(&host.len()) && host.split('.').all(label)
-}
-
-/// A host that clients ask for, in lower case and without the dot at its end.
-pub(super) fn host_pattern(text: &str) -> Result<String, String> {
-    let host = text.to_ascii_lowercase();
-    let host = host.strip_suffix('.').unwrap_or(&host);
-    if let Some(ip) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).and_then(|ip| ip.parse::<Ipv6Addr>().ok()) {
-        // The one form that clients send (RFC 5952).
-        return Ok(format!("[{ip}]"));
-    }
-    let name = host.strip_prefix("*.").unwrap_or(host);
-    if is_host_name(name) && !is_no_address(name) {
-        return Ok(host.to_owned());
-    }
-    let hint = match host {
-        _ if is_no_address(host) => ", and no IPv4 address",
-        _ if !host.is_ascii() => " in ASCII, with xn--",
-        _ if host.contains(':') => " without a port",
-        _ => "",
-    };
-    Err(format!("{} is not a host{hint}; write shop.example.com or *.example.com", shown(text)))
-}
-
-/// Looks like an IPv4 address and is none, such as 10.0.0.256.
-fn is_no_address(host: &str) -> bool {
-    !host.is_empty() && host.bytes().all(|b| b.is_ascii_digit() || b == b'.') && host.parse::<Ipv4Addr>().is_err()
-}
-
-/// The Host header of a probe, with or without a port; a pattern would be sent as it is, and mean nothing.
-pub(super) fn probe_host(text: &str) -> Result<String, String> {
-    let (name, port) = match text.rsplit_once(':') {
-        Some((name, port)) if !name.is_empty() && !name.ends_with(':') && !port.ends_with(']') => (name, Some(port)),
-        _ => (text, None),
-    };
-    let port_is_fine = port.is_none_or(|port| port.parse().is_ok_and(|port: u16| port > 0));
-    if port_is_fine && !name.starts_with('*') && host_pattern(name).is_ok() {
-        return Ok(text.to_owned());
-    }
-    Err(format!("{} is not a Host header; write shop.example.com, or shop.example.com:8080", shown(text)))
-}
-
-/// The name that a peer's certificate has to be for: one name or address, since a pattern is never equal to any.
-pub(super) fn server_name(text: &str) -> Result<String, String> {
-    let name = text.to_ascii_lowercase();
-    let is_address = name.parse::<IpAddr>().is_ok();
-    if is_address || is_host_name(&name) && !is_no_address(&name) && !name.ends_with('.') {
-        return Ok(name);
-    }
-    let hint = match name.strip_suffix('.') {
-        _ if name.starts_with("*.") => ", and a pattern matches no certificate".to_owned(),
-        Some(without) if is_host_name(without) => format!(", and no certificate has the dot at its end: {without}"),
-        _ => String::new(),
-    };
-    Err(format!(
-        "{} is not the name of a server{hint}; write shop.internal, one of the names in the peers' certificate",
-        shown(text)
-    ))
-}
-
-/// A name that a certificate can be for by http-01, which proves no wildcards.
-pub(super) fn dns_name(text: &str) -> Result<String, String> {
-    let name = text.to_ascii_lowercase();
-    if let Some(without) = name.strip_suffix('.').filter(|name| is_host_name(name)) {
-        return Err(format!("{} ends with a dot, which no certificate has; write {without}", shown(text)));
-    }
-    if is_host_name(&name) && name.parse::<IpAddr>().is_err() {
-        return Ok(name);
-    }
-    let hint = if name.starts_with("*.") { ", and a wildcard cannot be proven by http-01" } else { "" };
-    Err(format!("{} is not a host{hint}; write shop.example.com", shown(text)))
-}
-
-/// Where an authority has its directory.
-pub(super) fn https_url(text: &str) -> Result<String, String> {
-    let uri = text.parse::<http::Uri>().ok().filter(|uri| uri.scheme_str() == Some("https") && uri.host().is_some());
-    uri.map(|_| text.to_owned())
-        .ok_or_else(|| format!("{} is not an https:// URL; write https://acme.example.com/directory", shown(text)))
-}
-
-/// A mail address, as far as anybody can tell.
-pub(super) fn mail_address(text: &str) -> Result<String, String> {
-    let fine = text.split_once('@').is_some_and(|(who, host)| !who.is_empty() && is_host_name(host))
-        && text.bytes().all(|b| b.is_ascii_graphic());
-    if fine { Ok(text.to_owned()) } else { Err(format!("{} is not a mail address; write ops@example.com", shown(text))) }
-}
-
 /// The beginning of a path.
-pub(super) fn path_prefix(text: &str) -> Result<String, String> {
+fn path_prefix(text: &str) -> Result<String, String> {
     let prefix = path(text, false)?;
     let never = |why: &str| Err(format!("{} never matches: {why}", shown(text)));
     // Requests are routed by the form that RFC 3986, section 6.2.2 makes of their paths.
@@ -265,7 +208,7 @@ fn encoded(path: &str) -> impl Iterator<Item = Option<u8>> {
 }
 
 /// A path to probe.
-pub(super) fn probe_path(text: &str) -> Result<String, String> {
+fn probe_path(text: &str) -> Result<String, String> {
     path(text, true)
 }
 
@@ -278,19 +221,84 @@ fn path(text: &str, query: bool) -> Result<String, String> {
     }
 }
 
-/// `200`, `200-299`, `200, 204-206`.
-pub(super) fn statuses(text: &str) -> Result<Vec<RangeInclusive<u16>>, String> {
-    let status = |text: &str| text.trim().parse::<u16>().ok().filter(|status| (100..=599).contains(status));
-    let range = |part: &str| {
-        let (from, to) = part.split_once('-').unwrap_or((part, part));
-        let (from, to) = status(from).zip(status(to)).filter(|(from, to)| from <= to)?;
-        Some(from..=to)
-    };
-    let ranges: Option<Vec<_>> = text.split(',').map(range).collect();
-    ranges.ok_or_else(|| format!("{} is not a status from 100 to 599; write 200, 200-299 or [200, 204-206]", shown(text)))
+/// Statuses that pass: `200`, `200-299`, `200, 204-206`, or a list of these.
+pub(super) struct Statuses;
+
+impl Statuses {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<RangeInclusive<u16>>, D::Error> {
+        text_or(deserializer)
+    }
+
+    pub(super) fn serialize<S: Serializer>(ranges: &[RangeInclusive<u16>], serializer: S) -> Result<S::Ok, S::Error> {
+        let range = |range: &RangeInclusive<u16>| match (range.start(), range.end()) {
+            (from, to) if from == to => from.to_string(),
+            (from, to) => format!("{from}-{to}"),
+        };
+        serializer.serialize_str(&ranges.iter().map(range).collect::<Vec<_>>().join(", "))
+    }
+}
+
+impl JsonSchema for Statuses {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Statuses".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let one = json!({"type": ["string", "integer"], "pattern": "^[1-5][0-9]{2}([, -]+[1-5][0-9]{2})*$"});
+        json_schema!({"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]})
+    }
+}
+
+impl TextOr for Vec<RangeInclusive<u16>> {
+    const EXPECTED: &'static str = "statuses";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        let status = |text: &str| text.trim().parse::<u16>().ok().filter(|status| (100..=599).contains(status));
+        let range = |part: &str| {
+            let (from, to) = part.split_once('-').unwrap_or((part, part));
+            let (from, to) = status(from).zip(status(to)).filter(|(from, to)| from <= to)?;
+            Some(from..=to)
+        };
+        let ranges: Option<Vec<_>> = text.split(',').map(range).collect();
+        ranges.ok_or_else(|| format!("{} is not a status from 100 to 599; write 200, 200-299 or [200, 204-206]", shown(text)))
+    }
+
+    fn from_list<'de, A: SeqAccess<'de>>(mut list: A) -> Result<Self, A::Error> {
+        struct Part(Vec<RangeInclusive<u16>>);
+        impl<'de> Deserialize<'de> for Part {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                text_or(deserializer).map(Self)
+            }
+        }
+        let mut ranges = Vec::new();
+        while let Some(part) = list.next_element::<Part>()? {
+            ranges.extend(part.0);
+        }
+        Ok(ranges)
+    }
 }
 
 /// A header to send with a probe.
-pub(super) fn header_value(text: &str) -> Result<String, String> {
+fn header_value(text: &str) -> Result<String, String> {
     http::HeaderValue::from_str(text).map(|_| text.to_owned()).map_err(|_| format!("{} cannot be sent in a header", shown(text)))
+}
+
+/// A header's name; the Host header has a key of its own.
+fn header_name(text: &str) -> Result<String, String> {
+    if text.eq_ignore_ascii_case("host") {
+        return Err("is set with health_check.host".to_owned());
+    }
+    http::HeaderName::from_bytes(text.as_bytes())
+        .map(|_| text.to_owned())
+        .map_err(|_| format!("{} is not a header's name", shown(text)))
+}
+
+/// The status of an error that has a page.
+fn error_status(text: &str) -> Result<u16, String> {
+    let status = text.parse().ok().filter(|status| (400..=599).contains(status));
+    status.ok_or_else(|| format!("{} is not the status of an error; use 400 to 599", shown(text)))
 }

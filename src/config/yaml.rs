@@ -1,8 +1,8 @@
 //! YAML as a small tree that remembers where everything stands.
 //!
-//! Built from parser events rather than through serde, which stops at the first problem and forgets positions: here every
-//! problem of a file is told at once with its line and column, and `promote` replaces exactly one token. Called by `file` and
-//! `edit`; knows nothing of what the keys mean, and never follows an alias into more nodes than its budget.
+//! Built from parser events, because serde_yaml gives no places for single values: every problem of a file has its line and column,
+//! and `promote` replaces exactly one token. Read by `reader`, `schema`, `validate` and `edit`; knows no key, is the only file
+//! that names the parser, and never follows an alias into more nodes than its budget.
 
 use std::collections::HashMap;
 

@@ -36,7 +36,7 @@ impl Drift {
                 && refused.pools.get(&refused.active) == wish.pools.get(&wish.active)
                 && refused.health_check == wish.health_check
                 && refused.upstream == wish.upstream
-                && refused.ready_timeout == wish.ready_timeout
+                && refused.promotion == wish.promotion
         };
         self.refused.as_ref().is_some_and(|(refused, _)| same(refused))
     }

@@ -42,7 +42,7 @@ use self::{
     view::LastReload,
 };
 use crate::{
-    config::Config,
+    config::{Config, Tracing},
     metrics::Metrics,
     route::RouteTable,
     snapshot::{Snapshot, SnapshotCell},
@@ -57,6 +57,8 @@ pub struct Controller {
     path: PathBuf,
     /// What the file says, as far as it was accepted.
     config: Config,
+    /// What serves: the same, but for services whose new configuration is still being proven.
+    running: Arc<Config>,
     services: BTreeMap<String, Service>,
     snapshot: Arc<SnapshotCell>,
     generation: u64,
@@ -100,6 +102,7 @@ impl Controller {
         let deps = Deps { metrics, connector: Arc::new(Connector::new(None)), folder, changed: Arc::new(Notify::new()) };
         let state_dir = config.state_dir.as_ref().map(|state_dir| deps.folder.join(state_dir));
         let last_reload = LastReload { result: ReloadResult::Applied, at: SystemTime::now(), problems: Vec::new() };
+        let running = Arc::new(config.clone());
         let view = View {
             generation: 0,
             not_ready: Some("starting".to_owned()),
@@ -107,13 +110,14 @@ impl Controller {
             last_reload: last_reload.clone(),
             state_dir: None,
             services: Vec::new(),
-            shutdown_timeout: config.shutdown_timeout,
+            config: Arc::clone(&running),
         };
         let (views, view) = watch::channel(Arc::new(view));
         let (written, texts) = watch::channel(text);
         let mut controller = Self {
             path,
             config: config.clone(),
+            running,
             services: BTreeMap::new(),
             snapshot,
             generation: 0,
@@ -249,8 +253,11 @@ impl Controller {
             generation: self.generation,
             routes: RouteTable::new(routes),
             trusted_proxies: self.config.trusted_proxies.clone(),
-            tracing: self.config.tracing,
+            tracing: self.config.tracing == Tracing::Propagate,
         }));
+        let services = self.services.iter().filter(|(name, _)| wanted(name));
+        let services = services.filter_map(|(name, service)| Some((name.clone(), service.published()?.0.clone()))).collect();
+        self.running = Arc::new(Config { services, ..self.config.clone() });
         for (name, publication) in opened {
             if let Some(service) = self.services.get_mut(&name) {
                 service.close(publication, self.generation, now);
@@ -284,7 +291,7 @@ impl Controller {
             last_reload: self.last_reload.clone(),
             state_dir: self.memory.as_ref().map(Memory::status),
             services: self.services.values().map(Service::view).collect(),
-            shutdown_timeout: self.config.shutdown_timeout,
+            config: Arc::clone(&self.running),
         }));
         self.services.values_mut().chain(&mut gone).for_each(Service::announce);
         self.answers.drain(..).for_each(|answer| answer());

@@ -210,9 +210,10 @@ impl Peers {
 
 /// Whether the two reach their peers, or ask them for their health, in different ways.
 pub(super) fn asks_differently(a: &config::Service, b: &config::Service) -> bool {
-    let asks =
-        |service: &config::Service| (service.upstream.clone(), service.health_check.kind.clone(), service.health_check.port);
-    asks(a) != asks(b)
+    // How often a probe asks, and how many answers count, is not what it asks.
+    let config::HealthCheck { interval, timeout, ready_after, not_ready_after, .. } = b.health_check;
+    let like_b = config::HealthCheck { interval, timeout, ready_after, not_ready_after, ..a.health_check.clone() };
+    a.upstream != b.upstream || like_b != b.health_check
 }
 
 /// Resolves a peer, then keeps resolving and probing it.

@@ -9,7 +9,7 @@ use std::{
 
 use super::swap::Swap;
 use crate::{
-    config::Problem,
+    config::{Config, Problem},
     metrics::Metrics,
     pool::Peer,
     status::{self, PeerStatus, PoolState, PoolStatus, ReloadResult, ServiceDrift, ServiceStatus, Status},
@@ -25,7 +25,7 @@ pub struct View {
     pub(super) last_reload: LastReload,
     pub(super) state_dir: Option<status::StateDir>,
     pub(super) services: Vec<ServiceView>,
-    pub(super) shutdown_timeout: Duration,
+    pub(super) config: Arc<Config>,
 }
 
 /// The last reading of the file.
@@ -71,7 +71,12 @@ impl View {
 
     /// How long a stopping process waits for running requests.
     pub fn shutdown_timeout(&self) -> Duration {
-        self.shutdown_timeout
+        self.config.shutdown_timeout
+    }
+
+    /// The configuration that runs; a service whose new configuration is being proven still has its old one.
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
     /// How everything stands at this moment.

@@ -5,6 +5,7 @@
 //! connection: it has to show that a new request would get through.
 
 use std::{
+    collections::BTreeMap,
     hash::{BuildHasher, RandomState},
     ops::RangeInclusive,
     sync::Arc,
@@ -27,7 +28,7 @@ use super::{
     peer::Peer,
     upstream::Upstream,
 };
-use crate::config::{HealthCheck, ProbeKind};
+use crate::config::{HealthCheck, Secret};
 
 /// Between two passes of a new peer.
 const NEW_PEER_GAP: Duration = Duration::from_millis(10);
@@ -151,24 +152,22 @@ async fn probe(peer: &Peer, check: &HealthCheck, upstream: &Upstream, connector:
     if let Some(port) = check.port {
         address.set_port(port);
     }
-    match &check.kind {
-        ProbeKind::Tcp => TcpStream::connect(address).await.map(drop).map_err(|e| match is_local(&e) {
+    if check.tcp {
+        return TcpStream::connect(address).await.map(drop).map_err(|e| match is_local(&e) {
             true => local_failure(&e, address),
             false => connect_failure(&e.to_string(), address, e.kind()),
-        }),
-        ProbeKind::Http { path, host, headers, expect_status } => {
-            let host = host.clone().unwrap_or_else(|| peer.address.to_string());
-            let mut http_peer = HttpPeer::new(address, false, String::new());
-            // A port of its own is a management port, of another server within the application.
-            if check.port.is_none() {
-                upstream.apply(&mut http_peer, peer);
-                // Never over a connection that requests share.
-                http_peer.options.max_h2_streams = 1;
-            }
-            let (answer, body) = get(connector, &http_peer, path, &host, headers).await?;
-            expected(path, expect_status, &answer, &body).map_err(Failure::Other)
-        }
+        });
     }
+    let host = check.host.clone().unwrap_or_else(|| peer.address.to_string());
+    let mut http_peer = HttpPeer::new(address, false, String::new());
+    // A port of its own is a management port, of another server within the application.
+    if check.port.is_none() {
+        upstream.apply(&mut http_peer, peer);
+        // Never over a connection that requests share.
+        http_peer.options.max_h2_streams = 1;
+    }
+    let (answer, body) = get(connector, &http_peer, &check.path, &host, &check.headers).await?;
+    expected(&check.path, &check.expect_status, &answer, &body).map_err(Failure::Other)
 }
 
 async fn get(
@@ -176,7 +175,7 @@ async fn get(
     http_peer: &HttpPeer,
     path: &str,
     host: &str,
-    headers: &[(String, String)],
+    headers: &BTreeMap<String, Secret>,
 ) -> Result<(ResponseHeader, Vec<u8>), Failure> {
     let other = |e: BError| Failure::Other(root_cause(&e));
     let address = *http_peer.address().as_inet().ok_or_else(|| Failure::Other("not an IP address".to_owned()))?;
@@ -195,7 +194,7 @@ async fn get(
         request.insert_header("Connection", "close").map_err(other)?;
     }
     for (name, value) in headers {
-        request.insert_header(name.clone(), value).map_err(other)?;
+        request.insert_header(name.clone(), value.0.as_str()).map_err(other)?;
     }
     exchange(&mut session, request).await.map_err(|e| match e.etype() {
         ErrorType::InvalidHTTPHeader => Failure::Other(format!("{address} does not answer in HTTP: {}", root_cause(&e))),

@@ -5,7 +5,7 @@ use std::process::Command;
 use switchover::status::ReloadResult;
 
 use crate::support::{
-    ConfigFile, Gate, Origin, Switchover, not_tested,
+    ConfigFile, Edit, Gate, Origin, Switchover, eventually, not_tested,
     origin::{Act, ok},
     two_pools,
 };
@@ -43,6 +43,23 @@ fn every_endpoint_answers() {
     assert_eq!((code, &applied["result"]), (200, &"unchanged".into()));
     assert_eq!(switchover.admin_get("/v1/services/shop/pools/blue/safe-to-stop").0, 200);
     assert_eq!(switchover.admin_get("/v1/services/shop/pools/green/safe-to-stop?wait=50ms").0, 504);
+}
+
+#[test]
+fn the_running_configuration_is_shown_without_secrets() {
+    let (blue, green) = (Origin::start("blue"), Origin::start("green"));
+    let config = ConfigFile::new(&[("blue", &[blue.address()]), ("green", &[green.address()])]);
+    let config = config.service("    health_check: {interval: 100ms, headers: {Authorization: Bearer hush}}\n");
+    let switchover = Switchover::start(&config);
+    let (code, text) = switchover.admin_get("/v1/config");
+    assert!(code == 200 && text.contains("retries: 2") && !text.contains("hush"), "{text}");
+    let as_written = switchover::config::parse(&config.text().replace("Bearer hush", "'***'"));
+    assert_eq!(switchover::config::parse(&text), as_written);
+    // What is still being proven does not run.
+    green.readiness(503, "");
+    config.set_active("green", Edit::InPlace);
+    eventually("green is being proven", || switchover.read_status().services[0].swap.clone().ok_or("no swap"));
+    assert_eq!(switchover.admin_get("/v1/config").1, text);
 }
 
 #[test]

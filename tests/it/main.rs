@@ -42,6 +42,7 @@ mod refused;
 mod release;
 mod reload;
 mod retry;
+mod schema;
 
 mod swaps;
 mod tasks;

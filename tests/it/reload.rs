@@ -70,7 +70,7 @@ fn a_static_field_is_refused_as_a_whole() {
     eventually("both fields are named", || {
         let reload = switchover.read_status().config.last_reload;
         let named = |key: &str| reload.problems.iter().any(|problem| problem.at == key);
-        if named("listeners") && named("threads") { Ok(()) } else { Err(reload) }
+        if named("listeners[0].address") && named("threads") { Ok(()) } else { Err(reload) }
     });
     assert_eq!(switchover.read_status().config.last_reload.result, ReloadResult::StaticChanged);
     assert_eq!(switchover.get("/").text(), "blue", "nothing of the file is taken");

@@ -146,7 +146,7 @@ impl Service {
                 return if superseded { Taken::Applied } else { Taken::Unchanged };
             }
         }
-        let timeout = timeout.unwrap_or(wanted.ready_timeout);
+        let timeout = timeout.unwrap_or(wanted.promotion.ready_timeout);
         self.begin(wanted, edit, timeout, now)
     }
 
@@ -218,7 +218,7 @@ impl Service {
         let Some(running) = self.running.take() else { return };
         let active = running.config.active;
         let swap = Swap::new(Some(active.clone()), active, Proof::none(), Duration::ZERO, now);
-        self.drain_others(swap, true, &[], running.config.drain_timeout, now);
+        self.drain_others(swap, true, &[], running.config.drain.timeout, now);
     }
 
     /// Whether it is gone for good.

@@ -70,7 +70,7 @@ impl Service {
             retries: config.retries,
             metrics: Arc::clone(&self.metrics),
         };
-        let (serving, drain_timeout) = (self.peers.of_active(&config), config.drain_timeout);
+        let (serving, drain_timeout) = (self.peers.of_active(&config), config.drain.timeout);
         self.running = Some(Running { config, snapshot: Arc::new(snapshot) });
         Publication { serving, drain_timeout, swap, quiet: false }
     }

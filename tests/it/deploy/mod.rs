@@ -10,6 +10,7 @@ mod jars;
 mod prometheus;
 mod release;
 mod scan;
+mod schema;
 pub mod spring;
 mod unit;
 mod websocket;

@@ -1,0 +1,346 @@
+//! What the file says of a service: its routes, its pools and how its peers are reached. See `model`.
+
+use std::{collections::BTreeMap, fmt, ops::RangeInclusive, path::PathBuf, time::Duration};
+
+use schemars::{JsonSchema, Schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::json;
+
+use super::{
+    format::{As, Format, List, Map, Maybe, TextOr, text_or},
+    value::{
+        Address, DAY, ErrorStatus, File, HOUR, HeaderName, HeaderText, HostPattern, Label, Name, Number, PathPrefix, ProbeHost,
+        ProbePath, Reference, ServerName, Span, Statuses, Weight,
+    },
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Requests of some hosts and paths, and the pools of peers that can serve them.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    /// Hosts without a port: `shop.example.com`, or `*.example.com` for any name in place of the `*`. Empty: any host.
+    #[serde(default, with = "List::<HostPattern>")]
+    pub hosts: Vec<String>,
+    /// Beginning of the path, in whole segments: `/api` takes `/api` and `/api/x`, not `/apix`. Compared with a
+    /// request's path as applications read it: decoded, and with `.`, `..` and `//` resolved.
+    #[serde(default = "root", with = "As::<PathPrefix>")]
+    pub path_prefix: String,
+    /// The pool that serves. Edit this line, or run `switchover promote`.
+    #[serde(default, with = "As::<Reference>")]
+    #[schemars(!default, example = &"blue")]
+    pub active: String,
+    /// Pools by name, two or more to switch between. A name has letters, digits, `-` and `_`, at most 63.
+    #[serde(default, with = "Map::<Name, Pool>")]
+    #[schemars(!default, extend("minProperties" = 1), example = json!({"blue": {"peers": ["127.0.0.1:8081"]}}))]
+    pub pools: BTreeMap<String, Pool>,
+    /// How peers are probed. Every peer of every pool is probed, whether it serves or not.
+    #[serde(default)]
+    pub health_check: HealthCheck,
+    /// Switching to another pool.
+    #[serde(default)]
+    pub promotion: Promotion,
+    /// The end of a pool's service.
+    #[serde(default)]
+    pub drain: Drain,
+    /// How peers are connected to.
+    #[serde(default)]
+    pub upstream: Upstream,
+    /// How a peer is chosen for a request.
+    #[serde(default)]
+    pub balance: Balance,
+    /// Files with pages for errors that switchover answers itself, by status (400 to 599): HTML in UTF-8, in which
+    /// `{request_id}` is replaced by the request's id. Relative to the configuration file's folder, read with it.
+    #[serde(default, with = "Map::<ErrorStatus, ErrorPage>")]
+    pub error_pages: BTreeMap<u16, ErrorPage>,
+    /// Limits on one request.
+    #[serde(default)]
+    pub timeouts: Timeouts,
+    /// Further peers to try when one cannot be connected to.
+    #[serde(default = "two", with = "As::<Number<usize, 0, 10>>")]
+    pub retries: usize,
+    /// When no peer is ready: `true` tries the peers that were ready before, `false` answers 503.
+    #[serde(default = "yes")]
+    pub fail_open: bool,
+}
+
+/// The peers of one release.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Pool {
+    /// Label of the release, in the status and in the metric `active_pool`; one line of at most 100 characters.
+    #[serde(default, with = "As::<Maybe<Label>>", skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Peers, each `host:port` or `{address: host:port, weight: 3}`.
+    #[serde(default)]
+    #[schemars(!default, length(min = 1), example = ["app-blue:8081"])]
+    pub peers: Vec<Peer>,
+}
+
+/// One server of a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(remote = "Self", deny_unknown_fields)]
+#[schemars(!remote, transform = address_or_keys)]
+pub struct Peer {
+    /// Host name, IPv4 address or IPv6 address in brackets, and a port.
+    #[serde(with = "As::<Address>")]
+    #[schemars(example = &"app-blue:8081")]
+    pub address: PeerAddress,
+    /// Share of the requests, compared with the other peers of the pool.
+    #[serde(default = "one", with = "As::<Weight>")]
+    pub weight: u16,
+}
+
+/// A peer's address as written in the file: `app-blue:8081`, `10.0.0.7:8081`, `[::1]:8081`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerAddress {
+    /// A host name, an IPv4 or an IPv6 address without brackets.
+    pub host: String,
+    /// 1 to 65535.
+    pub port: u16,
+}
+
+/// How peers are probed.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = without_http_keys)]
+pub struct HealthCheck {
+    /// `true`: a probe only connects. `path`, `host`, `headers` and `expect_status` cannot be used then.
+    pub tcp: bool,
+    /// Path and query of the GET request.
+    #[serde(with = "As::<ProbePath>")]
+    pub path: String,
+    /// The Host header; without this key the peer's address.
+    #[serde(with = "As::<Maybe<ProbeHost>>", skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// Further headers, by name. Their values are not shown by `check --effective`.
+    #[serde(with = "Map::<HeaderName, Secret>")]
+    pub headers: BTreeMap<String, Secret>,
+    /// Statuses that pass: `200`, `200-299`, or a list of these.
+    #[serde(with = "Statuses")]
+    pub expect_status: Vec<RangeInclusive<u16>>,
+    /// Another port for probes, such as a management port; without this key the peer's own.
+    #[serde(with = "As::<Maybe<Number<u16, 1, 65535>>>", skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Time between two probes of a peer.
+    #[serde(with = "As::<Span<10, HOUR>>")]
+    pub interval: Duration,
+    /// Time for a whole probe.
+    #[serde(with = "As::<Span<10, HOUR>>")]
+    pub timeout: Duration,
+    /// Passes in a row before a peer is ready.
+    #[serde(with = "As::<Number<u32, 1, 1000>>")]
+    pub ready_after: u32,
+    /// Failures in a row before a ready peer is not ready.
+    #[serde(with = "As::<Number<u32, 1, 1000>>")]
+    pub not_ready_after: u32,
+}
+
+/// The value of a probe's header. It may be a secret, so it is never written: not as YAML, and not by `Debug`.
+#[derive(Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Secret(#[serde(with = "As::<HeaderText>")] pub String);
+
+/// A page for an error.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(transparent)]
+pub struct ErrorPage {
+    /// Relative to the configuration file's folder.
+    #[serde(with = "As::<File>")]
+    pub file: PathBuf,
+    /// The content of the file, read with the configuration.
+    #[serde(skip)]
+    pub text: String,
+}
+
+/// Switching to another pool.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Promotion {
+    /// How long the new pool may take to become ready; then the promotion fails and the old pool keeps serving.
+    #[serde(with = "As::<Span<1, DAY>>")]
+    pub ready_timeout: Duration,
+}
+
+/// The end of a pool's service.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Drain {
+    /// How long to wait for running requests of the old pool. Later they still run, but are not waited for.
+    #[serde(with = "As::<Span<0, DAY>>")]
+    pub timeout: Duration,
+}
+
+/// How peers are connected to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Upstream {
+    /// Protocol of the peers. Probes use it too, unless `health_check.port` names another port.
+    pub protocol: Protocol,
+    /// TLS to the peers; `{}` is enough. Without this key no TLS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<UpstreamTls>,
+}
+
+/// Protocol of the peers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2 over TLS.
+    H2,
+    /// HTTP/2 without TLS, as gRPC servers behind a proxy use it.
+    H2c,
+}
+
+/// TLS to the peers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct UpstreamTls {
+    /// PEM file of the authorities that sign the peers' certificates; relative to the configuration file's folder, read again
+    /// when it changes. Without this key the system's authorities.
+    #[serde(with = "As::<Maybe<File>>", skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// One name in the peers' certificates, not a pattern; without this key the host of each peer's address.
+    #[serde(with = "As::<Maybe<ServerName>>", skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<String>,
+}
+
+/// How a peer is chosen for a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Balance {
+    /// The peer with the fewest running requests for its weight.
+    #[default]
+    LeastRequests,
+    /// In turn, by weight.
+    RoundRobin,
+}
+
+/// Limits on one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Timeouts {
+    /// Time to connect to a peer.
+    #[serde(with = "As::<Span<1, DAY>>")]
+    pub connect: Duration,
+    /// Time until a peer's response header, from the last piece of the request's body; also how long an HTTP/2 peer may refuse to
+    /// take the next piece, except for gRPC. Responses, streams and WebSockets have no limit.
+    #[serde(with = "As::<Span<1, DAY>>")]
+    pub response: Duration,
+    /// An unused connection to a peer is closed after this time. Keep it below the application's own keep-alive timeout
+    /// (Tomcat: 20s).
+    #[serde(with = "As::<Span<1, DAY>>")]
+    pub idle: Duration,
+}
+
+impl TextOr for Peer {
+    const EXPECTED: &'static str = "host:port or keys and values";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        Ok(Self { address: Address::read(text)?, weight: one() })
+    }
+
+    fn from_keys<'de, D: Deserializer<'de>>(keys: D) -> Result<Self, D::Error> {
+        Self::deserialize(keys)
+    }
+}
+
+impl<'de> Deserialize<'de> for Peer {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text_or(deserializer)
+    }
+}
+
+impl Serialize for Peer {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
+}
+
+fn address_or_keys(schema: &mut Schema) {
+    let keys = std::mem::take(schema);
+    schema.insert("anyOf".to_owned(), json!([Address::schema(), keys]));
+}
+
+/// With `tcp: true` the keys of an HTTP probe are not allowed.
+fn without_http_keys(schema: &mut Schema) {
+    let forbidden: serde_json::Map<_, _> = HealthCheck::HTTP_KEYS.iter().map(|key| ((*key).to_owned(), false.into())).collect();
+    schema.insert("if".to_owned(), json!({"properties": {"tcp": {"const": true}}, "required": ["tcp"]}));
+    schema.insert("then".to_owned(), json!({"properties": forbidden}));
+}
+
+impl fmt::Display for PeerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+fn root() -> String {
+    "/".to_owned()
+}
+
+fn one() -> u16 {
+    1
+}
+
+fn two() -> usize {
+    2
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl HealthCheck {
+    /// Keys that mean nothing with `tcp: true`.
+    pub(super) const HTTP_KEYS: [&str; 4] = ["path", "host", "headers", "expect_status"];
+}
+
+impl Default for HealthCheck {
+    fn default() -> Self {
+        Self {
+            tcp: false,
+            path: "/actuator/health/readiness".to_owned(),
+            host: None,
+            headers: BTreeMap::new(),
+            expect_status: vec![200..=299],
+            port: None,
+            interval: SECOND,
+            timeout: SECOND,
+            ready_after: 2,
+            not_ready_after: 3,
+        }
+    }
+}
+
+impl Default for Promotion {
+    fn default() -> Self {
+        Self { ready_timeout: 120 * SECOND }
+    }
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { timeout: 30 * SECOND }
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { connect: 2 * SECOND, response: 60 * SECOND, idle: 10 * SECOND }
+    }
+}
