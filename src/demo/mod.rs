@@ -1,7 +1,7 @@
-//! `switchover demo`: the main job, live, on two small built-in applications.
+//! `switchover demo`: swaps between two small built-in applications under load.
 //!
-//! The real server runs as a process of its own; the demo edits its file, as a user would, under steady load, and stops and
-//! restarts the idle application exactly when the status says that it is safe.
+//! The real server runs as a separate process. The demo edits its configuration file as a user would, under a steady load, and
+//! stops and restarts the idle application as soon as the status says that it is safe to stop.
 
 pub mod app;
 mod load;
@@ -22,21 +22,21 @@ use self::{
 };
 use crate::status::{Outcome, PoolState};
 
-/// Time to see what a swap has done before the next one begins.
+/// Pause after a swap, to let people see its effect.
 const PAUSE: Duration = Duration::from_millis(1500);
 
-/// What the demo is told.
+/// Options of the demo.
 pub struct Options {
-    /// How many swaps.
+    /// Number of swaps.
     pub swaps: usize,
-    /// Ends after the tally also on a terminal.
+    /// Ends after the last swap on a terminal too.
     pub once: bool,
 }
 
-/// Runs the demo. Gives how many requests failed.
+/// Runs the demo. Returns the number of failed requests.
 ///
 /// # Errors
-/// When something but a request went wrong: the reason, in words.
+/// When the demo itself fails, with the reason.
 pub async fn run(options: Options) -> Result<u64, String> {
     let mut stop = Stop::caught()?;
     let mut screen = Screen::new();
@@ -46,7 +46,7 @@ pub async fn run(options: Options) -> Result<u64, String> {
     ));
     let mut stage = tokio::select! {
         stage = Stage::set() => stage?,
-        () = stop.told() => return Err("stopped before it began".to_owned()),
+        () = stop.requested() => return Err("stopped before the first swap".to_owned()),
     };
     screen.event(&format!(
         "blue v1 on {}, green v2 on {}, switchover on {}",
@@ -58,19 +58,19 @@ pub async fn run(options: Options) -> Result<u64, String> {
     let mut done = 0;
     let outcome = tokio::select! {
         outcome = swaps(options.swaps, stay, &mut done, &mut stage, &load, &mut screen) => outcome,
-        () = stop.told() => Err(format!("stopped before swap {} of {} was done", done + 1, options.swaps)),
+        () = stop.requested() => Err(format!("stopped before the end of swap {} of {}", done + 1, options.swaps)),
     };
     let tally = load.stop().await;
     screen.event(&summary(done, &tally));
     outcome?;
     if stay {
         screen.event(&invitation(&stage).await?);
-        stop.told().await;
+        stop.requested().await;
     }
     Ok(tally.failed)
 }
 
-/// Ctrl-C and its like. Unless caught they would end the demo before it could end its children.
+/// SIGINT, SIGTERM and SIGHUP. They are caught so that the demo can stop its child processes first.
 struct Stop([Signal; 3]);
 
 impl Stop {
@@ -79,13 +79,13 @@ impl Stop {
         Ok(Self([caught(SignalKind::interrupt())?, caught(SignalKind::terminate())?, caught(SignalKind::hangup())?]))
     }
 
-    async fn told(&mut self) {
+    async fn requested(&mut self) {
         let [interrupt, terminate, hangup] = &mut self.0;
         tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {}, _ = hangup.recv() => {} }
     }
 }
 
-/// Swaps back and forth, and counts them in `done`.
+/// Swaps back and forth; counts the swaps in `done`.
 async fn swaps(
     swaps: usize,
     stay: bool,
@@ -101,12 +101,12 @@ async fn swaps(
         if swap == 0 {
             screen.event(&format!("swap 1 of {swaps}: {edit}"));
         } else {
-            // Not ready for another second, so that there is something to prove.
+            // The application is not ready for another second, so the proof takes visible time.
             stage.colour(to).restart(&format!("v{}", swap + 2)).await?;
             screen.event(&format!("swap {} of {swaps}: {to} started again as v{}, {edit}", swap + 1, swap + 2));
         }
         one_swap(from, to, stage, load, screen).await?;
-        // To an application that is safe to stop it makes no difference how.
+        // Alternate between SIGTERM and SIGKILL: an application that is safe to stop may be killed.
         let politely = swap % 2 == 0;
         stage.colour(from).stop(politely).await?;
         screen.event(&format!("  {from} {}", if politely { "stopped with SIGTERM" } else { "killed with SIGKILL" }));
@@ -120,7 +120,7 @@ async fn swaps(
     Ok(())
 }
 
-/// From the edit until the old colour is safe to stop.
+/// Runs one swap, from the edit until the old application is safe to stop.
 async fn one_swap(from: &str, to: &str, stage: &mut Stage, load: &Load, screen: &mut Screen) -> Result<(), String> {
     stage.edit(from, to)?;
     let began = Instant::now();
@@ -144,14 +144,14 @@ async fn one_swap(from: &str, to: &str, stage: &mut Stage, load: &Load, screen: 
             screen.event(&format!("  {from} drained, safe to stop {} ms after the edit", began.elapsed().as_millis()));
             Ok(())
         }
-        other => Err(format!("the swap to {to} did not end as it should: {other:?}")),
+        other => Err(format!("the swap to {to} failed: {other:?}")),
     }
 }
 
-/// Shows for a while how things are.
+/// Updates the screen for a while.
 async fn show(stage: &mut Stage, load: &Load, screen: &mut Screen, how_long: Duration) -> Result<(), String> {
     let end = Instant::now() + how_long;
-    let what = "time has passed";
+    let what = "the pause is over";
     stage
         .until(what, |status| {
             screen.tick(&load.tally(), status.services.first());
@@ -175,7 +175,7 @@ fn summary(swaps: usize, tally: &Tally) -> String {
     text
 }
 
-/// What to try while everything goes on running.
+/// Prints the commands to try while the demo keeps running.
 async fn invitation(stage: &Stage) -> Result<String, String> {
     let status = stage.status().await?;
     let idle = status.services.iter().flat_map(|s| &s.pools).find(|pool| pool.state != PoolState::Active);

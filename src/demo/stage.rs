@@ -1,7 +1,7 @@
-//! The demo's processes and its file: two applications, the real server, and the configuration that is edited.
+//! The environment of the demo: two applications, the real server, and the configuration file.
 //!
-//! Everything ends with this value: children are killed when it is dropped, and the folder goes. They are in process groups
-//! of their own, so that Ctrl-C reaches the demo alone; if the demo itself is killed, the applications notice and follow.
+//! Dropping it kills the child processes and removes the temporary folder. The children have their own process groups, so that
+//! only the demo gets Ctrl-C. If the demo is killed, the applications end because their standard input is closed.
 
 use std::{
     fmt::Write as _,
@@ -23,10 +23,10 @@ use tokio::{
 
 use crate::{admin::client::Client, status::Status};
 
-/// Nothing in the demo takes longer, unless something is wrong.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// How often the status is looked at.
-const LOOK: Duration = Duration::from_millis(20);
+/// Time limit of each step of the demo.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// How often the status is read.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 pub(super) struct Stage {
     pub blue: Colour,
@@ -35,11 +35,11 @@ pub(super) struct Stage {
     pub config: PathBuf,
     client: Client,
     server: Child,
-    // Dropped last: the server's log is in it.
+    // Dropped last: it holds the log of the server.
     folder: tempfile::TempDir,
 }
 
-/// One application, running or not, always at the same address.
+/// One application, running or stopped, always at the same address.
 pub(super) struct Colour {
     pub name: &'static str,
     pub address: SocketAddr,
@@ -47,11 +47,11 @@ pub(super) struct Colour {
     child: Option<Child>,
 }
 
-/// A port that stays free for the program it is meant for, also while that is not running.
+/// A port that stays reserved for one program, even while the program does not run.
 struct Port {
     address: SocketAddr,
-    /// Bound, never listening: connections are refused, a program with SO_REUSEADDR may listen, but the system gives the
-    /// number to no outgoing connection. Elsewhere than on Linux it would be in the program's way.
+    /// A socket that is bound and never listens. Connections are refused, a program with SO_REUSEADDR can listen, and the kernel
+    /// assigns the port to no outgoing connection. Only on Linux: on other systems it would prevent the program from listening.
     _held: Option<TcpSocket>,
 }
 
@@ -93,21 +93,21 @@ impl Stage {
         status.map_err(|e| e.to_string())
     }
 
-    /// Waits for a fact.
+    /// Polls the status until `fact` holds; `what` names it in the error.
     pub(super) async fn until(&mut self, what: &str, mut fact: impl FnMut(&Status) -> bool) -> Result<(), String> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let status = self.status().await;
             if status.as_ref().is_ok_and(&mut fact) {
                 return Ok(());
             }
             if let Ok(Some(exit)) = self.server.try_wait() {
-                return Err(format!("switchover has ended, {exit}\n{}", self.log()));
+                return Err(format!("switchover ended with {exit}\n{}", self.log()));
             }
             if Instant::now() > deadline {
-                return Err(format!("waited in vain until {what}\n{}", self.log()));
+                return Err(format!("timed out waiting until {what}\n{}", self.log()));
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -115,7 +115,7 @@ impl Stage {
         if name == self.blue.name { &mut self.blue } else { &mut self.green }
     }
 
-    /// What the user does: one line of the file, with any editor.
+    /// Edits the `active` line of the file, as a user does with any editor.
     pub(super) fn edit(&self, from: &str, to: &str) -> Result<(), String> {
         let edit = || -> std::io::Result<()> {
             let text = std::fs::read_to_string(&self.config)?.replace(&format!("active: {from}"), &format!("active: {to}"));
@@ -139,7 +139,7 @@ impl Colour {
         Ok(colour)
     }
 
-    /// Starts it, where it was before.
+    /// Starts the application at its address.
     pub(super) async fn restart(&mut self, version: &str) -> Result<(), String> {
         let failed = |e: &dyn std::fmt::Display| format!("cannot start the demo's application {}: {e}", self.name);
         let mut child = itself()?
@@ -161,27 +161,27 @@ impl Colour {
             .kill_on_drop(true)
             .spawn()
             .map_err(|e| failed(&e))?;
-        let said = child.stdout.take().ok_or_else(|| failed(&"it cannot be heard"))?;
+        let said = child.stdout.take().ok_or_else(|| failed(&"its standard output cannot be read"))?;
         let line = BufReader::new(said).lines().next_line().await.map_err(|e| failed(&e))?.unwrap_or_default();
         if line != format!("listening on {}", self.address) {
-            return Err(failed(&format!("it said {line:?}")));
+            return Err(failed(&format!("its first line was {line:?}")));
         }
         self.child = Some(child);
         Ok(())
     }
 
-    /// Stops it politely, or not.
+    /// Stops the application: with SIGTERM if `politely`, else with SIGKILL.
     pub(super) async fn stop(&mut self, politely: bool) -> Result<(), String> {
         let Some(mut child) = self.child.take() else { return Ok(()) };
-        // `wait` would close it, and then the application would not end its requests.
+        // Take standard input out: `wait` would close it, and the application would end without finishing its requests.
         let _open = child.stdin.take();
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
         match pid {
             Some(pid) if politely => kill(Pid::from_raw(pid), Signal::SIGTERM).map_err(|e| e.to_string())?,
             _ => child.start_kill().map_err(|e| e.to_string())?,
         }
-        let exit = tokio::time::timeout(PATIENCE, child.wait()).await;
-        let exit = exit.map_err(|_| format!("{} still runs {PATIENCE:?} after it was stopped", self.name))?;
+        let exit = tokio::time::timeout(TIMEOUT, child.wait()).await;
+        let exit = exit.map_err(|_| format!("{} still runs {TIMEOUT:?} after it was stopped", self.name))?;
         exit.map(drop).map_err(|e| e.to_string())
     }
 }
@@ -210,7 +210,7 @@ fn configuration(address: SocketAddr, admin: SocketAddr, blue: SocketAddr, green
     Ok(text)
 }
 
-/// The path as the user would write it.
+/// The path of this program as the user typed it.
 pub(super) fn program() -> String {
     let typed = std::env::args().next().unwrap_or_else(|| "switchover".to_owned());
     if Path::new(&typed).exists() { typed } else { "switchover".to_owned() }
