@@ -35,5 +35,6 @@ pub mod snapshot;
 pub mod status;
 pub mod systemd;
 pub mod systemd;
+pub mod systemd;
 pub mod tasks;
 pub mod watch;

@@ -259,8 +259,10 @@ impl Metrics {
             "Requests that got a response, by the peer that sent it; pool and peer are empty if switchover sent it.",
             &["service", "pool", "peer", "code", "method"],
         )?;
-        let swap_last_success =
-            GaugeVec::new(opts("swap_last_success_timestamp_seconds", "End of the last successful swap, in seconds since 1970."), &["service"])?;
+        let swap_last_success = GaugeVec::new(
+            opts("swap_last_success_timestamp_seconds", "End of the last successful swap, in seconds since 1970."),
+            &["service"],
+        )?;
         b.0.register(Box::new(swap_last_success.clone()))?;
         let reload_last_success = Gauge::with_opts(opts(
             "config_last_reload_success_timestamp_seconds",

@@ -45,7 +45,7 @@ pub(super) struct Tally {
     /// Longest duration, less the time that the request made the application wait.
     pub slowest: Duration,
     /// Number of requests by the application that responded.
-    pub by_colour: BTreeMap<String, u64>,
+    pub by_application: BTreeMap<String, u64>,
 }
 
 /// A running load; ends when it is stopped or dropped.
@@ -113,7 +113,7 @@ async fn run_client(client: u32, address: SocketAddr, tally: Arc<Mutex<Tally>>, 
         tally.requests += 1;
         tally.slowest = tally.slowest.max(took);
         match outcome.unwrap_or_else(|_| Err(format!("no answer in {TIMEOUT:?}"))) {
-            Ok(colour) => *tally.by_colour.entry(colour).or_default() += 1,
+            Ok(application) => *tally.by_application.entry(application).or_default() += 1,
             Err(reason) => {
                 tally.failed(reason);
                 connection = None;

@@ -4,9 +4,9 @@
 //! stops and restarts the idle application as soon as the status says that it is safe to stop.
 
 pub mod app;
+mod environment;
 mod load;
 mod screen;
-mod stage;
 
 use std::{
     io::{self, IsTerminal},
@@ -16,9 +16,9 @@ use std::{
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::{
+    environment::Environment,
     load::{Load, Tally},
     screen::Screen,
-    stage::Stage,
 };
 use crate::status::{Outcome, PoolState};
 
@@ -44,27 +44,27 @@ pub async fn run(options: Options) -> Result<u64, String> {
         "switchover demo: two applications, one load balancer, steady load, {} swaps by editing one line\n",
         options.swaps
     ));
-    let mut stage = tokio::select! {
-        stage = Stage::set() => stage?,
+    let mut environment = tokio::select! {
+        environment = Environment::set() => environment?,
         () = stop.requested() => return Err("stopped before the first swap".to_owned()),
     };
     screen.event(&format!(
         "blue v1 on {}, green v2 on {}, switchover on {}",
-        stage.blue.address, stage.green.address, stage.address
+        environment.blue.address, environment.green.address, environment.address
     ));
-    screen.event(&format!("the file: {}\n", stage.config.display()));
-    let load = Load::start(stage.address);
+    screen.event(&format!("the file: {}\n", environment.config.display()));
+    let load = Load::start(environment.address);
     let stay = io::stdout().is_terminal() && !options.once;
     let mut done = 0;
     let outcome = tokio::select! {
-        outcome = swaps(options.swaps, stay, &mut done, &mut stage, &load, &mut screen) => outcome,
+        outcome = swaps(options.swaps, stay, &mut done, &mut environment, &load, &mut screen) => outcome,
         () = stop.requested() => Err(format!("stopped before the end of swap {} of {}", done + 1, options.swaps)),
     };
     let tally = load.stop().await;
     screen.event(&summary(done, &tally));
     outcome?;
     if stay {
-        screen.event(&invitation(&stage).await?);
+        screen.event(&invitation(&environment).await?);
         stop.requested().await;
     }
     Ok(tally.failed)
@@ -90,11 +90,11 @@ async fn swaps(
     swaps: usize,
     stay: bool,
     done: &mut usize,
-    stage: &mut Stage,
+    environment: &mut Environment,
     load: &Load,
     screen: &mut Screen,
 ) -> Result<(), String> {
-    show(stage, load, screen, PAUSE).await?;
+    show(environment, load, screen, PAUSE).await?;
     for swap in 0..swaps {
         let (from, to) = if swap % 2 == 0 { ("blue", "green") } else { ("green", "blue") };
         let edit = format!("active: {from} -> active: {to}");
@@ -102,29 +102,29 @@ async fn swaps(
             screen.event(&format!("swap 1 of {swaps}: {edit}"));
         } else {
             // The application is not ready for another second, so the proof takes visible time.
-            stage.colour(to).restart(&format!("v{}", swap + 2)).await?;
+            environment.application(to).restart(&format!("v{}", swap + 2)).await?;
             screen.event(&format!("swap {} of {swaps}: {to} started again as v{}, {edit}", swap + 1, swap + 2));
         }
-        one_swap(from, to, stage, load, screen).await?;
+        one_swap(from, to, environment, load, screen).await?;
         // Alternate between SIGTERM and SIGKILL: an application that is safe to stop may be killed.
         let politely = swap % 2 == 0;
-        stage.colour(from).stop(politely).await?;
+        environment.application(from).stop(politely).await?;
         screen.event(&format!("  {from} {}", if politely { "stopped with SIGTERM" } else { "killed with SIGKILL" }));
         *done = swap + 1;
-        show(stage, load, screen, PAUSE).await?;
+        show(environment, load, screen, PAUSE).await?;
     }
     if stay && swaps > 0 {
         let idle = if swaps.is_multiple_of(2) { "green" } else { "blue" };
-        stage.colour(idle).restart(&format!("v{}", swaps + 2)).await?;
+        environment.application(idle).restart(&format!("v{}", swaps + 2)).await?;
     }
     Ok(())
 }
 
 /// Runs one swap, from the edit until the old application is safe to stop.
-async fn one_swap(from: &str, to: &str, stage: &mut Stage, load: &Load, screen: &mut Screen) -> Result<(), String> {
-    stage.edit(from, to)?;
+async fn one_swap(from: &str, to: &str, environment: &mut Environment, load: &Load, screen: &mut Screen) -> Result<(), String> {
+    environment.edit(from, to)?;
     let began = Instant::now();
-    stage
+    environment
         .until(&format!("{to} is active"), |status| {
             screen.tick(&load.tally(), status.services.first());
             status.services.iter().any(|service| service.active == to)
@@ -132,7 +132,7 @@ async fn one_swap(from: &str, to: &str, stage: &mut Stage, load: &Load, screen: 
         .await?;
     screen.event(&format!("  {to} proved ready and promoted {} ms after the edit", began.elapsed().as_millis()));
     let mut ended = None;
-    stage
+    environment
         .until(&format!("{from} is safe to stop"), |status| {
             screen.tick(&load.tally(), status.services.first());
             ended = status.services.first().and_then(|service| service.last_swap.clone()).filter(|swap| swap.to == to);
@@ -149,10 +149,10 @@ async fn one_swap(from: &str, to: &str, stage: &mut Stage, load: &Load, screen: 
 }
 
 /// Updates the screen for a while.
-async fn show(stage: &mut Stage, load: &Load, screen: &mut Screen, how_long: Duration) -> Result<(), String> {
+async fn show(environment: &mut Environment, load: &Load, screen: &mut Screen, how_long: Duration) -> Result<(), String> {
     let end = Instant::now() + how_long;
     let what = "the pause is over";
-    stage
+    environment
         .until(what, |status| {
             screen.tick(&load.tally(), status.services.first());
             Instant::now() >= end
@@ -161,11 +161,11 @@ async fn show(stage: &mut Stage, load: &Load, screen: &mut Screen, how_long: Dur
 }
 
 fn summary(swaps: usize, tally: &Tally) -> String {
-    let by_colour: Vec<String> = tally.by_colour.iter().map(|(colour, n)| format!("{colour} {n}")).collect();
+    let by_application: Vec<String> = tally.by_application.iter().map(|(application, n)| format!("{application} {n}")).collect();
     let mut text = format!(
         "\nswaps {swaps}   requests {} ({})   failed {}   slowest {} ms",
         tally.requests,
-        by_colour.join(", "),
+        by_application.join(", "),
         tally.failed,
         tally.slowest.as_millis()
     );
@@ -176,11 +176,11 @@ fn summary(swaps: usize, tally: &Tally) -> String {
 }
 
 /// Prints the commands to try while the demo keeps running.
-async fn invitation(stage: &Stage) -> Result<String, String> {
-    let status = stage.status().await?;
+async fn invitation(environment: &Environment) -> Result<String, String> {
+    let status = environment.status().await?;
     let idle = status.services.iter().flat_map(|s| &s.pools).find(|pool| pool.state != PoolState::Active);
     let idle = idle.map_or("green", |pool| pool.name.as_str());
-    let (address, program, config) = (stage.address, stage::program(), stage.config.display());
+    let (address, program, config) = (environment.address, environment::program(), environment.config.display());
     Ok(format!(
         "\nStill serving on http://{address}/ until Ctrl-C. Edit active: in\n  {config}\nor try, in another terminal:\n  curl \
          http://{address}/\n  {program} promote {idle} --config {config}\n  {program} status --config {config}"

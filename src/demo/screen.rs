@@ -45,7 +45,7 @@ impl Screen {
         }
         let seconds = (now - *then).as_secs_f64().max(0.001);
         let rate = (tally.requests - before.requests) as f64 / seconds;
-        let since = |colour: &str| tally.by_colour.get(colour).unwrap_or(&0) - before.by_colour.get(colour).unwrap_or(&0);
+        let since = |name: &str| tally.by_application.get(name).unwrap_or(&0) - before.by_application.get(name).unwrap_or(&0);
         let (blue, green) = (since("blue"), since("green"));
         let (who, letter) = match (blue > 0, green > 0) {
             (true, true) => ("blue and green", '#'),

@@ -28,9 +28,9 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// How often the status is read.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-pub(super) struct Stage {
-    pub blue: Colour,
-    pub green: Colour,
+pub(super) struct Environment {
+    pub blue: Application,
+    pub green: Application,
     pub address: SocketAddr,
     pub config: PathBuf,
     client: Client,
@@ -40,7 +40,7 @@ pub(super) struct Stage {
 }
 
 /// One application, running or stopped, always at the same address.
-pub(super) struct Colour {
+pub(super) struct Application {
     pub name: &'static str,
     pub address: SocketAddr,
     _port: Port,
@@ -55,12 +55,12 @@ struct Port {
     _held: Option<TcpSocket>,
 }
 
-impl Stage {
+impl Environment {
     pub(super) async fn set() -> Result<Self, String> {
         let folder =
             tempfile::Builder::new().prefix("switchover-demo-").tempdir().map_err(|e| format!("no temporary folder: {e}"))?;
-        let blue = Colour::start("blue", "v1").await?;
-        let green = Colour::start("green", "v2").await?;
+        let blue = Application::start("blue", "v1").await?;
+        let green = Application::start("green", "v2").await?;
         let (listener, admin) = (Port::reserve()?, Port::reserve()?);
         let (address, admin) = (listener.address, admin.address);
         let config = folder.path().join("switchover.yaml");
@@ -77,14 +77,15 @@ impl Stage {
             .kill_on_drop(true)
             .spawn()
             .map_err(|e| format!("cannot start switchover: {e}"))?;
-        let mut stage = Self { blue, green, address, config, client: Client::new(&admin.to_string(), None), server, folder };
-        stage
+        let mut environment =
+            Self { blue, green, address, config, client: Client::new(&admin.to_string(), None), server, folder };
+        environment
             .until("switchover serves blue", |status| {
                 let blue = status.services.iter().flat_map(|s| &s.pools).find(|pool| pool.name == "blue");
                 blue.is_some_and(|blue| blue.peers.iter().all(|peer| peer.ready))
             })
             .await?;
-        Ok(stage)
+        Ok(environment)
     }
 
     pub(super) async fn status(&self) -> Result<Status, String> {
@@ -111,7 +112,7 @@ impl Stage {
         }
     }
 
-    pub(super) fn colour(&mut self, name: &str) -> &mut Colour {
+    pub(super) fn application(&mut self, name: &str) -> &mut Application {
         if name == self.blue.name { &mut self.blue } else { &mut self.green }
     }
 
@@ -131,12 +132,12 @@ impl Stage {
     }
 }
 
-impl Colour {
+impl Application {
     async fn start(name: &'static str, version: &str) -> Result<Self, String> {
         let port = Port::reserve()?;
-        let mut colour = Self { name, address: port.address, _port: port, child: None };
-        colour.restart(version).await?;
-        Ok(colour)
+        let mut application = Self { name, address: port.address, _port: port, child: None };
+        application.restart(version).await?;
+        Ok(application)
     }
 
     /// Starts the application at its address.
@@ -161,8 +162,8 @@ impl Colour {
             .kill_on_drop(true)
             .spawn()
             .map_err(|e| failed(&e))?;
-        let said = child.stdout.take().ok_or_else(|| failed(&"its standard output cannot be read"))?;
-        let line = BufReader::new(said).lines().next_line().await.map_err(|e| failed(&e))?.unwrap_or_default();
+        let stdout = child.stdout.take().ok_or_else(|| failed(&"its standard output cannot be read"))?;
+        let line = BufReader::new(stdout).lines().next_line().await.map_err(|e| failed(&e))?.unwrap_or_default();
         if line != format!("listening on {}", self.address) {
             return Err(failed(&format!("its first line was {line:?}")));
         }
