@@ -34,7 +34,5 @@ pub mod signals;
 pub mod snapshot;
 pub mod status;
 pub mod systemd;
-pub mod systemd;
-pub mod systemd;
 pub mod tasks;
 pub mod watch;
