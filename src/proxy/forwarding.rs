@@ -213,15 +213,15 @@ mod tests {
             ("X-Real-IP", "10.0.0.1"),
             ("Forwarded", "for=10.0.0.1"),
         ];
-        let told = expect(&[
+        let expected = expect(&[
             ("x-forwarded-for", "203.0.113.9"),
             ("x-forwarded-host", "shop.example.com"),
             ("x-forwarded-port", "8080"),
             ("x-forwarded-proto", "http"),
             ("x-real-ip", "203.0.113.9"),
         ]);
-        assert_eq!(forwarded(&claims, "203.0.113.9", &["10.0.0.0/8"]), told);
-        assert_eq!(forwarded(&claims, "::ffff:203.0.113.9", &["10.0.0.0/8"]), told, "an IPv4 client of an IPv6 listener");
+        assert_eq!(forwarded(&claims, "203.0.113.9", &["10.0.0.0/8"]), expected);
+        assert_eq!(forwarded(&claims, "::ffff:203.0.113.9", &["10.0.0.0/8"]), expected, "an IPv4 client of an IPv6 listener");
     }
 
     #[test]
