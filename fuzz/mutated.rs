@@ -1,13 +1,13 @@
-//! [`super::properties`] on mutations of seeds, the same ones in every `cargo test`. `make fuzz` looks further, and takes minutes.
+//! Checks [`super::properties`] on mutations of seeds, the same in every `cargo test`. `make fuzz` searches further, in minutes.
 
 use std::{fs, path::Path};
 
 use super::properties;
 
-/// Mutations of each kind of input.
+/// Number of mutations for each kind of input.
 const TRIES: usize = 200_000;
 
-/// Numbers that are the same in every run.
+/// A pseudorandom sequence that is the same in every run.
 struct Random(u64);
 
 impl Random {
@@ -19,7 +19,7 @@ impl Random {
         usize::try_from(self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33).unwrap() % bound.max(1)
     }
 
-    /// One of the seeds, changed in a few places: a byte, a piece repeated or cut out, a piece of another seed, a word.
+    /// Changes a seed in a few places: a byte, a repeated or removed piece, a piece of another seed, a word.
     fn mutate(&mut self, seeds: &[Vec<u8>], words: &[&[u8]]) -> Vec<u8> {
         let mut bytes = seeds[self.below(seeds.len())].clone();
         for _ in 0..=self.below(4) {
@@ -77,10 +77,10 @@ const WORDS: &[&[u8]] = &[
 ];
 
 #[test]
-fn a_head_that_passes_means_one_thing() {
+fn an_accepted_head_is_unambiguous() {
     let (seeds, mut random) = (seeds("tests/seeds/head"), Random(1));
     let passed = (0..TRIES).filter(|_| properties::head(&random.mutate(&seeds, WORDS))).count();
-    assert!(passed > TRIES / 20, "only {passed} passed: the seeds are not good for much");
+    assert!(passed > TRIES / 20, "only {passed} were accepted: the seeds are too far from valid input");
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn a_chunked_body_ends_in_the_same_place_however_it_is_cut() {
 }
 
 #[test]
-fn a_proxy_protocol_header_is_read_or_refused_and_nothing_behind_it_is_touched() {
+fn a_proxy_protocol_header_is_read_or_rejected_and_no_byte_after_it_is_read() {
     let (seeds, mut random) = (seeds("tests/seeds/proxy_protocol"), Random(4));
     let read =
         (0..TRIES).filter(|_| properties::proxy_protocol(&[&random.mutate(&seeds, WORDS), &b"behind"[..]].concat())).count();
@@ -99,10 +99,10 @@ fn a_proxy_protocol_header_is_read_or_refused_and_nothing_behind_it_is_touched()
 }
 
 #[test]
-fn frames_tell_the_same_however_they_are_cut() {
+fn frames_are_read_equally_however_they_are_cut() {
     let (seeds, mut random) = (seeds("tests/seeds/frames"), Random(5));
     let refused = (0..TRIES).filter(|cut| properties::frames(&random.mutate(&seeds, WORDS), *cut)).count();
-    assert!(refused > TRIES / 20, "only {refused} refused anything");
+    assert!(refused > TRIES / 20, "only {refused} had a rejection");
 }
 
 #[test]

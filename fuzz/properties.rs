@@ -1,6 +1,5 @@
-//! What the rest relies on, of everything here that parses bytes of strangers and of the configuration: checks of one input each,
-//! which panic where it does not hold. [`super::mutated`] asks them with every `cargo test`, and `make fuzz` with whatever finds new
-//! ways through the code. Never part of what is shipped.
+//! Properties of every parser of client bytes and of the configuration. Each function checks one input and panics if a property does
+//! not hold. [`super::mutated`] calls them in `cargo test`, and `make fuzz` with inputs that reach new code. Never part of a release.
 
 use std::{
     pin::pin,
@@ -15,7 +14,7 @@ use super::{
 };
 use crate::config::{self, Limits};
 
-/// A head of an HTTP/1 request that passes means one thing to everybody, and passes again as it is sent on. Tells whether it passed.
+/// An accepted HTTP/1 head is unambiguous, and is accepted again in the form that is forwarded. Returns whether it was accepted.
 pub fn head(bytes: &[u8]) -> bool {
     let limits = Limits::default();
     let Ok(Some(length)) = Scan::default().end(bytes, &limits) else { return false };
@@ -35,7 +34,7 @@ pub fn head(bytes: &[u8]) -> bool {
     true
 }
 
-/// A chunked body ends in the same place, or is refused for the same reason, however it is cut. Tells whether it was whole.
+/// A chunked body ends at the same byte, or is rejected for the same reason, however it is cut. Returns whether it was complete.
 pub fn chunks(bytes: &[u8], cut: usize) -> bool {
     const MOST: Option<u64> = Some(1000);
     let mut whole = Chunks::new(MOST);
@@ -61,26 +60,26 @@ pub fn chunks(bytes: &[u8], cut: usize) -> bool {
     whole.done()
 }
 
-/// What frames of HTTP/2 tell a client is the same however they are cut. Tells whether they refuse it anything.
+/// The rejections in HTTP/2 frames are the same however the frames are cut. Returns whether there was one.
 pub fn frames(bytes: &[u8], cut: usize) -> bool {
-    let told = |piece: usize| {
-        let (tell, told) = mpsc::channel();
-        let mut frames = FrameWatcher::new(move |rejection| tell.send(rejection).unwrap(), Arc::default());
+    let rejections = |piece: usize| {
+        let (sender, receiver) = mpsc::channel();
+        let mut frames = FrameWatcher::new(move |rejection| sender.send(rejection).unwrap(), Arc::default());
         bytes.chunks(piece).for_each(|piece| frames.written(piece));
         drop(frames);
-        told.iter().collect::<Vec<_>>()
+        receiver.iter().collect::<Vec<_>>()
     };
-    let at_once = told(bytes.len().max(1));
-    assert_eq!(told(1 + cut % 20), at_once, "{bytes:?}");
+    let at_once = rejections(bytes.len().max(1));
+    assert_eq!(rejections(1 + cut % 20), at_once, "{bytes:?}");
     !at_once.is_empty()
 }
 
-/// A PROXY protocol header is read or refused, and nothing behind it is touched. Tells whether it was read.
+/// A PROXY protocol header is read or rejected, and no byte after it is read. Returns whether it was read.
 pub fn proxy_protocol(bytes: &[u8]) -> bool {
     let mut rest = bytes;
     let read = match pin!(super::proxy_protocol::read(&mut rest)).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(read) => read.is_ok(),
-        Poll::Pending => panic!("bytes that are there are waited for"),
+        Poll::Pending => panic!("waits although all bytes are there"),
     };
     if read {
         let header = match bytes[0] {
@@ -92,8 +91,8 @@ pub fn proxy_protocol(bytes: &[u8]) -> bool {
     read
 }
 
-/// A configuration is read or refused with its problems, and where it is read, `promote` changes one word or says that it cannot.
-/// Tells whether it was read.
+/// A configuration is accepted, or rejected with its problems. In an accepted one, `promote` changes one word or returns an error.
+/// Returns whether it was accepted.
 pub fn configuration(text: &str) -> bool {
     match config::parse(text) {
         Ok(config) => {

@@ -1,8 +1,8 @@
-//! The access log: one line per request, and per connection that was refused before it had one.
+//! The access log: one line per request, and per connection that is rejected before it has sent one.
 //!
-//! [`crate::proxy`] hands over what happened; a thread of its own makes lines of it and writes them. It never keeps a request
-//! waiting: when the thread falls behind by more than `QUEUE` lines, further ones are dropped. Every line that is not written is
-//! counted, whatever the reason.
+//! [`crate::proxy`] and [`crate::clients`] hand over entries; a separate thread formats and writes them. A request never waits
+//! for the log: when the thread falls behind by more than `QUEUE` lines, further lines are dropped. Every line that is not
+//! written is counted, whatever the reason.
 
 use std::{
     fmt::Write as _,
@@ -24,12 +24,12 @@ use serde::{Serialize, Serializer};
 
 use crate::{config::LogFormat, tasks};
 
-/// Lines that wait to be written.
+/// How many lines may wait to be written.
 const QUEUE: usize = 8192;
-/// Of a target or a header, in a line.
+/// The longest target or header value in a line, in bytes; longer ones are cut.
 const LONGEST: usize = 2048;
 
-/// Where requests are written down. Clones are the same log.
+/// The sending half of the access log. Clones share one writer.
 #[derive(Clone)]
 pub struct AccessLog {
     lines: SyncSender<Box<Entry>>,
@@ -37,17 +37,17 @@ pub struct AccessLog {
     reopen: Arc<AtomicBool>,
 }
 
-/// What happened to a request. Durations are in seconds.
+/// One line: one request, or one rejected connection. Durations are in seconds.
 #[derive(Debug, Default, Serialize)]
 pub struct Entry {
-    /// When it ended.
+    /// End of the request.
     #[serde(serialize_with = "rfc3339")]
     pub at: Option<SystemTime>,
-    /// Whose it was.
+    /// Address of the client.
     pub client: String,
-    /// As configured: `0.0.0.0:443`.
+    /// Address of the listener, as configured: `0.0.0.0:443`.
     pub listener: String,
-    /// Empty where there was no header.
+    /// Method; empty without a request header.
     pub method: String,
     /// As sent.
     pub host: String,
@@ -57,32 +57,32 @@ pub struct Entry {
     pub version: &'static str,
     /// `TLSv1.3`; none without TLS.
     pub tls: Option<&'static str>,
-    /// 499 if the client did not wait; 0 if there was nobody to answer.
+    /// Status of the response; 499 if the client left before it, 0 if no response was possible.
     pub status: u16,
-    /// Of the answer's body.
+    /// Length of the response body.
     pub bytes_sent: u64,
-    /// Of the request's body.
+    /// Length of the request body.
     pub bytes_received: u64,
-    /// From the header of the request to the end of the answer.
+    /// From the request header to the end of the response.
     #[serde(serialize_with = "seconds")]
     pub duration: Option<Duration>,
-    /// To connect to the peer; 0 for a kept connection.
+    /// Time to connect to the peer; 0 for a reused connection.
     #[serde(serialize_with = "seconds")]
     pub connect: Option<Duration>,
-    /// From the connection to the peer's header.
+    /// From the connection to the peer's response header.
     #[serde(serialize_with = "seconds")]
     pub header: Option<Duration>,
     /// Empty before routing.
     pub service: String,
     /// Empty before a peer was picked.
     pub pool: String,
-    /// As in the file.
+    /// Address of the peer, as in the configuration.
     pub peer: String,
-    /// Peers that failed it before.
+    /// Number of tries that failed before the last one.
     pub retries: usize,
-    /// The client's, or the one made for it.
+    /// The client's `X-Request-Id`, or the one generated for it.
     pub request_id: String,
-    /// How it ended, in one word: `ok`, or why not.
+    /// `ok`, or the reason of the failure in one word.
     pub ended: &'static str,
     /// As sent.
     pub referer: String,
@@ -91,10 +91,10 @@ pub struct Entry {
 }
 
 impl AccessLog {
-    /// Opens `file` (standard output without one) and starts to write.
+    /// Opens `file` (standard output without one) and starts the writer thread.
     ///
     /// # Errors
-    /// When the file cannot be opened.
+    /// When the file cannot be opened or the thread cannot be started.
     pub fn start(format: LogFormat, file: Option<PathBuf>, dropped: IntCounter, restarts: IntCounterVec) -> io::Result<Self> {
         let out = open(file.as_deref())?;
         let (lines, entries) = sync_channel(QUEUE);
@@ -108,14 +108,14 @@ impl AccessLog {
         Ok(log)
     }
 
-    /// Writes it down, unless too many wait.
+    /// Queues one line; drops and counts it if the queue is full.
     pub fn write(&self, entry: Box<Entry>) {
         if self.lines.try_send(entry).is_err() {
             self.dropped.inc();
         }
     }
 
-    /// Opens the file anew before the next line: it was moved away.
+    /// Makes the writer reopen the file before the next line, for log rotation.
     pub fn reopen(&self) {
         self.reopen.store(true, Relaxed);
     }
@@ -149,13 +149,13 @@ fn open(file: Option<&Path>) -> io::Result<Out> {
     })
 }
 
-/// The file that lines are written into, and whether that works.
+/// The output, and whether writing to it works.
 struct Writer {
     out: Out,
     file: Option<PathBuf>,
-    /// Lines lost since writing began to fail; none while it works.
+    /// Lines lost since writing began to fail; none while writing works.
     lost: Option<u64>,
-    /// Whether the last thing written is a piece of a line.
+    /// Whether the last write ended in the middle of a line.
     torn: bool,
     dropped: IntCounter,
 }
@@ -164,23 +164,23 @@ impl Writer {
     fn reopen(&mut self) {
         match open(self.file.as_deref()) {
             Ok(new) => (self.out, self.torn) = (new, false),
-            Err(e) => log::error!("cannot reopen the access log, the old file stays in use error={e}"),
+            Err(e) => log::error!("cannot reopen the access log; the old file stays in use error={e}"),
         }
     }
 
-    /// Writes whole lines. Those that the system does not take are counted; the log says once that it fails, and when it works again.
+    /// Writes whole lines and counts the lost ones. Logs one message when writing begins to fail, and one when it works again.
     fn write(&mut self, lines: &[u8]) {
         let mut rest = lines;
         let mut outcome = Ok(());
         if self.torn {
-            // What is there of a line ends, so that the next one is whole.
+            // Ends the partial line, so that the next line is whole.
             outcome = self.write_all(&mut b"\n".as_slice());
         }
         let outcome = outcome.and_then(|()| self.write_all(&mut rest)).and_then(|()| self.out.flush());
         match (outcome, self.lost) {
             (Ok(()), None) => {}
             (Ok(()), Some(lost)) => {
-                log::info!("the access log is written again lines_lost={lost}");
+                log::info!("the access log can be written again lines_lost={lost}");
                 self.lost = None;
             }
             (Err(e), lost) => {
@@ -188,13 +188,13 @@ impl Writer {
                 self.dropped.inc_by(now);
                 self.lost = Some(lost.unwrap_or(0) + now);
                 if lost.is_none() {
-                    log::error!("cannot write the access log, lines are lost until that works again error={e}");
+                    log::error!("cannot write the access log; lines are lost until it can be written again error={e}");
                 }
             }
         }
     }
 
-    /// As [`Write::write_all`], and leaves in `rest` what was not written.
+    /// As [`Write::write_all`], and leaves the unwritten bytes in `rest`.
     fn write_all(&mut self, rest: &mut &[u8]) -> io::Result<()> {
         while !rest.is_empty() {
             match self.out.write(rest) {
@@ -212,7 +212,7 @@ impl Writer {
     }
 }
 
-/// Writes what is there at once, until every sender has gone.
+/// The writer thread: writes all queued lines at once, and ends when the last sender is dropped.
 fn write(entries: &Receiver<Box<Entry>>, writer: &mut Writer, format: LogFormat, reopen: &AtomicBool) {
     let mut text = String::new();
     while let Ok(first) = entries.recv() {
@@ -257,7 +257,7 @@ fn line(text: &mut String, entry: &Entry, format: LogFormat) {
     text.push('\n');
 }
 
-/// As nginx does it: nothing that a client sends can end a line or a quotation.
+/// Escapes as nginx does, so that no client can end a line or a quoted value.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -270,7 +270,7 @@ fn escaped(text: &str) -> String {
     out
 }
 
-/// As much of what a client sent as belongs into a line.
+/// A value from a client as text, cut to `LONGEST` bytes.
 pub fn shortened(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes.get(..LONGEST).unwrap_or(bytes)).into_owned()
 }
@@ -281,7 +281,7 @@ fn rfc3339<S: Serializer>(at: &Option<SystemTime>, serializer: S) -> Result<S::O
 
 fn seconds<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
     match duration {
-        // Microseconds are enough.
+        // Rounds to microseconds.
         Some(duration) => serializer.serialize_f64((duration.as_secs_f64() * 1e6).round() / 1e6),
         None => serializer.serialize_none(),
     }

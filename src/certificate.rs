@@ -1,7 +1,7 @@
-//! Certificates and private keys in PEM files: read, matched with each other, and what a certificate says of itself.
+//! Reads certificates and private keys from PEM files, and checks that they belong together.
 //!
-//! Called by the listeners' TLS, by ACME, by the upstream's CA and by the checks before a start, so that all of them accept the
-//! same files and report the same problems. Reads files and nothing else; never decides what happens to a bad one.
+//! Called for the listeners' TLS, ACME, the upstream CA and the checks before a start, so that all of them accept the same files
+//! and report the same problems. This module only reads files; its callers decide what to do about a bad one.
 
 use std::{
     fs, io,
@@ -22,13 +22,13 @@ use x509_parser::{extensions::GeneralName, prelude::parse_x509_certificate};
 
 /// A certificate chain with its private key, ready to use.
 pub struct Pair {
-    /// For rustls.
+    /// The pair for rustls.
     pub key: Arc<CertifiedKey>,
-    /// What the first certificate of the chain says.
+    /// Names and validity period of the first certificate.
     pub facts: Facts,
 }
 
-/// What the first certificate of a file says.
+/// Names and validity period of the first certificate of a file.
 pub struct Facts {
     /// Its DNS names, lower case.
     pub names: Vec<String>,
@@ -39,7 +39,7 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Why a client rejects the certificate at `now` (seconds since 1970); none if its validity period is not the reason.
+    /// The reason if `now` (seconds since 1970) is outside of the validity period, so that clients reject the certificate.
     pub fn untimely(&self, now: i64) -> Option<String> {
         let date = |seconds| DateTime::from_timestamp(seconds, 0).map_or("?".to_owned(), |at| at.format("%Y-%m-%d").to_string());
         let names = self.names.join(",");
@@ -55,10 +55,10 @@ pub fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
-/// The bytes of a file.
+/// Reads a file.
 ///
 /// # Errors
-/// A sentence that names the file and says why it cannot be read.
+/// When it cannot be read; names the file and the reason.
 pub fn read(path: &Path) -> Result<Vec<u8>, String> {
     fs::read(path).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => format!("there is no file {}", path.display()),
@@ -67,7 +67,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>, String> {
     })
 }
 
-/// The facts of the first certificate in a file.
+/// Reads the names and validity period of the first certificate in a file.
 ///
 /// # Errors
 /// When the file cannot be read or holds no certificate.
@@ -75,10 +75,10 @@ pub fn facts(path: &Path) -> Result<Facts, String> {
     facts_of(&certificates(&read(path)?, path)?, path)
 }
 
-/// A pair from the bytes of its two files, which may be one file; the paths are for messages.
+/// Parses a certificate and its private key from the bytes of their files, which may be one file; the paths are for messages.
 ///
 /// # Errors
-/// When either holds no PEM of its kind, or the key is not the certificate's.
+/// When either holds no PEM of its kind, or the key does not belong to the certificate.
 pub fn pair(certificate: (&[u8], &Path), key: (&[u8], &Path), provider: &CryptoProvider) -> Result<Pair, String> {
     let chain = certificates(certificate.0, certificate.1)?;
     let (key_file, certificate_file) = (key.1.display(), certificate.1.display());
@@ -90,10 +90,10 @@ pub fn pair(certificate: (&[u8], &Path), key: (&[u8], &Path), provider: &CryptoP
     Ok(Pair { key: Arc::new(key), facts })
 }
 
-/// Accepts the clients whose certificates are signed by those in the file.
+/// A verifier that accepts clients with a certificate signed by a CA in the file.
 ///
 /// # Errors
-/// When it holds no certificate, or one that cannot sign others.
+/// When the file holds no certificate, or one that cannot sign others.
 pub fn client_verifier(bytes: &[u8], path: &Path, provider: &Arc<CryptoProvider>) -> Result<Arc<dyn ClientCertVerifier>, String> {
     let unusable = |e: &dyn std::fmt::Display| format!("{} cannot be used: {e}", path.display());
     let mut roots = RootCertStore::empty();
@@ -103,10 +103,10 @@ pub fn client_verifier(bytes: &[u8], path: &Path, provider: &Arc<CryptoProvider>
     WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider)).build().map_err(|e| unusable(&e))
 }
 
-/// Every certificate of a CA file, each of which can be parsed.
+/// Reads a CA file; every certificate in it has to parse.
 ///
 /// # Errors
-/// When there is none, or one that is no X.509 certificate.
+/// When the file holds no certificate, or one that is not X.509.
 pub fn authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let certificates = certificates(&read(path)?, path)?;
     for certificate in &certificates {
@@ -139,35 +139,35 @@ fn facts_of(chain: &[CertificateDer<'_>], path: &Path) -> Result<Facts, String> 
     Ok(Facts { names, not_before: validity.not_before.timestamp(), not_after: validity.not_after.timestamp() })
 }
 
-/// Files that are in use and may be replaced at any moment: what was made of them last, and what is wrong with them now.
+/// Files that may be replaced at any time: the value parsed from their last good content, and their present problem.
 pub struct Source<T> {
-    /// The path as the configuration has it.
+    /// The path as written in the configuration.
     pub label: String,
-    /// The files; read together.
+    /// The files, which are read together.
     pub files: Vec<PathBuf>,
-    /// Whether the files may be absent or bad at a start.
+    /// Whether the files may be missing or bad at the start.
     pub optional: bool,
-    /// What the good bytes were.
+    /// The last good content.
     bytes: Vec<Vec<u8>>,
-    /// Made of the last files that were good; none before the first.
+    /// The value parsed from the last good content; none before the first.
     pub used: Option<T>,
-    /// Why the files as they are now are not used, or will not satisfy a client.
+    /// Why the present content is not used, or why clients reject it.
     pub problem: Option<String>,
 }
 
 impl<T> Source<T> {
-    /// Nothing is read yet.
+    /// Reads nothing yet.
     pub fn new(label: &Path, files: Vec<PathBuf>) -> Self {
         Self { label: label.display().to_string(), files, optional: false, bytes: Vec::new(), used: None, problem: None }
     }
 
-    /// The files may be absent until an authority has issued the certificate.
+    /// Allows the files to be missing until an authority has issued the certificate.
     pub fn optional(self) -> Self {
         Self { optional: true, ..self }
     }
 
-    /// Reads the files again, whether or not there is a sign of a change: content that is put right may keep its date and length.
-    /// Returns whether `used` has changed. `untimely` says why a client would reject what was parsed.
+    /// Reads the files, even if their date and length are unchanged: corrected content may keep both. Returns whether `used` has
+    /// changed. `untimely` gives the reason if the parsed value is outside of its validity period.
     pub fn refresh(
         &mut self,
         parse: impl Fn(&[Vec<u8>], &[PathBuf]) -> Result<T, String>,
@@ -193,7 +193,7 @@ impl<T> Source<T> {
         let (problem, new) = match parse(&bytes, &self.files) {
             Err(why) => (Some(why), None),
             Ok(new) => match untimely(&new) {
-                // Better than nothing, and better than another one that clients reject as well.
+                // An untimely certificate is used only if the alternative is none, or another untimely one.
                 Some(why) if self.used.is_none() || expired.is_some() => (Some(why), Some(new)),
                 Some(why) => (Some(why), None),
                 None => (None, Some(new)),
@@ -211,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_certificate_says_when_it_is_of_no_use() {
+    fn a_certificate_outside_of_its_validity_period_is_untimely() {
         let facts = Facts { names: vec!["a.test".to_owned(), "b.test".to_owned()], not_before: 86_400, not_after: 172_800 };
         assert_eq!(facts.untimely(90_000), None);
         assert_eq!(facts.untimely(0).unwrap(), "the certificate for a.test,b.test is not valid before 1970-01-02");

@@ -1,17 +1,17 @@
 //! switchover: a load balancer that replaces the application behind it, under load, without a failed request.
 //!
-//! Two ways lead through it.
+//! Two paths lead through the code.
 //!
-//! **A config edit.** [`watch`], [`signals`] and [`admin`] send a [`controller::Command`] to the [`controller`], the only
-//! writer. It reads the file ([`config::load`]), refuses what is wrong, compares with what runs, makes the peers that are new
-//! ([`pool::Peer`]), has them proven ([`pool::probe`]), stores a new [`snapshot::Snapshot`], closes the peers that left and waits
-//! for their last [`pool::Lease`].
+//! **A configuration edit.** [`watch`], [`signals`] and [`admin`] send a [`controller::Command`] to the [`controller`], the only
+//! writer. The controller reads the file ([`config::load`]), rejects an invalid one, compares a valid one with the running
+//! configuration, creates the new peers ([`pool::Peer`]), probes them ([`pool::probe`]), stores a new [`snapshot::Snapshot`],
+//! closes the old peers and waits until their last [`pool::Lease`] is released.
 //!
-//! **A request.** [`clients`] accepts it; [`proxy`] loads the snapshot once, finds the service ([`route`]), picks a peer and
-//! leases it ([`pool::Pool::pick`]), forwards it, tries again where that is safe, counts it ([`metrics`]), and gives the lease
-//! back when it is dropped, on every way out.
+//! **A request.** [`clients`] accepts it. [`proxy`] loads the snapshot once, finds the service ([`route`]), picks and leases a
+//! peer ([`pool::Pool::pick`]), forwards the request, retries it where that is safe, and counts it ([`metrics`]). Dropping the
+//! request releases the lease.
 //!
-//! [`server`] puts all of this together, [`cli`] is what people type, [`status`] what both sides of the admin face say.
+//! [`server`] is the composition root, [`cli`] the command line, [`status`] the types of the admin API.
 //! `docs/architecture.md` has the pictures.
 
 pub mod access_log;
@@ -33,6 +33,6 @@ pub mod server;
 pub mod signals;
 pub mod snapshot;
 pub mod status;
-pub mod supervisor;
+pub mod systemd;
 pub mod tasks;
 pub mod watch;

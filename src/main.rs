@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-/// A fifth less CPU per request than the system's allocator, and memory that does not grow with threads.
+/// mimalloc takes a fifth less CPU per request than the system allocator, and its memory does not grow with the number of threads.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -33,15 +33,15 @@ const RESTARTED_TASKS: [&str; 5] = ["access_log", "acme", "certificates", "probe
 /// The `kind` of `upstream_errors_total`: why a peer failed a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// It could not be connected to.
+    /// The peer refused the connection or could not be reached.
     Connect,
     /// Connecting took longer than `timeouts.connect`.
     ConnectTimeout,
-    /// It closed the connection, or broke it, before its answer was whole.
+    /// The peer closed or reset the connection before its response was complete.
     Closed,
     /// No response header within `timeouts.response`.
     ResponseTimeout,
-    /// It answered something that is not HTTP.
+    /// The response was not valid HTTP.
     Protocol,
     /// This process had no descriptor, port or memory left to connect; that says nothing about the peer.
     Local,
@@ -70,23 +70,23 @@ impl ErrorKind {
     }
 }
 
-/// The certificates of the listeners.
+/// Gauges of the listeners' certificates.
 #[derive(Clone)]
 pub struct CertificateMetrics {
-    /// By listener and the names of a certificate.
+    /// Labels: listener, names of the certificate.
     pub not_after: IntGaugeVec,
-    /// By listener and file.
+    /// Labels: listener, file.
     pub problem: IntGaugeVec,
 }
 
-/// The `by` of `broken_responses_total`: who ended an answer whose header the client had begun to get.
+/// The `by` of `broken_responses_total`: which side broke off a response after its header was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BrokenBy {
-    /// It closed the connection, or was too slow.
+    /// The client closed the connection or was too slow.
     Client,
-    /// It closed the connection, or broke it.
+    /// The peer closed or reset the connection.
     Peer,
-    /// A fault of ours.
+    /// A fault of switchover.
     Switchover,
 }
 
@@ -129,24 +129,24 @@ pub struct Metrics {
     reload_successful: IntGauge,
     reload_last_success: Gauge,
     generation: IntGauge,
-    /// Lines that were not written, because too many waited or writing failed.
+    /// Lines that were not written because the queue was full or writing failed.
     pub access_log_dropped: IntCounter,
-    /// By listener and reason.
+    /// Labels: listener, reason.
     pub rejected: IntCounterVec,
     /// Set by the listeners' TLS.
     pub certificates: CertificateMetrics,
-    /// Connections from clients, open now.
+    /// Open client connections.
     pub downstream_connections: IntGauge,
     /// Tasks that panicked and were started again, by task.
     pub task_restarts: IntCounterVec,
-    /// Requests that no service takes.
+    /// Requests that match no service.
     pub unrouted: RequestCounter,
 }
 
-/// Counts requests of one service, pool and peer by code and method.
+/// Counts the requests of one service, pool and peer by code and method.
 ///
-/// A map that is copied when a new pair is first seen: a read costs one load and one look-up, and at most 900 codes times ten
-/// methods can ever be in it.
+/// The map is copied when a new pair of code and method appears, so that counting takes no lock. It has at most 900 codes times
+/// ten methods.
 pub struct RequestCounter {
     vec: IntCounterVec,
     labels: [String; 3],
@@ -155,19 +155,19 @@ pub struct RequestCounter {
 
 /// Handles of one service.
 pub struct ServiceMetrics {
-    /// Second tries that ended in an answer.
+    /// Retried requests that got a response.
     pub retries_succeeded: IntCounter,
-    /// Second tries that failed as well.
+    /// Retried requests that failed.
     pub retries_failed: IntCounter,
-    /// Requests for which nobody was ready.
+    /// Requests for which no peer was ready.
     pub no_ready_peer: IntCounter,
-    /// Requests that reached no peer.
+    /// Requests that no peer responded to.
     pub unserved: RequestCounter,
 }
 
 /// Handles of one pool.
 pub struct PoolMetrics {
-    /// From the request's header to its end.
+    /// From the request header to the end of the response.
     pub duration: Histogram,
     /// Time to connect.
     pub connect: Histogram,
@@ -177,7 +177,7 @@ pub struct PoolMetrics {
 
 /// Handles of one peer.
 pub struct PeerMetrics {
-    /// Requests it answered.
+    /// Requests that the peer responded to.
     pub requests: RequestCounter,
     /// Probes that passed.
     pub probes_passed: IntCounter,
@@ -185,7 +185,7 @@ pub struct PeerMetrics {
     pub probes_failed: IntCounter,
     /// Probes that this process could not send, for want of a descriptor, a port or memory.
     pub probes_local: IntCounter,
-    /// How long probes took.
+    /// Durations of probes.
     pub probe_duration: Histogram,
     errors: [IntCounter; ERROR_KINDS.len()],
     broken: [IntCounter; BROKEN_BY.len()],
@@ -195,15 +195,15 @@ pub struct PeerMetrics {
     draining: IntGauge,
 }
 
-/// What a scrape asks of a peer: facts that live in the peer, not in a gauge of their own.
+/// The state of a peer at a scrape. The peer keeps it; the gauges are set from it just before each scrape.
 pub struct PeerFacts {
     /// Requests and upgraded connections.
     pub in_flight: usize,
     /// Upgraded connections.
     pub upgraded: usize,
-    /// What probes say.
+    /// Whether probes say that it is ready.
     pub ready: bool,
-    /// Whether a drain waits for it.
+    /// Whether it is being drained.
     pub draining: bool,
 }
 
@@ -249,22 +249,24 @@ impl Metrics {
     /// Registers every metric.
     ///
     /// # Errors
-    /// When two metrics have one name, which only a change of this file can bring about.
+    /// When two metrics have the same name, which is a mistake in this module.
     pub fn new() -> prometheus::Result<Self> {
         const PEER: &[&str] = &["service", "pool", "peer"];
         const POOL: &[&str] = &["service", "pool"];
         let b = Builder(Registry::new());
         let requests = b.counters(
             "http_requests_total",
-            "Requests answered, by the peer that answered; pool and peer are empty where none did.",
+            "Requests that got a response, by the peer that sent it; pool and peer are empty if switchover sent it.",
             &["service", "pool", "peer", "code", "method"],
         )?;
-        let swap_last_success =
-            GaugeVec::new(opts("swap_last_success_timestamp_seconds", "When the last successful swap ended."), &["service"])?;
+        let swap_last_success = GaugeVec::new(
+            opts("swap_last_success_timestamp_seconds", "End of the last successful swap, in seconds since 1970."),
+            &["service"],
+        )?;
         b.0.register(Box::new(swap_last_success.clone()))?;
         let reload_last_success = Gauge::with_opts(opts(
             "config_last_reload_success_timestamp_seconds",
-            "When the configuration was last read without a problem.",
+            "When a configuration was last accepted, in seconds since 1970.",
         ))?;
         b.0.register(Box::new(reload_last_success.clone()))?;
         let task_restarts =
@@ -273,7 +275,7 @@ impl Metrics {
         for task in RESTARTED_TASKS {
             task_restarts.with_label_values(&[task]);
         }
-        let build_info = b.gauges("build_info", "Always 1; the version is the label.", &["version"])?;
+        let build_info = b.gauges("build_info", "Always 1; the label is the version of switchover.", &["version"])?;
         build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         b.0.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(Self {
@@ -281,85 +283,85 @@ impl Metrics {
             requests,
             request_duration: b.histograms(
                 "http_request_duration_seconds",
-                "From the request header to the end of the answer.",
+                "Time from the request header to the end of the response.",
                 POOL,
                 REQUEST_BUCKETS,
             )?,
             connect: b.histograms(
                 "upstream_connect_seconds",
-                "Time to connect to a peer; reused connections are not counted.",
+                "Time to connect to a peer; reused connections do not count.",
                 POOL,
                 CONNECT_BUCKETS,
             )?,
             response_header: b.histograms(
                 "upstream_response_header_seconds",
-                "From the connection to the peer's response header.",
+                "Time from the connection to the peer's response header.",
                 POOL,
                 REQUEST_BUCKETS,
             )?,
-            in_flight: b.gauges("http_requests_in_flight", "Requests and upgraded connections running on a peer.", PEER)?,
-            upgraded: b.gauges("upgraded_connections", "Upgraded connections (WebSocket) running on a peer.", PEER)?,
+            in_flight: b.gauges("http_requests_in_flight", "Requests and upgraded connections that run on a peer.", PEER)?,
+            upgraded: b.gauges("upgraded_connections", "Upgraded connections (WebSocket) that run on a peer.", PEER)?,
             upstream_errors: b.counters(
                 "upstream_errors_total",
-                "Requests that a peer failed, each try counted.",
+                "Tries that failed because of a peer, by kind.",
                 &["service", "pool", "peer", "kind"],
             )?,
             broken_responses: b.counters(
                 "broken_responses_total",
-                "Answers of a peer that began and did not end, by who ended them; also counted in http_requests_total by their status.",
+                "Responses that broke off after their header, by the side that broke them off; http_requests_total counts them too.",
                 &["service", "pool", "peer", "by"],
             )?,
-            retries: b.counters("retries_total", "Requests tried again, by how that ended.", &["service", "outcome"])?,
-            no_ready_peer: b.counters("no_ready_peer_total", "Requests answered 503 because no peer was ready.", &["service"])?,
-            peer_ready: b.gauges("peer_ready", "1 if probes say the peer is ready.", PEER)?,
-            peer_draining: b.gauges("peer_draining", "1 if the peer takes no new request and running ones end.", PEER)?,
+            retries: b.counters("retries_total", "Requests that were retried, by outcome.", &["service", "outcome"])?,
+            no_ready_peer: b.counters("no_ready_peer_total", "Requests that got 503 because no peer was ready.", &["service"])?,
+            peer_ready: b.gauges("peer_ready", "1 if the peer is ready, according to its probes.", PEER)?,
+            peer_draining: b.gauges("peer_draining", "1 if the peer gets no new requests and its running requests end.", PEER)?,
             probes: b.counters("probes_total", "Probes, by result.", &["service", "pool", "peer", "result"])?,
-            probe_duration: b.histograms("probe_duration_seconds", "How long probes took.", PEER, CONNECT_BUCKETS)?,
+            probe_duration: b.histograms("probe_duration_seconds", "Duration of probes.", PEER, CONNECT_BUCKETS)?,
             active_pool: b.gauges(
                 "active_pool",
-                "1 for the pool that serves, 0 for the others.",
+                "1 for the active pool of a service, 0 for its other pools.",
                 &["service", "pool", "version"],
             )?,
             config_drift: b.gauges(
                 "config_drift",
-                "1 if the file says something else of the service than what serves, because that was refused or cancelled.",
+                "1 if the running service differs from the configuration file, because a swap failed or was cancelled.",
                 &["service"],
             )?,
             swaps: b.counters("swaps_total", "Swaps, by outcome.", &["service", "result"])?,
             swap_duration: b.histograms(
                 "swap_duration_seconds",
-                "How long the phases of a swap took.",
+                "Duration of the phases of a swap.",
                 &["service", "phase"],
                 SWAP_BUCKETS,
             )?,
             swap_last_success,
-            reloads: b.counters("config_reloads_total", "Readings of the configuration file, by result.", &["result"])?,
+            reloads: b.counters("config_reloads_total", "Reloads of the configuration file, by result.", &["result"])?,
             reload_successful: b
-                .gauge("config_last_reload_successful", "1 if the last reading of the configuration was accepted.")?,
+                .gauge("config_last_reload_successful", "1 if the last reload of the configuration was accepted.")?,
             reload_last_success,
-            generation: b.gauge("config_generation", "Number of the snapshot that serves.")?,
+            generation: b.gauge("config_generation", "Number of the current snapshot.")?,
             access_log_dropped: b.counter(
                 "access_log_dropped_total",
-                "Lines of the access log that were not written: too many waited, or writing failed.",
+                "Lines of the access log that were lost, because the queue was full or writing failed.",
             )?,
             rejected: b.counters(
                 "rejected_requests_total",
-                "Connections and requests refused before they reached a service, by reason.",
+                "Connections and requests rejected before a service saw them, by reason.",
                 &["listener", "reason"],
             )?,
             certificates: CertificateMetrics {
                 not_after: b.gauges(
                     "tls_certificate_not_after_seconds",
-                    "When a certificate ends, in seconds since 1970.",
+                    "When a certificate expires, in seconds since 1970.",
                     &["listener", "names"],
                 )?,
                 problem: b.gauges(
                     "tls_certificate_problem",
-                    "1 if a certificate or client CA has expired, or its files cannot be used; 0 if it is in order.",
+                    "1 if a certificate or client CA has expired or its files cannot be used, else 0.",
                     &["listener", "file"],
                 )?,
             },
-            downstream_connections: b.gauge("downstream_connections", "Connections from clients, open now.")?,
+            downstream_connections: b.gauge("downstream_connections", "Open client connections.")?,
             task_restarts,
             registry: b.0,
         })
@@ -367,7 +369,7 @@ impl Metrics {
 
     /// Handles of one service.
     pub fn service(&self, service: &str) -> ServiceMetrics {
-        // From 0 on, so that the first one is an increase: an alert on a series that begins at 1 would not fire.
+        // Create the series with 0: `increase()` does not see a series that begins at 1.
         for result in SWAP_RESULTS {
             self.swaps.with_label_values(&[service, result]);
         }
@@ -406,7 +408,7 @@ impl Metrics {
         }
     }
 
-    /// Takes a removed peer's series out. A series that was never made is no error: removing says so, and nobody need know.
+    /// Removes the series of a removed peer. Errors are ignored: they only say that a series does not exist.
     pub fn remove_peer(&self, service: &str, pool: &str, peer: &str, counter: &RequestCounter) {
         for (code, method) in counter.by_code.load().keys() {
             drop(self.requests.remove_label_values(&[service, pool, peer, &code.to_string(), method]));
@@ -427,14 +429,14 @@ impl Metrics {
         }
     }
 
-    /// Takes a removed pool's series out.
+    /// Removes the series of a removed pool.
     pub fn remove_pool(&self, service: &str, pool: &str) {
         for histogram in [&self.request_duration, &self.connect, &self.response_header] {
             drop(histogram.remove_label_values(&[service, pool]));
         }
     }
 
-    /// Takes a removed service's series out.
+    /// Removes the series of a removed service.
     pub fn remove_service(&self, service: &str, counter: &RequestCounter) {
         for (code, method) in counter.by_code.load().keys() {
             drop(self.requests.remove_label_values(&[service, "", "", &code.to_string(), method]));
@@ -452,7 +454,7 @@ impl Metrics {
         }
     }
 
-    /// Says which pools there are and which of them serve: `(service, pool, version, serves)`.
+    /// Sets `active_pool` from `(service, pool, version, active)`.
     pub fn set_active_pools<'a>(&self, pools: impl Iterator<Item = (&'a str, &'a str, &'a str, bool)>) {
         self.active_pool.reset();
         for (service, pool, version, active) in pools {
@@ -460,7 +462,7 @@ impl Metrics {
         }
     }
 
-    /// Says for which services the file and the process disagree: `(service, drift)`.
+    /// Sets `config_drift` from `(service, drift)`.
     pub fn set_config_drift<'a>(&self, services: impl Iterator<Item = (&'a str, bool)>) {
         self.config_drift.reset();
         for (service, drift) in services {
@@ -468,7 +470,7 @@ impl Metrics {
         }
     }
 
-    /// Counts a swap that ended.
+    /// Counts an ended swap.
     pub fn swap_ended(&self, service: &str, result: &str, prove: Option<Duration>, drain: Option<Duration>, total: Duration) {
         self.swaps.with_label_values(&[service, result]).inc();
         for (phase, took) in [("prove", prove), ("drain", drain), ("total", Some(total))] {
@@ -481,7 +483,7 @@ impl Metrics {
         }
     }
 
-    /// Counts a reading of the configuration.
+    /// Counts a reload.
     pub fn reloaded(&self, result: &str, successful: bool) {
         self.reloads.with_label_values(&[result]).inc();
         self.reload_successful.set(i64::from(successful));
@@ -490,15 +492,15 @@ impl Metrics {
         }
     }
 
-    /// Says which snapshot serves.
+    /// Sets `config_generation`.
     pub fn set_generation(&self, generation: u64) {
         self.generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
     }
 
-    /// The text format.
+    /// Encodes all metrics in the Prometheus text format.
     ///
     /// # Errors
-    /// When a metric cannot be written, which the encoder says in words.
+    /// When the encoder rejects a metric.
     pub fn encode(&self) -> prometheus::Result<Vec<u8>> {
         let mut text = Vec::with_capacity(16 * 1024);
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
@@ -516,7 +518,7 @@ impl PeerMetrics {
         }
     }
 
-    /// Counts an answer that began and did not end.
+    /// Counts a response that broke off.
     pub fn broke_off(&self, by: BrokenBy) {
         for (b, counter) in BROKEN_BY.iter().zip(&self.broken) {
             if *b == by {
@@ -525,7 +527,7 @@ impl PeerMetrics {
         }
     }
 
-    /// Brings the gauges to what the peer says, just before a scrape.
+    /// Sets the gauges, just before a scrape.
     pub fn set(&self, facts: &PeerFacts) {
         self.in_flight.set(i64::try_from(facts.in_flight).unwrap_or(i64::MAX));
         self.upgraded.set(i64::try_from(facts.upgraded).unwrap_or(i64::MAX));
@@ -557,7 +559,7 @@ impl RequestCounter {
     }
 }
 
-/// One of nine or `OTHER`: a client must not be able to make series.
+/// The standard methods, or `OTHER`, so that clients cannot create series.
 fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",

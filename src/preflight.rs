@@ -1,7 +1,7 @@
-//! Whether a valid configuration can run here: its certificates, files, folders and addresses.
+//! Checks whether a valid configuration can run on this machine: its certificates, files, folders and addresses.
 //!
-//! `check` and `run` ask the same function, so that neither accepts what the other rejects. Called before anything is bound or
-//! started; leaves no trace, and a switchover that runs with the same file does not disturb it.
+//! `check` and `run` call the same function before anything is bound or started, so that neither accepts what the other rejects.
+//! The check leaves no trace, and works while a switchover runs with the same file.
 
 use std::{
     fs::{self, OpenOptions},
@@ -20,18 +20,18 @@ use crate::{
     config::{self, Config, Problem},
 };
 
-/// What was found, in the order of the file.
+/// The results, in the order of the file.
 #[derive(Default)]
 pub struct Findings {
-    /// What keeps it from running.
+    /// Problems that prevent a start.
     pub problems: Vec<Problem>,
-    /// What does not, and should be seen.
+    /// Problems that do not prevent a start.
     pub warnings: Vec<Problem>,
-    /// Addresses that another process listens on at the moment, perhaps a switchover with this very file.
+    /// Addresses on which another process listens; it may be a switchover with this file.
     pub in_use: Vec<Problem>,
 }
 
-/// Looks at everything that `config`, read from `path` as `text`, needs.
+/// Checks everything that `config` needs; `path` and `text` are the file it was parsed from.
 pub fn look(path: &Path, text: &str, config: &Config) -> Findings {
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut found = Findings::default();
@@ -83,7 +83,7 @@ fn tls(found: &mut Findings, at: &str, files: &config::Tls, folder: &Path) {
         };
         let warning = |why| Problem::new(&format!("{at}.certificate"), why);
         found.warnings.extend(facts.untimely(certificate::now()).map(warning));
-        // A warning, because a renewal may change names at any time, and that must not keep the process from starting.
+        // Only a warning: a renewal may change the names at any time, and must not prevent a start.
         if i > 0 && facts.names.iter().all(|name| names.contains(name)) {
             let why = format!("is never shown, because certificates before it have all of its names: {}", facts.names.join(", "));
             found.warnings.push(warning(why));
@@ -102,7 +102,7 @@ fn tls(found: &mut Findings, at: &str, files: &config::Tls, folder: &Path) {
     }
 }
 
-/// Reads a pair, or says which of its keys is to blame and why.
+/// Reads a certificate and its private key. The error names the configuration key at fault, and the reason.
 fn pair(
     files: &config::Certificate,
     folder: &Path,
@@ -115,7 +115,7 @@ fn pair(
     certificate::pair((&chain, &certificate), (&bytes, &key), provider).map_err(|why| ("key", why))
 }
 
-/// Binds as the listener will, and lets go at once: nothing listens, so no client notices.
+/// Binds the address as the listener will, and releases it at once. Never listens, so that no client can connect meanwhile.
 fn address(found: &mut Findings, at: &str, address: SocketAddr) {
     let bind = || -> io::Result<()> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
@@ -136,11 +136,11 @@ fn address(found: &mut Findings, at: &str, address: SocketAddr) {
     }
 }
 
-/// Whether lines can be appended to a file, which is created if it is not there.
+/// Checks that a file can be appended to, or created if it does not exist.
 fn appendable(path: &Path) -> Result<(), String> {
     let failed = |e: io::Error| format!("{} cannot be written: {e}", path.display());
     match fs::metadata(path) {
-        // Opening a pipe waits for its reader.
+        // Not opened: opening a pipe blocks until it has a reader.
         Ok(meta) if !meta.is_file() && !meta.is_dir() => Ok(()),
         Ok(_) => OpenOptions::new().append(true).open(path).map(drop).map_err(failed),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
@@ -151,7 +151,7 @@ fn appendable(path: &Path) -> Result<(), String> {
     }
 }
 
-/// Whether files can be written into a folder, which is created if it is not there: looks at the part of its path that exists.
+/// Checks that files can be written into a folder. For a folder that does not exist yet, checks its nearest existing parent.
 fn folder_for(path: &Path) -> Result<(), String> {
     let existing: PathBuf = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("")).to_path_buf();
     let existing = if existing.as_os_str().is_empty() { PathBuf::from(".") } else { existing };

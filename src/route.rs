@@ -1,17 +1,17 @@
-//! Host and path to a service; pure.
+//! Finds the service of a host and path. Pure.
 //!
-//! The snapshot holds one table; every request asks it once. An exact host goes before a wildcard, a longer wildcard before a
-//! shorter, a wildcard before a service for any host; among those of one host the longest path prefix wins. A host whose
-//! prefixes do not match gives way to the next best.
+//! The snapshot holds one table; the proxy looks up each request once. An exact host takes precedence over a wildcard, a longer
+//! wildcard over a shorter one, and any wildcard over a service without hosts. For one host the longest path prefix wins. If no
+//! prefix of the best host matches, the next best host is tried.
 //!
-//! A path is matched as an application reads it, not as it was written: percent-encodings decoded, `;parameters` taken out, dot
-//! segments resolved and doubled slashes merged, as Tomcat does. Otherwise `/x/../admin` would go to the service of `/`, whose
-//! application then serves `/admin`. Where applications differ, on an encoded slash and on a backslash, both readings have to lead
-//! to one service. The peer gets the path as it was sent.
+//! A path is normalized as Tomcat normalizes it before it is matched: percent-encodings are decoded, `;parameters` removed, dot
+//! segments resolved and double slashes merged. Otherwise `/x/../admin` would be routed to the service of `/`, whose application
+//! would then serve `/admin`. Applications differ on an encoded slash and on a backslash, so both readings have to lead to the
+//! same service. The peer gets the path as the client sent it.
 
 use std::{borrow::Cow, collections::HashMap};
 
-/// Routes to values of `T`.
+/// Routes from hosts and path prefixes to values of `T`.
 pub struct RouteTable<T> {
     exact: HashMap<String, Vec<Route<T>>>,
     /// By suffix with its dot (`.example.com`), the longest first.
@@ -21,24 +21,24 @@ pub struct RouteTable<T> {
 
 #[derive(Clone)]
 struct Route<T> {
-    /// As [`normal`] makes it.
+    /// Normalized by [`normal`].
     prefix: Vec<u8>,
     target: T,
-    /// Which rule it came from; a rule with several hosts has a route for each.
+    /// Index of the rule; a rule with several hosts has one route for each.
     rule: usize,
 }
 
-/// Why no service takes a request.
+/// Why no service was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoRoute {
-    /// None matches the host and the path.
+    /// No route matches the host and the path.
     NotFound,
-    /// The path has an encoded slash or a backslash, and it depends on how that is read which service it is for.
+    /// The path has an encoded slash or a backslash, and its two readings lead to different services.
     Ambiguous,
 }
 
 impl<T: Clone> RouteTable<T> {
-    /// A table of `(hosts, path prefix, target)`; no hosts means any host. Hosts are lower case.
+    /// Builds a table of `(hosts, path prefix, target)`. Hosts are lower case; an empty list matches any host.
     pub fn new<'a>(routes: impl Iterator<Item = (&'a [String], &'a str, T)>) -> Self {
         let mut table = Self { exact: HashMap::new(), wildcard: Vec::new(), any: Vec::new() };
         for (rule, (hosts, prefix, target)) in routes.enumerate() {
@@ -62,10 +62,10 @@ impl<T: Clone> RouteTable<T> {
         table
     }
 
-    /// Finds the service of a request; `host` as the client sent it, with or without a port, and `path` without a query.
+    /// Finds the service of a request. `host` is as the client sent it, with or without a port; `path` has no query.
     ///
     /// # Errors
-    /// When there is none, or no one of several.
+    /// When no route matches, or the path is ambiguous.
     pub fn find(&self, host: &str, path: &str) -> Result<&T, NoRoute> {
         let path = path.as_bytes();
         let read = normal(path, Slashes::Plain);
@@ -107,16 +107,16 @@ fn covers(prefix: &[u8], path: &[u8]) -> bool {
     }
 }
 
-/// What separates the segments of a path.
+/// Which bytes separate the segments of a path.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Slashes {
-    /// A slash that is written as one.
+    /// `/` only.
     Plain,
-    /// `%2F`, `\` and `%5C` as well.
+    /// `/`, `%2F`, `\` and `%5C`.
     Hidden,
 }
 
-/// Whether a path has what some applications take for a slash, and some do not.
+/// Whether a path has bytes that only some applications read as a slash.
 fn has_hidden_slash(path: &[u8]) -> bool {
     memchr::memchr2_iter(b'%', b'\\', path).any(|at| match path.get(at..).unwrap_or_default() {
         [b'\\', ..] => true,
@@ -125,14 +125,14 @@ fn has_hidden_slash(path: &[u8]) -> bool {
     })
 }
 
-/// A path as an application reads it; borrowed, and found out in one pass, if it is written like that, as almost all are.
+/// Normalizes a path. Almost all paths are normal already and are borrowed, without an allocation.
 fn normal(path: &[u8], slashes: Slashes) -> Cow<'_, [u8]> {
     let is_plain =
         memchr::memchr3(b'%', b';', b'\\', path).is_none() && !path.windows(2).any(|pair| matches!(pair, [b'/', b'/' | b'.']));
     if is_plain { Cow::Borrowed(path) } else { Cow::Owned(without_dots(&decoded(path, slashes))) }
 }
 
-/// A path without parameters and encodings. In this order: `%3B` is no parameter, and `%252e` no dot.
+/// Removes parameters and decodes percent-encodings in one pass, so that `%3B` starts no parameter and `%252e` is no dot.
 fn decoded(path: &[u8], slashes: Slashes) -> Vec<u8> {
     let mut decoded = Vec::with_capacity(path.len());
     let mut rest = path;
@@ -165,7 +165,7 @@ fn hex(high: u8, low: u8) -> Option<u8> {
     Some(digit(high)? << 4 | digit(low)?)
 }
 
-/// A path without dot segments (RFC 3986, section 5.2.4) and without empty ones, but for a slash at its end.
+/// Resolves dot segments (RFC 3986, section 5.2.4) and removes empty ones, except for a slash at the end.
 fn without_dots(path: &[u8]) -> Vec<u8> {
     let mut segments = Vec::new();
     let mut ends_in_slash = false;
@@ -188,7 +188,7 @@ fn without_dots(path: &[u8]) -> Vec<u8> {
     normal
 }
 
-/// `shop.example.com:8080` and `[::1]:8080` without the port, and without the dot that a full name may end with.
+/// Removes the port of `shop.example.com:8080` and `[::1]:8080`, and the final dot of a fully qualified name.
 fn without_port(host: &str) -> &str {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && (!name.contains(':') || name.ends_with(']')) => name,
@@ -202,10 +202,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_most_particular_route_wins() {
+    fn the_most_specific_route_wins() {
         let hosts = |hosts: &[&str]| hosts.iter().map(|host| (*host).to_owned()).collect::<Vec<_>>();
         let rules = [
-            (hosts(&[]), "/", "anybody"),
+            (hosts(&[]), "/", "any"),
             (hosts(&["shop.example.com"]), "/", "shop"),
             (hosts(&["shop.example.com", "[::1]"]), "/api", "api"),
             (hosts(&["*.example.com"]), "/", "wild"),
@@ -220,21 +220,21 @@ mod tests {
             ("shop.example.com", "/api/v1", "api"),
             ("shop.example.com", "/apix", "shop"),
             ("[::1]:8080", "/api/", "api"),
-            ("[::1]", "/", "anybody"),
+            ("[::1]", "/", "any"),
             ("a.example.com", "/", "wild"),
             ("a.eu.example.com", "/", "wild-eu"),
-            ("example.com", "/", "anybody"),
-            (".example.com", "/", "anybody"),
+            ("example.com", "/", "any"),
+            (".example.com", "/", "any"),
             ("only.example.org", "/app/x", "app"),
-            ("only.example.org", "/app", "anybody"),
-            ("", "/", "anybody"),
+            ("only.example.org", "/app", "any"),
+            ("", "/", "any"),
         ] {
             assert_eq!(table.find(host, path), Ok(&expected), "{host} {path}");
         }
     }
 
     #[test]
-    fn nobody_takes_what_no_route_covers() {
+    fn an_uncovered_path_or_host_is_not_found() {
         let hosts = ["shop.example.com".to_owned()];
         let table = RouteTable::new([(hosts.as_slice(), "/api", ())].into_iter());
         assert_eq!(table.find("shop.example.com", "/"), Err(NoRoute::NotFound));
@@ -267,7 +267,7 @@ mod tests {
             ("/.well-known/x", Ok("/")),
             ("/caf%c3%a9/x", Ok("/caf%C3%A9")),
             ("/caf%C3%A9", Ok("/caf%C3%A9")),
-            // Slashes to some, and letters to others.
+            // Read as slashes by some applications, and as ordinary characters by others.
             ("/a%2Fb", Ok("/")),
             ("/admin/a%2fb", Ok("/admin")),
             ("/admin%2F", Err(NoRoute::Ambiguous)),

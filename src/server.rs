@@ -38,7 +38,7 @@ use crate::{
     proxy::Proxy,
     signals::Caught,
     snapshot::Snapshot,
-    supervisor,
+    systemd,
     tasks::{self, Tasks},
     watch as file_watch,
 };
@@ -152,7 +152,7 @@ pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
         info!("listening on {address}");
     }
     readiness.listening.store(true, Relaxed);
-    supervisor::ready();
+    systemd::ready();
 
     let stops = signals.listen(commands, access_log);
     let stopped = until_stopped(stops, ended, || view.borrow().shutdown_timeout(), &edge, &stop, &readiness);
@@ -178,7 +178,7 @@ async fn until_stopped(
     readiness.failed.store(failed.is_some(), Relaxed);
     // From now on answers ask their clients to leave, and no further connection is accepted.
     readiness.stopping.store(true, Relaxed);
-    supervisor::stopping();
+    systemd::stopping();
     stop.send_replace(true);
     let bound = bound();
     info!("stopping connections={} shutdown_timeout={}", edge.connections(), humantime::format_duration(bound));

@@ -1,8 +1,8 @@
-//! Signals, caught before anything else can be interrupted by them.
+//! Translates signals into commands: SIGHUP reloads, SIGTERM and SIGINT stop (a second one at once), SIGUSR1 reopens the access log.
 //!
-//! `run` catches them first and listens once everything runs; what came in between is not lost. SIGHUP reads the file again,
-//! SIGTERM and SIGINT stop, a second one stops at once, SIGUSR1 opens the access log anew. SIGQUIT means "upgrade" to Pingora's own server and "quit" to nginx;
-//! here it does nothing, so that nobody shuts a server down by a habit.
+//! Called by [`crate::server`]: [`catch`] runs first, so that no signal ends the process during the start; [`Caught::listen`]
+//! runs last and handles the signals that arrived in between. SIGQUIT is ignored on purpose: it means "upgrade" to Pingora's
+//! server and "quit" to nginx, and a habit from either must not stop this one.
 
 use std::{io, thread};
 
@@ -16,29 +16,29 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     access_log::AccessLog,
     controller::{Command, Commands, Trigger},
-    supervisor,
+    systemd,
 };
 
-/// Caught signals, waiting for somebody to listen.
+/// Signals that are caught and wait for [`Self::listen`].
 pub struct Caught(Signals);
 
-/// Catches signals from now on.
+/// Catches signals from now on, and queues them.
 ///
 /// # Errors
-/// When the system does not let the process catch them.
+/// When a signal handler cannot be installed.
 pub fn catch() -> io::Result<Caught> {
     Signals::new([SIGHUP, SIGINT, SIGTERM, SIGQUIT, SIGUSR1]).map(Caught)
 }
 
 impl Caught {
-    /// Sends reloads to the controller, and a message for each signal that asks to stop.
+    /// Handles signals on a thread of its own. The receiver gets one message for each SIGTERM or SIGINT.
     pub fn listen(mut self, commands: Commands, access_log: Option<AccessLog>) -> mpsc::UnboundedReceiver<()> {
         let (stop, stops) = mpsc::unbounded_channel();
         thread::spawn(move || {
             for signal in self.0.forever() {
                 match signal {
                     SIGHUP => {
-                        supervisor::reloading();
+                        systemd::reloading();
                         let (reply, read) = oneshot::channel();
                         let reload = Command::Reload { trigger: Trigger::Signal, reply: Some(reply) };
                         if commands.blocking_send(reload).is_err() || read.blocking_recv().is_err() {
@@ -46,12 +46,12 @@ impl Caught {
                             warn!("SIGHUP is ignored: the controller has ended");
                             continue;
                         }
-                        supervisor::ready();
+                        systemd::ready();
                     }
                     SIGUSR1 => access_log.iter().for_each(AccessLog::reopen),
-                    SIGQUIT => info!("SIGQUIT is ignored: SIGTERM stops, SIGHUP reads the configuration again"),
+                    SIGQUIT => info!("SIGQUIT is ignored; SIGTERM stops switchover, SIGHUP reloads the configuration"),
                     _ if stop.send(()).is_err() => return,
-                    _ => warn!("asked to stop signal={signal}"),
+                    _ => warn!("stopping signal={signal}"),
                 }
             }
         });

@@ -1,7 +1,7 @@
 //! Everything a request needs, as one immutable value behind one pointer.
 //!
-//! The controller stores it, requests load it; a request keeps the snapshot it began with. Requests read no second cell: what
-//! changes together is seen together.
+//! The controller stores snapshots; each request loads one and keeps it to its end. Requests read no other shared state, so
+//! that a request sees all values of one configuration or none.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -17,35 +17,35 @@ use crate::{
 
 /// Everything a request needs.
 pub struct Snapshot {
-    /// Counts stores, from 1.
+    /// Number of this snapshot, counted from 1.
     pub generation: u64,
-    /// Host and path to service.
+    /// Finds the service of a host and path.
     pub routes: RouteTable<Arc<Service>>,
     /// Clients whose forwarding headers are trusted.
     pub trusted_proxies: Vec<IpNet>,
-    /// Whether a request without a `traceparent` is given one.
+    /// Whether requests without a `traceparent` get one.
     pub tracing: bool,
 }
 
 /// A service as requests see it.
 pub struct Service {
-    /// As in the file.
+    /// Its name in the configuration.
     pub name: String,
-    /// The pool that serves.
+    /// The active pool.
     pub active: Pool,
-    /// How its peers are spoken to.
+    /// Protocol and TLS towards its peers.
     pub upstream: Arc<Upstream>,
-    /// By status, with a place for the request's id.
+    /// Error pages by status; each may contain `{request_id}`.
     pub error_pages: BTreeMap<u16, ErrorPage>,
-    /// Bounds on one request.
+    /// Time limits of one request.
     pub timeouts: Timeouts,
-    /// Further peers tried after one that could not be connected to.
+    /// How many further peers to try when one cannot be connected to.
     pub retries: usize,
-    /// Its handles.
+    /// Its counters.
     pub metrics: Arc<ServiceMetrics>,
 }
 
-/// Where the current snapshot is.
+/// Holds the current snapshot.
 pub type SnapshotCell = ArcSwap<Snapshot>;
 
 impl Snapshot {

@@ -1,8 +1,8 @@
 //! Watches the configuration file for changes of any kind, and sends a reload to the controller once a save is complete.
 //!
 //! Editors rename over the file, `kubectl` swaps a symbolic link two folders up, a bind mount keeps the old inode, some file
-//! systems send no events, and a save can be seen half done. So events only trigger a look; the content decides, and is read
-//! again at least every two seconds. This module never parses: whether the text is valid is for the controller to say.
+//! systems send no events, and a save can be seen half done. Therefore an event only triggers a read, the content decides, and
+//! the file is read at least every two seconds. This module never parses the text: the controller validates it.
 
 use std::{
     collections::BTreeSet,
@@ -24,14 +24,14 @@ use tokio::{
 
 use crate::controller::{Command, Commands, Trigger};
 
-/// Events come in bursts; this much silence ends a burst.
+/// Events come in bursts; a pause of this length ends a burst.
 const DEBOUNCE: Duration = Duration::from_millis(25);
-/// How often the content is compared without any event.
+/// How often the content is compared without an event.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// How long a file that looks half written, empty or missing has to stay so before it counts as a change.
-const SETTLE: Duration = Duration::from_secs(1);
+/// How long a file that looks half written, or is empty or missing, has to stay unchanged before it counts as an edit.
+const SETTLE_TIME: Duration = Duration::from_secs(1);
 
-/// The file as it was read.
+/// The identity and content of the file at one read.
 #[derive(Clone, PartialEq)]
 struct Seen {
     /// Device and inode; none for a file that cannot be read.
@@ -40,8 +40,8 @@ struct Seen {
     text: Option<Vec<u8>>,
 }
 
-/// Watches `path` until the controller has gone. `written` is the text that the controller began with, and later each text that
-/// it wrote itself: what differs from the latest of these is a change, even if it is what was read before.
+/// Watches `path` until the controller ends. `written` holds the text that the controller started with, and later each text
+/// that it wrote itself. A text that differs from the latest of these is an edit, even if it equals an older text.
 pub async fn run(path: PathBuf, written: watch::Receiver<String>, commands: Commands) {
     let (sender, events) = mpsc::unbounded_channel();
     follow(path, FileEvents::new(sender), events, written, commands).await;
@@ -57,8 +57,8 @@ async fn follow(
     file_events.arm(&path);
     let mut announced = Seen { text: Some(written.borrow_and_update().clone().into_bytes()), ..Seen::read(&path) };
     loop {
-        let mut closed = quiet(&mut events, Instant::now() + POLL_INTERVAL).await;
-        // Re-arm before looking: a link may lead elsewhere now, and what changes from here on must be seen.
+        let mut closed = debounce(&mut events, Instant::now() + POLL_INTERVAL).await;
+        // Arm before reading: a link may have a new target, and no change after the read may be missed.
         file_events.arm(&path);
         let mut seen = Seen::read(&path);
         if written.has_changed().unwrap_or(false) {
@@ -70,13 +70,13 @@ async fn follow(
         }
         let mut since = Instant::now();
         while !(closed && (seen.is_replaced(&announced) || seen.is_whole(&announced))) {
-            // Perhaps half written: it has to stay as it is for a while, whatever else happens in its folder.
-            closed = quiet(&mut events, since + SETTLE).await;
+            // The file may be half written: wait until it stays unchanged, whatever other events its folder sends.
+            closed = debounce(&mut events, since + SETTLE_TIME).await;
             file_events.arm(&path);
             let now = Seen::read(&path);
             if now != seen {
                 (seen, since) = (now, Instant::now());
-            } else if since.elapsed() >= SETTLE {
+            } else if since.elapsed() >= SETTLE_TIME {
                 break;
             }
         }
@@ -90,9 +90,9 @@ async fn follow(
     }
 }
 
-/// Waits until `deadline` for events, then for the silence after them. Returns whether the last event was a rename, or a writer
-/// that closed the file.
-async fn quiet(events: &mut mpsc::UnboundedReceiver<bool>, deadline: Instant) -> bool {
+/// Waits for an event until `deadline`, then for the pause after the burst. Returns whether the last event was a rename or the
+/// close of a written file.
+async fn debounce(events: &mut mpsc::UnboundedReceiver<bool>, deadline: Instant) -> bool {
     let Ok(Some(mut whole)) = timeout_at(deadline, events.recv()).await else {
         return false;
     };
@@ -111,13 +111,13 @@ impl Seen {
         read().unwrap_or(Self { file: None, text: None })
     }
 
-    /// Put in the place of what was there before, by a rename or a link: then it was whole when it came.
+    /// Whether the file was replaced as a whole, by a rename or by a new target of a link.
     fn is_replaced(&self, before: &Self) -> bool {
         self.file.is_some() && before.file.is_some() && self.file != before.file && self.has_content()
     }
 
-    /// Whether a file that was written in place looks as if nothing were missing at its end: as many lines as before and, as
-    /// before, the last one ended.
+    /// Whether a file that was written in place looks complete: at least as many lines as before, and the last line has its line
+    /// feed.
     fn is_whole(&self, before: &Self) -> bool {
         let (Some(text), Some(before)) = (&self.text, &before.text) else {
             return false;
@@ -131,7 +131,7 @@ impl Seen {
     }
 }
 
-/// The system's file events for every folder on the way to the file.
+/// File events of every folder on the path to the file.
 struct FileEvents {
     watcher: Option<notify::RecommendedWatcher>,
     folders: BTreeSet<PathBuf>,
@@ -141,46 +141,46 @@ impl FileEvents {
     fn new(sender: mpsc::UnboundedSender<bool>) -> Self {
         let forward = move |event: notify::Result<Event>| {
             let whole = match event {
-                // Our own reading, among others.
+                // Reads, ours among them.
                 Ok(Event { kind: EventKind::Access(kind), .. }) if kind != AccessKind::Close(AccessMode::Write) => return,
                 Ok(Event { kind: EventKind::Modify(notify::event::ModifyKind::Data(_)), .. }) => false,
                 Ok(_) => true,
                 Err(e) => {
-                    warn!("a file event was lost error={e}");
+                    warn!("lost a file event error={e}");
                     false
                 }
             };
-            // The receiver has gone when the process ends.
+            // Fails only at the end of the process, when the receiver is dropped.
             sender.send(whole).unwrap_or_default();
         };
         let watcher = notify::recommended_watcher(forward)
-            .map_err(|e| warn!("no file events here, looking every {}s error={e}", POLL_INTERVAL.as_secs()))
+            .map_err(|e| warn!("no file events; polling every {}s instead error={e}", POLL_INTERVAL.as_secs()))
             .ok();
         Self { watcher, folders: BTreeSet::new() }
     }
 
-    /// Watches the folder of the file, of every link on the way to it and of the file behind them, and no others.
+    /// Watches the folders of the file, of every symbolic link on the path to it and of the link's target, and no others.
     fn arm(&mut self, path: &Path) {
         let Some(watcher) = &mut self.watcher else {
             return;
         };
         let wanted = folders(path);
         for folder in self.folders.difference(&wanted) {
-            // It may have gone, and its watch with it.
+            // Fails if the folder was removed, and its watch with it.
             watcher.unwatch(folder).unwrap_or_default();
         }
         for folder in wanted.difference(&self.folders) {
             if let Err(e) = watcher.watch(folder, RecursiveMode::NonRecursive) {
-                warn!("no file events for {}, looking every {}s error={e}", folder.display(), POLL_INTERVAL.as_secs());
+                warn!("no file events for {}; polling every {}s instead error={e}", folder.display(), POLL_INTERVAL.as_secs());
             }
         }
         self.folders = wanted;
     }
 }
 
-/// Every folder in which a change can change what `path` leads to.
+/// Every folder in which a change can change the target of `path`.
 fn folders(path: &Path) -> BTreeSet<PathBuf> {
-    /// As many links as the kernel follows.
+    /// The kernel follows as many links (path_resolution(7)).
     const LINKS: usize = 40;
     let mut folders = BTreeSet::new();
     let mut next = Some(path.to_path_buf());
@@ -190,7 +190,7 @@ fn folders(path: &Path) -> BTreeSet<PathBuf> {
         folders.insert(parent.to_path_buf());
         next = match fs::read_link(&path) {
             Ok(target) => Some(parent.join(target)),
-            // Not a link itself, but its folder may be one, as `..data` is.
+            // Not a link; its folder may be one, as `..data` in Kubernetes.
             Err(_) => fs::read_link(parent)
                 .ok()
                 .map(|target| parent.parent().unwrap_or(Path::new(".")).join(target).join(path.file_name().unwrap_or_default())),
@@ -204,14 +204,14 @@ fn folders(path: &Path) -> BTreeSet<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    //! On a clock that the tests move, and with events that they send: how long a file is missing does not depend on the machine.
+    //! With a paused clock and injected events, so that no result depends on the speed of the machine.
 
     use tempfile::TempDir;
 
     use super::*;
 
     const TEXT: &str = "one: 1\ntwo: 2\n";
-    /// After a look, and long before the next one.
+    /// Longer than the debounce time, and much shorter than the other intervals.
     const MOMENT: Duration = Duration::from_millis(300);
 
     struct Watched {
@@ -235,13 +235,13 @@ mod tests {
             Self { path, events, commands, _written: written, _folder: folder }
         }
 
-        /// Lets this much time pass; returns how many edits were announced in it.
+        /// Advances the clock; returns how many edits were announced meanwhile.
         async fn announced_in(&mut self, time: Duration) -> usize {
             tokio::time::sleep(time).await;
             std::iter::from_fn(|| self.commands.try_recv().ok()).count()
         }
 
-        /// Whether an edit that is seen at once, by its event, is announced before the file has settled.
+        /// Whether an event makes the edit be announced before the settle time.
         async fn is_announced_at_once(&mut self) -> bool {
             self.events.send(true).unwrap();
             self.announced_in(MOMENT).await == 1
@@ -260,11 +260,11 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn other_events_in_the_folder_do_not_hurry_it() {
+    async fn other_events_in_the_folder_do_not_shorten_the_settle_time() {
         let mut watched = Watched::start();
         fs::remove_file(&watched.path).unwrap();
         assert!(!watched.is_announced_at_once().await);
-        // An editor's own files, for example.
+        // For example of an editor's temporary file.
         assert!(!watched.is_announced_at_once().await);
         fs::write(&watched.path, TEXT).unwrap();
         assert_eq!(watched.announced_in(POLL_INTERVAL * 5).await, 0);
@@ -275,25 +275,25 @@ mod tests {
         let mut watched = Watched::start();
         fs::remove_file(&watched.path).unwrap();
         assert!(!watched.is_announced_at_once().await);
-        assert_eq!(watched.announced_in(SETTLE).await, 1);
+        assert_eq!(watched.announced_in(SETTLE_TIME).await, 1);
         fs::write(&watched.path, TEXT).unwrap();
         assert_eq!(watched.announced_in(POLL_INTERVAL * 5).await, 1);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_whole_edit_is_announced_at_once_and_a_shorter_one_when_it_has_settled() {
+    async fn a_whole_edit_is_announced_at_once_and_a_shorter_one_after_the_settle_time() {
         let mut watched = Watched::start();
         fs::write(&watched.path, "one: 1\ntwo: 3\n").unwrap();
         assert!(watched.is_announced_at_once().await);
         fs::write(&watched.path, "one: 1\n").unwrap();
         assert!(!watched.is_announced_at_once().await);
-        assert_eq!(watched.announced_in(SETTLE).await, 1);
+        assert_eq!(watched.announced_in(SETTLE_TIME).await, 1);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_edit_without_events_is_found_by_looking() {
+    async fn an_edit_without_events_is_found_by_polling() {
         let mut watched = Watched::start();
         fs::write(&watched.path, "one: 1\ntwo: 3\n").unwrap();
-        assert_eq!(watched.announced_in(POLL_INTERVAL + SETTLE + MOMENT).await, 1);
+        assert_eq!(watched.announced_in(POLL_INTERVAL + SETTLE_TIME + MOMENT).await, 1);
     }
 }

@@ -1,4 +1,4 @@
-//! The least that a Pingora proxy can be: one that names its peer.
+//! A minimal Pingora proxy, which only selects its peer.
 
 use async_trait::async_trait;
 use pingora::{

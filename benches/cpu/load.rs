@@ -1,5 +1,4 @@
-//! The two ends: an origin that answers at once, and clients that ask it. Both are as small as can be, so that the proxy gets
-//! the machine.
+//! The origin and the clients of the bench. Both are minimal, so that the proxy gets most of the machine.
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
@@ -21,7 +20,7 @@ const CONNECTIONS: usize = 64;
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: bench.test\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n";
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\r\nHello, world!";
 
-/// Answers every request, for ever; a request is what ends with an empty line.
+/// Responds to every request, forever. A request ends with an empty line.
 pub(super) async fn serve(listener: TcpListener) {
     while let Ok((mut stream, _)) = listener.accept().await {
         tokio::spawn(async move {
@@ -35,7 +34,7 @@ pub(super) async fn serve(listener: TcpListener) {
     }
 }
 
-/// Waits for a proxy that has just been started.
+/// Waits until a proxy accepts connections.
 pub(super) async fn until_it_answers(address: SocketAddr) -> Outcome<()> {
     for _ in 0..500 {
         if let Ok(mut stream) = TcpStream::connect(address).await
@@ -45,10 +44,10 @@ pub(super) async fn until_it_answers(address: SocketAddr) -> Outcome<()> {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    Err(format!("nobody answers on {address}").into())
+    Err(format!("no proxy responds on {address}").into())
 }
 
-/// Asks so many times over all connections together, by TLS if there is a connector; one request on each connection, or many.
+/// Sends a number of requests over all connections together, over TLS with a connector, with one or many requests per connection.
 pub(super) async fn ask(address: SocketAddr, tls: Option<TlsConnector>, requests: usize, per_connection: usize) -> Outcome<()> {
     let mut clients = JoinSet::new();
     for _ in 0..CONNECTIONS {
@@ -74,7 +73,7 @@ pub(super) async fn ask(address: SocketAddr, tls: Option<TlsConnector>, requests
     Ok(())
 }
 
-/// Whole handshakes only, with the newest version and curve that the proxy has.
+/// Full handshakes without resumption, with the newest version and curve of the proxy.
 pub(super) fn connector(certificate: &Path) -> Outcome<TlsConnector> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(certificate)?)?;
@@ -92,7 +91,7 @@ async fn ask_times(mut stream: impl AsyncRead + AsyncWrite + Unpin, times: usize
     Ok(())
 }
 
-/// Reads until the body has come, whose bytes occur nowhere else.
+/// Reads until the end of the body, whose bytes occur nowhere else.
 async fn ask_once(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> std::io::Result<()> {
     stream.write_all(REQUEST).await?;
     let mut answer = Vec::with_capacity(1024);

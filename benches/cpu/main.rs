@@ -1,10 +1,9 @@
-//! `make bench`: CPU per proxied request, switchover beside a bare Pingora proxy with the same allocator, and beside nginx and
-//! HAProxy where they are installed; the same over TLS, on kept connections and with a handshake for each; then how long a swap
-//! takes.
+//! `make bench`: measures CPU per request of switchover, of a bare Pingora proxy with the same allocator, and of nginx and HAProxy if
+//! installed. Measures plain requests, TLS requests and TLS handshakes, then the time of a swap.
 //!
-//! Each proxy has one worker thread and runs through the whole bench; 64 connections ask each in turn. What counts is the CPU time
-//! of the proxy's process, because on a shared machine requests per second say more about the neighbours. They slow CPU time down
-//! as well, for seconds on end: so the rounds are short, and a proxy is compared with the first one's sample of the same round.
+//! Each proxy has one worker thread and runs during the whole bench; 64 connections load the proxies in turn. The result is the CPU
+//! time of the process, because requests per second depend on other load on a shared machine. Other load also slows CPU time down
+//! for seconds, so the rounds are short and each sample is compared with the first proxy's sample of the same round.
 
 #![expect(clippy::print_stdout, reason = "its report")]
 
@@ -21,7 +20,7 @@ use tokio_rustls::TlsConnector;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// What is measured, and how.
+/// One kind of measurement.
 struct Measure {
     title: &'static str,
     tls: bool,
@@ -31,8 +30,8 @@ struct Measure {
 }
 
 const MEASURES: [Measure; 3] = [
-    Measure { title: "requests on kept connections", tls: false, requests: 6_400, per_connection: usize::MAX, rounds: 60 },
-    Measure { title: "requests on kept TLS connections", tls: true, requests: 6_400, per_connection: usize::MAX, rounds: 30 },
+    Measure { title: "requests on reused connections", tls: false, requests: 6_400, per_connection: usize::MAX, rounds: 60 },
+    Measure { title: "requests on reused TLS connections", tls: true, requests: 6_400, per_connection: usize::MAX, rounds: 30 },
     Measure { title: "TLS handshakes, each with a request", tls: true, requests: 640, per_connection: 1, rounds: 30 },
 ];
 
@@ -56,8 +55,8 @@ fn compare(folder: &std::path::Path) -> Outcome<()> {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let origin = listener.local_addr()?;
         tokio::spawn(load::serve(listener));
-        // Whoever writes to a process that sleeps pays for waking it, and the slower a proxy is, the more often the load would
-        // sleep while it works: so the load never does.
+        // Waking a sleeping process costs the writer CPU time, and the load would sleep more often with a slower proxy. Therefore
+        // the load never sleeps.
         tokio::spawn(async {
             loop {
                 tokio::task::yield_now().await;
@@ -86,7 +85,7 @@ fn run(measure: &Measure, proxies: &mut [Proxy], runtime: &tokio::runtime::Runti
     for proxy in proxies {
         if let Some(address) = if measure.tls { proxy.tls_address } else { Some(proxy.address) } {
             proxy.samples.clear();
-            // Connections, caches and the allocator's pages are paid for once.
+            // Warm up: connections, caches and the allocator's pages.
             ask(address, measure.requests)?;
             asked.push((address, proxy));
         }
@@ -122,7 +121,7 @@ fn report(proxies: &[&Proxy]) -> Outcome<()> {
     Ok(())
 }
 
-/// The value below which so many quarters of the values lie: 2 for the median.
+/// A quartile; 2 is the median.
 fn quartile(values: &mut [f64], quarters: usize) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() * quarters / 4).copied().unwrap_or(f64::NAN)

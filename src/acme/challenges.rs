@@ -1,12 +1,12 @@
 //! The responses to `http-01` challenges (RFC 8555, section 8.3), for `/.well-known/acme-challenge/TOKEN`.
 //!
-//! Filled by [`super::Acme`] while it waits for an authority, read by the proxy for that path alone.
+//! [`super::Acme`] fills the store while an order is in progress; the proxy reads it for this path only.
 
 use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
 
-/// Where authorities look for the response to a challenge, over plain HTTP (RFC 8555, section 8.3).
+/// The path under which an authority fetches the response to a challenge, over plain HTTP (RFC 8555, section 8.3).
 const FOLDER: &str = "/.well-known/acme-challenge/";
 
 /// The challenges of the orders in progress: key authorizations by token. Clones share them.
@@ -14,14 +14,14 @@ const FOLDER: &str = "/.well-known/acme-challenge/";
 pub struct ChallengeStore(Arc<Mutex<HashMap<String, String>>>);
 
 impl ChallengeStore {
-    /// The token that an authority asks for, in the alphabet of tokens (RFC 8555, section 8.3). A path that only begins like that, such
-    /// as one that leads out of the folder again, is a request as any other.
+    /// The token in the path of a challenge request. None for a path with characters that a token cannot have (RFC 8555,
+    /// section 8.3), such as one with `..`: that is an ordinary request.
     pub fn token(path: &str) -> Option<&str> {
         let is_token = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
         path.strip_prefix(FOLDER).filter(|token| !token.is_empty() && token.bytes().all(is_token))
     }
 
-    /// The key authorization to answer `token` with; none for a token that no order in progress has.
+    /// The key authorization of `token`; none if no order in progress has this token.
     pub fn get(&self, token: &str) -> Option<String> {
         self.0.lock().get(token).cloned()
     }

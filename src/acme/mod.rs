@@ -1,9 +1,9 @@
-//! Certificates from an authority that issues them automatically (ACME, RFC 8555), by `http-01`.
+//! Obtains and renews certificates over ACME (RFC 8555), with `http-01` challenges.
 //!
-//! The composition root makes one [`Acme`] for each certificate, and spawns [`Acme::keep`] once it listens. What is kept over
-//! restarts is in the [`Store`], from which the listeners' TLS reads the certificate as it reads any file that is renewed; what the
-//! authority asks for meanwhile is in the [`ChallengeStore`], from which the proxy answers. Never in the way of a request, and
-//! never a reason for the process to end once it runs.
+//! The composition root creates one [`Acme`] per certificate, and spawns [`Acme::keep`] once the listeners accept connections.
+//! [`Store`] keeps the account and the certificate across restarts; the listeners' TLS reads the certificate from it as it reads
+//! any renewed file. [`ChallengeStore`] holds the challenge responses that the proxy serves while an order is in progress. No
+//! request waits for this module, and no failure in it ends the process.
 
 mod challenges;
 mod store;
@@ -28,12 +28,12 @@ use ureq::{
 
 use crate::{certificate, config};
 
-/// How often the certificate's age is compared with the clock.
+/// How often the certificate's validity is checked.
 const POLL_INTERVAL: Duration = Duration::from_secs(60);
-/// After a failure; each one doubles it. Authorities count failures, and Let's Encrypt allows five an hour.
+/// Delay after the first failure; each further failure doubles it. Authorities limit failures: Let's Encrypt allows five an hour.
 const FIRST_RETRY: Duration = Duration::from_secs(15 * 60);
 const LAST_RETRY: Duration = Duration::from_secs(6 * 60 * 60);
-/// One request to the authority.
+/// Time limit of one request to the authority.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
@@ -46,26 +46,26 @@ pub struct Acme {
     http: Http,
 }
 
-/// The requests to an authority, by the client that the commands use as well.
+/// The HTTP client for the authority: ureq, which the commands use too.
 #[derive(Clone)]
 struct Http(Agent);
 
-/// The challenges of one order, removed when it is over, however it ends.
+/// The challenges of one order; dropping it removes them from the store.
 struct Pending<'a> {
     challenges: &'a ChallengeStore,
     tokens: Vec<String>,
 }
 
 impl Acme {
-    /// Relative paths of `config` are in `folder`.
+    /// Creates the store and the client; relative paths of `config` are relative to `folder`.
     ///
     /// # Errors
-    /// A store that cannot be written, or an authority's certificate that cannot be read, named with the reason.
+    /// When the store cannot be written or the authority's CA cannot be read; names the key, the file and the reason.
     pub fn new(config: config::Acme, folder: &Path, challenges: ChallengeStore) -> Result<Self, String> {
         let store = Store::new(&config, folder);
         store.create()?;
         let roots = match config.ca.as_ref().map(|ca| folder.join(ca)) {
-            // Those that browsers know: an image has no others.
+            // Mozilla's roots, compiled in: the container image has no system store.
             None => RootCerts::WebPki,
             Some(file) => {
                 let pem = fs::read(&file).map_err(|e| format!("ca: {} cannot be read: {e}", file.display()))?;
@@ -78,7 +78,7 @@ impl Acme {
         Ok(Self { config, store, challenges, http: Http(agent.build().into()) })
     }
 
-    /// Orders the certificate when it is due, and keeps it renewed; never returns.
+    /// Orders the certificate, and renews it when it is due. Never returns.
     pub async fn keep(&self) {
         let mut retry = FIRST_RETRY;
         loop {
@@ -105,8 +105,8 @@ impl Acme {
         }
     }
 
-    /// One order. An authority counts its orders as well as its failures, so a certificate that would have to be ordered again at
-    /// once is a failure: otherwise a wrong clock, or an authority that issues other names, would order without an end.
+    /// Places one order. A new certificate that is already due counts as a failure, so that a wrong clock, or an authority that
+    /// issues other names, leads to growing delays instead of an endless series of orders.
     async fn renew(&self) -> Outcome<()> {
         self.obtain().await?;
         match self.due() {
@@ -115,9 +115,9 @@ impl Acme {
         }
     }
 
-    /// Why a certificate has to be ordered; none while there is a good one.
+    /// The reason to order a certificate; none while the stored one is good.
     fn due(&self) -> Option<String> {
-        // Whatever is wrong with the one that is there, a new one is the remedy.
+        // A certificate that cannot be read is replaced, whatever the reason.
         let facts = match certificate::facts(&self.store.certificate()) {
             Ok(facts) => facts,
             Err(why) => return Some(why),
@@ -132,7 +132,7 @@ impl Acme {
         (now >= renew).then(late)
     }
 
-    /// Goes the whole way of an order (RFC 8555, section 7).
+    /// Runs one order from the account to the stored certificate (RFC 8555, section 7).
     async fn obtain(&self) -> Outcome<()> {
         let account = self.account().await?;
         let names: Vec<Identifier> = self.config.names.iter().cloned().map(Identifier::Dns).collect();
@@ -144,9 +144,10 @@ impl Acme {
             match authorization.status {
                 AuthorizationStatus::Pending => {}
                 AuthorizationStatus::Valid => continue,
-                status => return Err(format!("the authority calls a name {status:?}").into()),
+                status => return Err(format!("the authority reports the authorization of a name as {status:?}").into()),
             }
-            let mut challenge = authorization.challenge(ChallengeType::Http01).ok_or("the authority offers no http-01")?;
+            let mut challenge =
+                authorization.challenge(ChallengeType::Http01).ok_or("the authority offers no http-01 challenge")?;
             let key_authorization = challenge.key_authorization().as_str().to_owned();
             pending.insert(&challenge.token, key_authorization);
             challenge.set_ready().await?;

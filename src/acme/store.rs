@@ -1,6 +1,6 @@
-//! The folder that keeps an ACME account and its certificates over restarts: where each file is, and how it is written.
+//! The folder that keeps an ACME account and its certificates across restarts.
 //!
-//! Used by [`super::Acme`], which writes, by the listeners' TLS, which reads the certificate, and by the checks before a start.
+//! [`super::Acme`] writes the files, the listeners' TLS reads the certificate, and [`crate::preflight`] checks the folder.
 
 use std::{
     fs,
@@ -19,39 +19,39 @@ pub struct Store {
 }
 
 impl Store {
-    /// Relative paths of `config` are in `folder`. Touches nothing.
+    /// Computes the paths; relative ones are relative to `folder`. Reads and writes nothing.
     pub fn new(config: &config::Acme, folder: &Path) -> Self {
-        // Without any `.`, so that `store` and `./store` are one folder.
+        // Without `.`, so that `store` and `./store` are the same path.
         let store = config.store.components().filter(|component| *component != Component::CurDir).collect::<PathBuf>();
-        // Apart for each authority, since a certificate of a staging environment is not one for clients.
+        // One folder per authority: a certificate from a staging environment must never be served to clients.
         let authority = config.directory.split('/').nth(2).unwrap_or_default().replace(':', "_");
         let name = config.names.first().cloned().unwrap_or_default();
         Self { folder: folder.join(store).join(authority), name }
     }
 
-    /// Holds every other file.
+    /// The folder of all files.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// The certificate, its chain and its key.
+    /// The file with the private key, the certificate and its chain.
     pub fn certificate(&self) -> PathBuf {
         self.folder.join(format!("{}.pem", self.name))
     }
 
-    /// The account's key, and where the authority keeps the account.
+    /// The file with the account's key and URL.
     pub(super) fn account(&self) -> PathBuf {
         self.folder.join("account.json")
     }
 
-    /// Makes the folder, and proves that files can be written into it.
+    /// Creates the folder, and checks that files can be written into it.
     pub(super) fn create(&self) -> Result<(), String> {
         let unwritable = |e: io::Error| format!("store: {} cannot be written: {e}", self.folder.display());
         fs::create_dir_all(&self.folder).and_then(|()| NamedTempFile::new_in(&self.folder).map(drop)).map_err(unwritable)
     }
 }
 
-/// Writes a file that is seen whole or not at all. A new one is for its owner alone; one that is replaced keeps its permissions.
+/// Replaces a file atomically. A new file is readable by its owner only; a replaced one keeps its permissions.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = NamedTempFile::new_in(path.parent().unwrap_or(Path::new("")))?;
     file.write_all(bytes)?;

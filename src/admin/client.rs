@@ -1,4 +1,4 @@
-//! The command line's client of the admin API, with the server's own types.
+//! The client of the admin API, for the command line. Shares its types with the server ([`crate::status`]).
 
 use std::{fmt, time::Duration};
 
@@ -7,10 +7,10 @@ use ureq::{Agent, RequestBuilder, http::Response};
 
 use crate::status::{ApiError, Applied, Cancelled, Promote, Status, Wait};
 
-/// Reading the status must not hang; waiting for a swap may take as long as the server lets it.
+/// Time limit of a read. A command that waits for a swap has none: the server bounds it.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A running switchover.
+/// A connection to the admin API of a running switchover.
 #[derive(Clone)]
 pub struct Client {
     agent: Agent,
@@ -22,14 +22,14 @@ pub struct Client {
 /// Why a call failed.
 #[derive(Debug)]
 pub enum CallError {
-    /// No answer, or one that cannot be read.
+    /// No response, or one that cannot be parsed.
     Unreachable(String),
-    /// switchover rejected the call, or could not do it.
+    /// switchover rejected the call, or the call failed.
     Refused(ApiError),
 }
 
 impl Client {
-    /// A client of the admin API at `address` (`127.0.0.1:9901`), which may require a token.
+    /// Creates a client for the admin API at `address` (`127.0.0.1:9901`), which may require a token.
     pub fn new(address: &str, token: Option<String>) -> Self {
         let config = Agent::config_builder().http_status_as_error(false).proxy(None).build();
         Self {
@@ -42,17 +42,17 @@ impl Client {
     /// `GET /v1/status`.
     ///
     /// # Errors
-    /// When there is no answer.
+    /// When there is no response.
     pub fn status(&self) -> Result<Status, CallError> {
         let url = format!("http://{}/v1/status", self.address);
         let request = self.agent.get(&url).config().timeout_global(Some(READ_TIMEOUT)).build();
         self.read(self.authorized(request).call())
     }
 
-    /// `GET /readyz`: whether it serves.
+    /// `GET /readyz`: whether switchover serves.
     ///
     /// # Errors
-    /// When there is no answer, or it is not ready, with the reason.
+    /// When there is no response, or switchover is not ready, with the reason.
     pub fn ready(&self) -> Result<(), CallError> {
         let url = format!("http://{}/readyz", self.address);
         let request = self.agent.get(&url).config().timeout_global(Some(READ_TIMEOUT)).build();
@@ -64,26 +64,26 @@ impl Client {
         Err(CallError::Unreachable(format!("{} is not ready: {}", self.address, why.trim())))
     }
 
-    /// Reads the configuration again.
+    /// Reloads the configuration.
     ///
     /// # Errors
-    /// When there is no answer, when the file is rejected, or when the swaps fail.
+    /// When there is no response, the file is rejected, or a swap fails.
     pub fn reload(&self, wait: Wait) -> Result<Applied, CallError> {
         self.post(&format!("/v1/reload?wait={wait}"), &serde_json::json!({}))
     }
 
-    /// Makes a pool the active one.
+    /// Promotes a pool.
     ///
     /// # Errors
-    /// When there is no answer, when there is no such pool, or when the swap fails.
+    /// When there is no response, the pool is unknown, or the swap fails.
     pub fn promote(&self, service: &str, promote: &Promote, wait: Wait) -> Result<Applied, CallError> {
         self.post(&format!("/v1/services/{service}/promote?wait={wait}"), promote)
     }
 
-    /// Gives up the swap that is being proven.
+    /// Cancels the swap that is being proven.
     ///
     /// # Errors
-    /// When there is no answer, or nothing is being proven.
+    /// When there is no response, or no swap is being proven.
     pub fn cancel(&self, service: &str) -> Result<Cancelled, CallError> {
         self.post(&format!("/v1/services/{service}/cancel"), &serde_json::json!({}))
     }

@@ -1,6 +1,7 @@
-//! The handlers that change something, and those that wait for a change.
+//! The handlers that change something or wait for a change.
 //!
-//! A command goes to the controller; what is waited for afterwards is a step of a swap, or a fact in the controller's view.
+//! Called by the router in [`super`]. Each handler sends a command to the controller, then waits for a step of a swap or for a
+//! state in the controller's view. Handlers never change state themselves.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,7 +23,7 @@ use crate::{
     status::{ApiError, Applied, Outcome, Phase, Promote, ServiceSwap, Swap, Wait},
 };
 
-/// The longest `timeout` of a promotion.
+/// The longest allowed `timeout` of a promotion.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Deserialize)]
@@ -30,7 +31,7 @@ pub(super) struct WaitQuery {
     wait: Option<String>,
 }
 
-/// Why an answer is not 200.
+/// A response other than 200.
 struct Failed {
     status: StatusCode,
     code: &'static str,
@@ -96,7 +97,7 @@ fn promotion(service: String, body: &[u8]) -> Result<Promotion, String> {
     Ok(Promotion { service, pool, version, timeout: timeout.transpose()? })
 }
 
-/// Sends a command and waits for its answer.
+/// Sends a command to the controller and waits for its reply.
 async fn send<T>(admin: &Admin, make: impl FnOnce(Reply<T>) -> Command) -> Result<T, Box<Response>> {
     let (reply, answer) = oneshot::channel();
     let sent = admin.commands.send(make(reply)).await;
@@ -107,12 +108,12 @@ async fn send<T>(admin: &Admin, make: impl FnOnce(Reply<T>) -> Command) -> Resul
     outcome.map_err(|refusal| Box::new(refused(&refusal)))
 }
 
-/// Waits for as much as was asked for, and answers. `service` is the one that the command names, if it names one.
+/// Waits as requested by `wait`, and builds the response. `service` is the service that the command names, if any.
 async fn follow(mut admin: Admin, service: Option<&str>, mut accepted: Accepted, wait: Wait) -> Response {
     let mut failed = None;
     for target in &mut accepted.targets {
         if let Err(failure) = reached(&mut admin, target, wait).await {
-            // With several services the message has to say which.
+            // A command for all services has to name the one that failed.
             let message = if service.is_some() { failure.message } else { format!("{}: {}", target.service, failure.message) };
             failed.get_or_insert(Failed { message, ..failure });
         }
@@ -131,7 +132,7 @@ async fn follow(mut admin: Admin, service: Option<&str>, mut accepted: Accepted,
     .into_response()
 }
 
-/// Waits until a service has come as far as was asked for.
+/// Waits until the swap of a service has reached the requested step.
 async fn reached(admin: &mut Admin, target: &mut Target, wait: Wait) -> Result<(), Failed> {
     let mut timed_out = false;
     if let Some(swap) = &mut target.swap {
@@ -140,7 +141,7 @@ async fn reached(admin: &mut Admin, target: &mut Target, wait: Wait) -> Result<(
             Wait::Promoted => swap.phase != Phase::Proving,
             Wait::Drained => swap.phase == Phase::Done,
         };
-        // An error says that the swap is forgotten; its last step stays readable.
+        // An error says that the swap has left the history; its last step stays readable.
         let _forgotten = swap.wait_for(far_enough).await.is_err();
         let swap = swap.borrow();
         swap_failed(&swap)?;
@@ -152,7 +153,7 @@ async fn reached(admin: &mut Admin, target: &mut Target, wait: Wait) -> Result<(
 fn swap_failed(swap: &Swap) -> Result<(), Failed> {
     let to = &swap.to;
     let what = if swap.from.as_ref() == Some(to) { format!("the change of {to}") } else { format!("promotion of {to}") };
-    let reason = swap.reason.as_deref().unwrap_or("no reason is known");
+    let reason = swap.reason.as_deref().unwrap_or("unknown reason");
     let (status, code, message) = match swap.outcome {
         Some(Outcome::NotReady) => (StatusCode::GATEWAY_TIMEOUT, "not-ready", format!("{what} failed: {reason}")),
         Some(Outcome::Superseded) => (StatusCode::CONFLICT, "superseded", format!("{what} was superseded: {reason}")),
@@ -162,8 +163,8 @@ fn swap_failed(swap: &Swap) -> Result<(), Failed> {
     Err(Failed { status, code, message })
 }
 
-/// Waits until every pool of the service but the one that serves is safe to stop, for `drain.timeout` at most; no longer if a
-/// drain has just taken that time.
+/// Waits until every pool of the service but the active one is safe to stop, for `drain.timeout` at most; not at all if a drain
+/// has just used up that time.
 async fn drained(admin: &mut Admin, target: &Target, timed_out: bool) -> Result<(), Failed> {
     let Target { service, pool, .. } = target;
     let bound = if timed_out { Duration::ZERO } else { admin.view.borrow().drain_timeout(service).unwrap_or_default() };
@@ -209,7 +210,7 @@ pub(super) async fn safe_to_stop(
             return refused(&Refusal::UnknownPool(pool, pools.into_iter().map(str::to_owned).collect()));
         }
     }
-    // A pool that leaves the file during the wait is gone once it has drained.
+    // A pool that is removed from the file during the wait is safe to stop once it has drained.
     let is_safe = |view: &Arc<View>| view.not_safe_because(&service, &pool).is_none();
     if timeout(wait, admin.view.wait_for(is_safe)).await.is_ok_and(|view| view.is_ok()) {
         return Json(json!({"service": service, "pool": pool, "safe_to_stop": true})).into_response();
@@ -222,7 +223,7 @@ fn no_body(body: &[u8]) -> Result<(), Box<Response>> {
     if body.is_empty() || serde_json::from_slice::<serde_json::Value>(body).is_ok_and(|body| body == json!({})) {
         return Ok(());
     }
-    Err(Box::new(error(StatusCode::BAD_REQUEST, "bad-request", "this takes no body, or {}".to_owned())))
+    Err(Box::new(error(StatusCode::BAD_REQUEST, "bad-request", "this endpoint takes no body, or {}".to_owned())))
 }
 
 fn parse_wait(wait: Option<&str>) -> Result<Wait, Box<Response>> {

@@ -1,9 +1,8 @@
-//! Who may ask the admin face for more than health and metrics: programs that mean it, not strangers, and not pages that a
-//! browser happens to show.
+//! Access control for `/v1`: loopback or bearer token, no cross-origin browser requests.
 //!
-//! A page can make a browser send a plain POST anywhere, and by a name that suddenly means 127.0.0.1 it can even read the
-//! answer. So a change has to be JSON, which a page cannot send without asking first, to a host that is an address, `localhost`
-//! or the face's own, from no other origin.
+//! Called by the router in [`super`] as middleware. A web page can make a browser send a plain POST to any address, and with DNS
+//! rebinding it can even read the response. Therefore a request without a token needs a Host that is an IP address, `localhost`
+//! or the admin address, and no foreign Origin; a POST needs JSON, which a page cannot send without a CORS preflight.
 
 use std::{
     fs,
@@ -23,10 +22,10 @@ use subtle::ConstantTimeEq;
 
 use super::{Admin, error};
 
-/// Shorter ones could be guessed.
+/// Shorter tokens could be guessed.
 const TOKEN_SHORTEST: usize = 16;
 
-/// Lets a request through that knows the token, or says why not. Without a token file, whoever is on this machine is let through.
+/// Requires the bearer token. Without a token file, allows loopback clients only.
 pub(super) async fn only_with_token(
     State(token_file): State<Option<Arc<Path>>>,
     ConnectInfo(client): ConnectInfo<SocketAddr>,
@@ -37,10 +36,10 @@ pub(super) async fn only_with_token(
         if client.ip().to_canonical().is_loopback() {
             return next.run(request).await;
         }
-        let message = "from elsewhere than loopback this needs admin.token_file in the configuration, and its token".to_owned();
+        let message = "only loopback clients may call this without a token; set admin.token_file to allow others".to_owned();
         return error(StatusCode::FORBIDDEN, "no-token-file", message);
     };
-    // For each request, so that a token can be changed in its file.
+    // Reads the file for each request, so that the token can be changed.
     let token = match token(&file) {
         Ok(token) => token,
         Err(message) => return error(StatusCode::INTERNAL_SERVER_ERROR, "token-file", message),
@@ -49,21 +48,24 @@ pub(super) async fn only_with_token(
     if given.is_some_and(|given| bool::from(given.ct_eq(token.as_bytes()))) {
         return next.run(request).await;
     }
-    let mut answer =
-        error(StatusCode::UNAUTHORIZED, "no-token", "needs Authorization: Bearer and the token of admin.token_file".to_owned());
+    let mut answer = error(
+        StatusCode::UNAUTHORIZED,
+        "no-token",
+        "the header Authorization: Bearer with the token of admin.token_file is required".to_owned(),
+    );
     answer.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
     answer
 }
 
-/// The token in a file, without the space around it.
+/// Reads the token, without surrounding space.
 ///
 /// # Errors
-/// When there is none, or one that could be guessed.
+/// When the file cannot be read or its token is too short; the message names `admin.token_file`.
 pub fn token(file: &Path) -> Result<String, String> {
     read_token(file).map_err(|why| format!("admin.token_file: {why}"))
 }
 
-/// As [`token`], with messages for a place that names the key already.
+/// As [`token`], for callers that name the key themselves.
 ///
 /// # Errors
 /// As [`token`].
@@ -73,13 +75,13 @@ pub fn read_token(file: &Path) -> Result<String, String> {
     if token.len() < TOKEN_SHORTEST || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         let file = file.display();
         return Err(format!(
-            "{file} has to hold one token of {TOKEN_SHORTEST} characters or more; openssl rand -hex 32 makes one"
+            "{file} has to hold one token of {TOKEN_SHORTEST} characters or more; create one with: openssl rand -hex 32"
         ));
     }
     Ok(token.to_owned())
 }
 
-/// Lets a request through that no page can have made, or says why not. Whoever knows a token is no page.
+/// Rejects requests that a web page may have made. A page cannot know the token, so with a token file this allows everything.
 pub(super) async fn no_page(State(admin): State<Admin>, request: Request, next: Next) -> Response {
     if admin.token_file.is_some() {
         return next.run(request).await;
@@ -89,13 +91,13 @@ pub(super) async fn no_page(State(admin): State<Admin>, request: Request, next: 
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let host = text(header::HOST).unwrap_or_default();
     if !is_here(host, address) {
-        let message = "the Host is not this machine's; use an IP address or localhost".to_owned();
+        let message = "the Host is neither an IP address nor localhost; use one of them".to_owned();
         return error(StatusCode::FORBIDDEN, "foreign-host", message);
     }
     if let Some(origin) = text(header::ORIGIN)
         && origin.split_once("://").is_none_or(|(_, origin)| origin != host)
     {
-        return error(StatusCode::FORBIDDEN, "foreign-origin", "a page of another origin may not change anything".to_owned());
+        return error(StatusCode::FORBIDDEN, "foreign-origin", "requests from pages of another origin are rejected".to_owned());
     }
     if request.method() == Method::POST && !is_json(headers) {
         let message = "a change needs Content-Type: application/json".to_owned();

@@ -1,18 +1,18 @@
 //! The admin API: health, metrics, status and commands over HTTP, on a listener and a thread of their own.
 //!
-//! It translates and forwards: reads come from the controller's view, commands go to the controller, no decision is made here.
+//! It only translates: reads come from the controller's view, commands go to the controller, and no decision is made here.
 //!
 //! | | |
 //! |---|---|
-//! | `GET /livez` | 200 while the process lives, 503 once a task has ended that it cannot do without |
-//! | `GET /readyz` | 200 once it serves; 503 with the reason before that and while it stops |
+//! | `GET /livez` | 200 while the process runs; 503 once a task that it needs has ended |
+//! | `GET /readyz` | 200 while it serves; 503 with the reason before that and while it stops |
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /v1/status` | [`Status`](crate::status::Status) |
 //! | `GET /v1/config` | the configuration that runs, with every default and without secrets, as YAML |
-//! | `POST /v1/reload` | reads the file; `?wait=promoted` or `drained` |
+//! | `POST /v1/reload` | reloads the configuration; `?wait=promoted` or `drained` |
 //! | `POST /v1/services/{service}/promote` | `{"pool": "green"}`, also `version` and `timeout`; `?wait=promoted` or `drained` |
-//! | `POST /v1/services/{service}/cancel` | gives up the swap that is being proven |
-//! | `GET /v1/services/{service}/pools/{pool}/safe-to-stop` | 200 when it is; `?wait=30s` |
+//! | `POST /v1/services/{service}/cancel` | cancels the swap that is being proven |
+//! | `GET /v1/services/{service}/pools/{pool}/safe-to-stop` | 200 when the pool is safe to stop; `?wait=30s` |
 
 pub mod client;
 mod commands;
@@ -49,28 +49,28 @@ use crate::{
 /// What the admin API reads and where it sends commands.
 #[derive(Clone)]
 pub struct Admin {
-    /// The controller's view.
+    /// The state that the controller publishes.
     pub view: watch::Receiver<Arc<View>>,
-    /// The controller.
+    /// The channel to the controller.
     pub commands: Commands,
-    /// What a scrape reads.
+    /// The metrics of `/metrics`.
     pub metrics: Arc<Metrics>,
     /// Whether the process serves.
     pub readiness: Arc<Readiness>,
-    /// Where clients connect.
+    /// The addresses of the listeners, for the status.
     pub listeners: Arc<[String]>,
-    /// Where this API listens.
+    /// The address of the admin API.
     pub address: SocketAddr,
-    /// Holds the token that `/v1` asks for.
+    /// The file with the token that `/v1` requires; none for loopback only.
     pub token_file: Option<Arc<std::path::Path>>,
 }
 
 /// Whether the process serves.
 #[derive(Default)]
 pub struct Readiness {
-    /// Set once every listener was connected to.
+    /// Set once every listener has accepted a connection.
     pub listening: AtomicBool,
-    /// Set when the process has been asked to stop, or stops because a task has ended.
+    /// Set when the process begins to stop, on request or because a task has ended.
     pub stopping: Arc<AtomicBool>,
     /// Set when the process stops because a task has ended.
     pub failed: AtomicBool,
@@ -105,7 +105,7 @@ fn router(admin: Admin) -> Router {
             error(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method-not-allowed",
-                "this endpoint wants another method; see the Allow header".to_owned(),
+                "this endpoint does not support this method; see the Allow header".to_owned(),
             )
         })
         .with_state(admin)
@@ -141,7 +141,7 @@ async fn readyz(State(admin): State<Admin>) -> Response {
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
-    // Gauges are set and read without a break in between, on the one thread that does either.
+    // The admin API runs on one thread, so no other scrape comes between setting and reading the gauges.
     admin.view.borrow().set_gauges(&admin.metrics);
     match admin.metrics.encode() {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),

@@ -24,7 +24,7 @@ pub(super) struct DemoArgs {
 
 #[derive(Args, Clone)]
 pub(super) struct DemoAppArgs {
-    /// Colour, part of every answer
+    /// Name of its pool, part of every response
     #[arg(long, default_value = "blue")]
     name: String,
     /// Release, part of every answer

@@ -1,4 +1,4 @@
-//! The end of connections without a request, when the process stops.
+//! Closes the connections without a request when the process stops. [`crate::clients`] shares one value with all connections.
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
@@ -19,7 +19,7 @@ impl Closing {
 
     /// Returns once [`Self::close`] was called, before this or after.
     pub(super) async fn closed(&self) {
-        // Made before the look at `closed`: a call in between is noticed by either.
+        // Create the future before the check of `closed`, so that a call of `close` in between is not missed.
         let notified = self.notify.notified();
         if !self.closed.load(SeqCst) {
             notified.await;
@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn it_is_noticed_before_and_after() {
+    async fn waiting_before_or_after_the_close_ends() {
         let closing = Closing::default();
         let waits = closing.closed();
         closing.close();

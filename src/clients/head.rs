@@ -1,8 +1,9 @@
-//! Whether the head of an HTTP/1 request means one thing to everybody who reads it.
+//! Rejects request heads that parsers could interpret differently (request smuggling), and heads that exceed a limit.
 //!
-//! Called by [`crate::clients::http2`] with what h2 has read, and by [`crate::clients::http1`] with bytes that nobody else has seen; Pingora, and after it a peer, only get what passes. It refuses
-//! rather than repairs (RFC 9112, sections 2.2, 3, 5 and 6), but for what honest clients send and can be said in one way: a target
-//! in absolute form or with quotes and brackets in it, and fields that a peer must not get. Pure.
+//! Called by [`crate::clients::http1`] with the raw bytes and by [`crate::clients::http2`] with the fields that h2 has parsed,
+//! before Pingora or a peer sees them. It rejects rather than repairs (RFC 9112, sections 2.2, 3, 5 and 6). It rewrites only what
+//! honest clients send and has one interpretation: a target in absolute form or with unencoded quotes and brackets, and fields
+//! that a peer must not get. Pure.
 
 use std::str;
 
@@ -15,15 +16,15 @@ use pingora::http::RequestHeader;
 use super::reject::Rejection;
 use crate::config::Limits;
 
-/// More fields than anybody may allow.
+/// Room for fields; the largest `header_count` that a configuration may set is smaller.
 const FIELDS: usize = 256;
 
-/// A head that passed.
+/// A head that was accepted.
 #[derive(Debug)]
 pub(crate) struct Head {
-    /// How the body ends.
+    /// How the end of the body is found.
     pub body: Body,
-    /// What is to be sent on instead of it; none, if it is fine as it is.
+    /// The head to forward instead; none if it is forwarded unchanged.
     pub rewritten: Option<Vec<u8>>,
 }
 
@@ -34,26 +35,26 @@ pub(crate) enum Body {
     Chunked,
 }
 
-/// Finds the end of a head as its bytes come in, however they are cut.
+/// Finds the end of a head while its bytes arrive, in pieces of any size.
 #[derive(Default)]
 pub(crate) struct Scan {
-    /// Up to here all is well.
+    /// Number of bytes that were checked.
     looked: usize,
     line: usize,
     lines: usize,
 }
 
 impl Scan {
-    /// The length of the head, its empty line included, once it is all there.
+    /// The length of the head with its empty line, once it is complete.
     ///
     /// # Errors
-    /// As soon as it is too long, or has a line that does not end in CR LF.
+    /// As soon as the head exceeds a limit, or has a line that does not end with CR LF.
     pub(crate) fn end(&mut self, bytes: &[u8], limits: &Limits) -> Result<Option<usize>, Rejection> {
         while let Some(found) = bytes.get(self.looked..).and_then(|rest| memchr::memchr(b'\n', rest)) {
             let feed = self.looked + found;
             let line = bytes.get(self.line..feed).unwrap_or_default();
             let Some(line) = line.strip_suffix(b"\r") else {
-                return Err(Rejection::BadRequest("a line that ends in LF alone"));
+                return Err(Rejection::BadRequest("a line that ends with LF alone"));
             };
             self.looked = feed + 1;
             self.line = self.looked;
@@ -76,10 +77,10 @@ impl Scan {
     }
 }
 
-/// Judges a whole head.
+/// Checks a complete HTTP/1 head.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The reason to reject it.
 pub(crate) fn judge(head: &[u8], limits: &Limits) -> Result<Head, Rejection> {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS];
     let mut request = httparse::Request::new(&mut fields);
@@ -87,10 +88,10 @@ pub(crate) fn judge(head: &[u8], limits: &Limits) -> Result<Head, Rejection> {
     match parsed {
         Ok(httparse::Status::Complete(length)) if length == head.len() => {}
         Err(httparse::Error::TooManyHeaders) => return Err(Rejection::HeaderCount),
-        _ => return Err(Rejection::BadRequest("no HTTP/1 header")),
+        _ => return Err(Rejection::BadRequest("not an HTTP/1 header")),
     }
     let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
-        return Err(Rejection::BadRequest("no HTTP/1 header"));
+        return Err(Rejection::BadRequest("not an HTTP/1 header"));
     };
     let fields = Fields::read(request.headers)?;
 
@@ -113,9 +114,10 @@ pub(crate) fn judge(head: &[u8], limits: &Limits) -> Result<Head, Rejection> {
     if is_websocket && body != Body::Length(0) {
         return Err(Rejection::BadRequest("an upgrade with a body"));
     }
-    // Of HTTP/1.0 it means nothing (RFC 9110, section 10.1.1), and a peer is asked by HTTP/1.1.
+    // A server has to ignore `Expect` in HTTP/1.0 (RFC 9110, section 10.1.1), and the peer would see it in HTTP/1.1.
     let expects = fields.expect && minor == 0;
-    // A server may ignore an upgrade (RFC 9110, section 7.8). Pingora takes every `Upgrade` for one, so it sees none but WebSocket's.
+    // A server may ignore an upgrade (RFC 9110, section 7.8). Pingora treats every `Upgrade` field as one, so only WebSocket's is
+    // kept.
     let ignores_upgrade = fields.upgrades > 0 && !is_websocket;
     let drops = expects || ignores_upgrade || fields.http2_settings || (fields.underscore && !limits.underscores_in_headers);
     let rewritten = (drops || target.is_some()).then(|| {
@@ -129,10 +131,10 @@ pub(crate) fn judge(head: &[u8], limits: &Limits) -> Result<Head, Rejection> {
     Ok(Head { body, rewritten })
 }
 
-/// Judges the head of an HTTP/2 request, whose form h2 has looked at, and makes of it what HTTP/1 would have said.
+/// Checks the head of an HTTP/2 request, whose syntax h2 has checked, and brings it into the form of HTTP/1.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The reason to reject it.
 pub(crate) fn judge_h2(request: &mut RequestHeader, limits: &Limits) -> Result<(), Rejection> {
     if request.method == Method::CONNECT {
         return Err(Rejection::Method);
@@ -158,20 +160,22 @@ pub(crate) fn judge_h2(request: &mut RequestHeader, limits: &Limits) -> Result<(
     if target.len() > limits.request_line_bytes {
         return Err(Rejection::RequestLine);
     }
-    // Each with the 32 bytes that HTTP/2 counts for it (RFC 9113, section 6.5.2).
+    // HTTP/2 counts 32 bytes extra for each field (RFC 9113, section 6.5.2).
     let fields = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32);
     if target.len() + fields.sum::<usize>() > limits.header_bytes {
         return Err(Rejection::HeaderBytes);
     }
     if !target.iter().all(u8::is_ascii_graphic) || target == b"*" && request.method != Method::OPTIONS {
-        return Err(Rejection::BadRequest("a target that is no path"));
+        return Err(Rejection::BadRequest("a target that is not a path"));
     }
     if request.headers.get(EXPECT).is_some_and(|what| !what.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         return Err(Rejection::Expectation);
     }
     let mut lengths = request.headers.get_all(CONTENT_LENGTH).iter();
     if let Some(length) = lengths.next() {
-        let length = decimal(length.as_bytes()).filter(|_| lengths.next().is_none()).ok_or(Rejection::BadRequest("no length"))?;
+        let length = decimal(length.as_bytes())
+            .filter(|_| lengths.next().is_none())
+            .ok_or(Rejection::BadRequest("an invalid Content-Length"))?;
         if limits.body_bytes.is_some_and(|most| length > most) {
             return Err(Rejection::BodyBytes);
         }
@@ -185,19 +189,19 @@ pub(crate) fn judge_h2(request: &mut RequestHeader, limits: &Limits) -> Result<(
     Ok(())
 }
 
-/// Makes one field of the pieces that HTTP/2 may cut a cookie into, as HTTP/1 has to have it (RFC 9113, section 8.2.3).
+/// Joins the cookie fields into one: HTTP/2 may split a cookie, HTTP/1 may not (RFC 9113, section 8.2.3).
 fn join_cookies(request: &mut RequestHeader) -> Result<(), Rejection> {
     let mut pieces = request.headers.get_all(COOKIE).iter();
     if pieces.nth(1).is_none() {
         return Ok(());
     }
     let pieces: Vec<&[u8]> = request.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    let joined = HeaderValue::from_bytes(&pieces.join(&b"; "[..])).map_err(|_| Rejection::BadRequest("no cookie"))?;
+    let joined = HeaderValue::from_bytes(&pieces.join(&b"; "[..])).map_err(|_| Rejection::BadRequest("an invalid cookie"))?;
     request.remove_header(&COOKIE);
-    request.insert_header(COOKIE, joined).map_err(|_| Rejection::BadRequest("no cookie"))
+    request.insert_header(COOKIE, joined).map_err(|_| Rejection::BadRequest("an invalid cookie"))
 }
 
-/// The fields that decide where a request goes and where it ends.
+/// The fields that determine the route and the end of a request.
 #[derive(Default)]
 struct Fields<'a> {
     host: Option<&'a [u8]>,
@@ -205,9 +209,9 @@ struct Fields<'a> {
     encoding: Option<&'a [u8]>,
     /// Number of `Upgrade` fields.
     upgrades: usize,
-    /// One of them is exactly `websocket`.
+    /// Whether an `Upgrade` field is exactly `websocket`.
     websocket: bool,
-    /// `Connection` lists `upgrade`.
+    /// Whether `Connection` lists `upgrade`.
     connection_upgrade: bool,
     expect: bool,
     http2_settings: bool,
@@ -245,7 +249,7 @@ impl<'a> Fields<'a> {
         Ok(fields)
     }
 
-    /// The opening handshake of RFC 6455, section 4.2.1, as far as a proxy looks at it. It is the only upgrade that is forwarded.
+    /// Whether this is an opening handshake (RFC 6455, section 4.2.1). No other upgrade is forwarded.
     fn is_websocket_handshake(&self, method: &str, minor: u8) -> bool {
         self.websocket && self.upgrades == 1 && self.connection_upgrade && minor == 1 && method == "GET"
     }
@@ -253,7 +257,7 @@ impl<'a> Fields<'a> {
     fn body(&self, minor: u8) -> Result<Body, Rejection> {
         match (self.encoding, self.length) {
             (None, None) => Ok(Body::Length(0)),
-            (None, Some(text)) => decimal(text).map(Body::Length).ok_or(Rejection::BadRequest("no length")),
+            (None, Some(text)) => decimal(text).map(Body::Length).ok_or(Rejection::BadRequest("an invalid Content-Length")),
             (Some(_), Some(_)) => Err(Rejection::BadRequest("a length and a transfer encoding")),
             (Some(_), None) if minor == 0 => Err(Rejection::BadRequest("a transfer encoding in HTTP/1.0")),
             (Some(text), None) if text.eq_ignore_ascii_case(b"chunked") => Ok(Body::Chunked),
@@ -262,16 +266,16 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Digits alone, without a zero in front that somebody could read as octal, and few enough not to overflow anywhere.
+/// Parses 1 to 18 digits, which cannot overflow. Rejects a leading zero, which some parsers read as octal.
 fn decimal(text: &[u8]) -> Option<u64> {
     let fine =
         (1..=18).contains(&text.len()) && text.iter().all(u8::is_ascii_digit) && (text.len() == 1 || text.first() != Some(&b'0'));
     str::from_utf8(text).ok().filter(|_| fine)?.parse().ok()
 }
 
-/// A host and perhaps a port, as a Host field has to have it (RFC 9110, section 7.2); no user, no list, nothing encoded.
+/// Checks a host with an optional port (RFC 9110, section 7.2): no user, no list, no percent-encoding.
 fn authority(text: &[u8]) -> Result<&str, Rejection> {
-    const BAD: Rejection = Rejection::BadRequest("no Host");
+    const BAD: Rejection = Rejection::BadRequest("an invalid Host");
     let text = str::from_utf8(text).map_err(|_| BAD)?;
     let (host, port) = match text.strip_prefix('[').map(|rest| rest.split_once(']')) {
         Some(Some((ip, rest))) => {
@@ -290,17 +294,17 @@ fn authority(text: &[u8]) -> Result<&str, Rejection> {
     if host_is_fine && port_is_fine { Ok(text) } else { Err(BAD) }
 }
 
-/// The target in origin form, if it was in absolute form (RFC 9112, section 3.2); none, if it is fine as it is.
+/// Converts a target to origin form (RFC 9112, section 3.2), with special characters encoded; none if it needs no change.
 fn origin_form(method: &str, target: &str, host: Option<&str>) -> Result<Option<String>, Rejection> {
     if !target.bytes().all(|b| b.is_ascii_graphic() && b != b'#') {
-        return Err(Rejection::BadRequest("a target with bytes that are to be encoded"));
+        return Err(Rejection::BadRequest("a target with bytes that have to be encoded"));
     }
     if target.starts_with('/') || (target == "*" && method == "OPTIONS") {
         return Ok(encoded(target));
     }
     let scheme = |name: &str| target.get(..name.len()).filter(|start| start.eq_ignore_ascii_case(name)).map(str::len);
     let Some(after) = scheme("http://").or_else(|| scheme("https://")) else {
-        return Err(Rejection::BadRequest("a target that is no path"));
+        return Err(Rejection::BadRequest("a target that is not a path"));
     };
     let rest = target.get(after..).unwrap_or_default();
     let (named, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
@@ -311,8 +315,8 @@ fn origin_form(method: &str, target: &str, host: Option<&str>) -> Result<Option<
     Ok(Some(encoded(&path).unwrap_or(path)))
 }
 
-/// A target whose characters that no URI may have are encoded (RFC 3986, section 2.4); none, if it has none of them. Browsers and
-/// scripts send them, and applications differ in what they do then.
+/// Encodes characters that are not allowed in a URI (RFC 3986, section 2.4); none if there are none. Browsers and scripts send
+/// them, and applications treat them differently.
 fn encoded(target: &str) -> Option<String> {
     let is_bad = |c: char| matches!(c, '"' | '<' | '>' | '`');
     target

@@ -1,6 +1,6 @@
-//! How slowly a client may send a body or read an answer: the time it has spent being slower than its listener's `min_rate`.
+//! Measures for how long a client has been slower than its listener's `min_rate`, while it sends a body or reads a response.
 //!
-//! [`super::connection`] has one for each direction. The time is spent only while the client is waited for.
+//! [`super::connection`] has one [`Pace`] for each direction. Only the time in which switchover waits for the client counts.
 
 use std::{
     cell::Cell,
@@ -9,17 +9,17 @@ use std::{
 
 use pingora::protocols::SocketDigest;
 
-/// A wait that is shorter than this is over.
+/// A remaining wait that is shorter counts as over.
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);
 
-/// How slow a client has been in one direction.
+/// The time budget of a client in one direction.
 pub(super) struct Pace {
-    /// When the wait began that goes on now.
+    /// Begin of the present wait.
     since: Cell<Option<Instant>>,
-    /// Time that was spent before it, of `budget`.
+    /// How much of `budget` earlier waits used.
     spent: Cell<Duration>,
     budget: Cell<Duration>,
-    /// `tcpi_bytes_acked` when it was last looked at.
+    /// `tcpi_bytes_acked` at the last look.
     acked: Cell<u64>,
 }
 
@@ -36,42 +36,43 @@ impl Pace {
         self.since.set(Some(Instant::now()));
     }
 
-    /// Begins to wait until the client has taken more of an answer. `unseen` is how many bytes it may take without any sign of it.
+    /// Begins to wait until the client reads more of a response. `unseen`: how many bytes it may read without a visible sign.
     pub(super) fn begin_wait_to_write(&self, socket: &SocketDigest, unseen: u64, rate: u32, stall_timeout: Duration) {
         let info = socket.tcp_info();
         self.acked.set(info.as_ref().map_or(0, |info| info.tcpi_bytes_acked));
-        // A receiver announces room when it has it for a segment or half of its buffer (RFC 9293, section 3.8.6.2.2). Over the
-        // loopback interface a segment is 64 KiB, which a client that is fast enough may take longer to read than `stall_timeout`.
+        // A receiver announces a larger window only when it has room for a segment or half of its buffer (RFC 9293, section
+        // 3.8.6.2.2). On the loopback interface a segment is 64 KiB, and a client at `min_rate` may need more than `stall_timeout`
+        // to read one.
         let unseen = unseen.max(info.map_or(0, |info| u64::from(info.tcpi_snd_mss)));
         self.budget.set(time_for(unseen, rate).clamp(stall_timeout, stall_timeout * 2));
         self.begin_wait();
     }
 
-    /// When the wait is over, if there is one.
+    /// When the present wait times out; none without one.
     pub(super) fn until(&self) -> Option<Instant> {
         self.since.get().map(|since| since + self.budget.get().saturating_sub(self.spent.get()))
     }
 
-    /// The wait is over without what was waited for.
+    /// Ends a wait that timed out.
     pub(super) fn expire(&self) {
         self.since.set(None);
     }
 
-    /// The client sent so many bytes.
+    /// Ends a wait: the client sent `bytes`.
     pub(super) fn end_wait(&self, bytes: u64, rate: u32) {
         if let Some(since) = self.since.take() {
             self.spent.set((self.spent.get() + since.elapsed()).saturating_sub(time_for(bytes, rate)));
         }
     }
 
-    /// The client took more of an answer; `granted` bytes it had asked for itself, as HTTP/2 does.
+    /// Ends a wait to write: the client read more. `granted`: bytes of HTTP/2 flow-control window that it has opened.
     pub(super) fn end_wait_to_write(&self, socket: &SocketDigest, granted: u64, rate: u32) {
         if self.is_waiting() {
             self.end_wait(self.acknowledged(socket).max(granted), rate);
         }
     }
 
-    /// After a wait to write has expired: whether the client has really taken too little. If not, the wait goes on.
+    /// After a wait to write timed out: whether the client has read too little. If not, continues the wait.
     pub(super) fn is_too_slow(&self, socket: &SocketDigest, rate: u32) -> bool {
         let left = time_for(self.acknowledged(socket), rate).min(self.budget.get());
         self.spent.set(self.budget.get() - left);
@@ -79,14 +80,14 @@ impl Pace {
         left < SHORTEST_WAIT
     }
 
-    /// Bytes that the client's kernel has acknowledged since this was last asked.
+    /// Bytes that the client's kernel has acknowledged since the last look.
     fn acknowledged(&self, socket: &SocketDigest) -> u64 {
         let acked = socket.tcp_info().map_or(0, |info| info.tcpi_bytes_acked);
         acked.saturating_sub(self.acked.replace(acked))
     }
 }
 
-/// How long a client of this rate takes for so many bytes.
+/// The time for `bytes` at `rate` bytes per second.
 fn time_for(bytes: u64, rate: u32) -> Duration {
     Duration::from_micros(bytes.saturating_mul(1_000_000) / u64::from(rate.max(1)))
 }

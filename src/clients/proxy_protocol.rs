@@ -1,7 +1,7 @@
-//! The PROXY protocol header, version 1 or 2, by which a balancer that only forwards bytes says whose they are.
+//! Reads the PROXY protocol header, version 1 or 2, in which a TCP load balancer passes the address of its client.
 //!
-//! Read by [`crate::clients`] before anything else of a connection, and only from addresses that `trusted_proxies` lists: whoever may
-//! send one may be anybody. Specification: haproxy.org/download/3.0/doc/proxy-protocol.txt
+//! Called by [`crate::clients`] before any other byte of a connection is read, and only for addresses in `trusted_proxies`: the
+//! header can claim any address. Specification: haproxy.org/download/3.0/doc/proxy-protocol.txt
 
 use std::net::SocketAddr;
 
@@ -10,14 +10,14 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::reject::Rejection;
 
-/// The longest of version 1, by the specification; and more than one of version 2 with every extension in use has.
+/// The longest header: for version 1 as specified, for version 2 more than all extensions in use need.
 const LONGEST_V1: usize = 107;
 const LONGEST_V2: usize = 4096;
-/// Of version 2 before it says how many bytes follow; "PROXY UNKNOWN\r\n" is the shortest of version 1, one less.
+/// The fixed part of version 2. The shortest header of version 1, "PROXY UNKNOWN\r\n", is one byte shorter.
 const FIXED: usize = 16;
 
-/// Reads a header and nothing behind it. Gives the client's address, or none where the balancer speaks for itself, as in its
-/// health checks. An error is a header that is none, or no error at all if nothing was said.
+/// Reads the header and no byte after it. Returns the client's address, or none if the header has no address, as in the load
+/// balancer's own health checks. The error is none if the connection was closed without a byte.
 pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<SocketAddr>, Option<Rejection>> {
     const BAD: Option<Rejection> = Some(Rejection::ProxyProtocol);
     let mut header = Vec::with_capacity(LONGEST_V1);
@@ -55,7 +55,7 @@ fn is_second(header: &[u8]) -> bool {
     header.first() == Some(&b'\r')
 }
 
-/// How many bytes the header surely has beyond these; none, if that is all of it.
+/// How many further bytes the header has at least; none if it is complete.
 fn missing(header: &[u8]) -> Option<usize> {
     let missing = match (header.len(), header.get(14..FIXED)) {
         (0, _) => FIXED - 1,
@@ -63,7 +63,7 @@ fn missing(header: &[u8]) -> Option<usize> {
             (FIXED + usize::from(u16::from_be_bytes([*high, *low]))).saturating_sub(length)
         }
         (length, _) if is_second(header) => FIXED.saturating_sub(length),
-        // Byte by byte, since its end is known when it is there; a balancer sends one to begin with, not many.
+        // Byte by byte: only CR LF marks the end of version 1, and each connection has only one header.
         _ => usize::from(!header.ends_with(b"\r\n")),
     };
     (missing > 0).then_some(missing)

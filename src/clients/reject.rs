@@ -1,52 +1,53 @@
-//! What is refused before it is a request of some service, and what is said then.
+//! The reasons for which a connection or request is rejected before a service sees it.
 //!
-//! The one place with the status, the `reason` that is counted, and the words.
+//! Used by everything in [`crate::clients`], and by the proxy for what it detects later. This is the only place that maps a
+//! reason to its status, its `reason` label and its response.
 
 use std::fmt;
 
-/// Why a connection or a request is refused at the door.
+/// Why a connection or a request is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rejection {
-    /// Two readers could take it for two things, or it is no HTTP at all.
+    /// The request is ambiguous or not HTTP; the text says what is wrong with it.
     BadRequest(&'static str),
-    /// The line with the method and the target.
+    /// The request line is longer than `request_line_bytes`.
     RequestLine,
-    /// All of the header together.
+    /// The header is longer than `header_bytes`.
     HeaderBytes,
-    /// The number of header fields.
+    /// The header has more fields than `header_count`.
     HeaderCount,
-    /// The header did not come in time.
+    /// The header was not complete in time.
     HeaderTimeout,
-    /// Nothing at all came in time.
+    /// No byte of a request came in time.
     Idle,
     /// The body is longer than `body_bytes`.
     BodyBytes,
-    /// The body comes more slowly than `min_rate`.
+    /// The client sends the body more slowly than `min_rate`.
     SlowBody,
-    /// The answer is read more slowly than `min_rate`.
+    /// The client reads the response more slowly than `min_rate`.
     SlowReader,
-    /// All streams of HTTP/2 that a connection may have at once are there.
+    /// The connection has its maximum of concurrent HTTP/2 streams.
     Streams,
-    /// HTTP/2 frames that cost a server more than the client: streams made and reset, headers without an end.
+    /// HTTP/2 frames that cost a server more than the client: streams that are opened and reset, headers without an end.
     Flood,
-    /// CONNECT, which is for forward proxies.
+    /// CONNECT, which only forward proxies support.
     Method,
-    /// `Expect` with something else than `100-continue`.
+    /// `Expect` with another value than `100-continue`.
     Expectation,
-    /// All connections that this listener may have are there.
+    /// The listener has its maximum of connections.
     Connections,
-    /// All connections that this client may have are there.
+    /// The client has its maximum of connections.
     ConnectionsPerClient,
     /// All responses that may wait for their clients at a time are there.
     UnreadResponses,
-    /// The PROXY protocol header of a trusted proxy is missing or wrong.
+    /// The PROXY protocol header of a trusted proxy is missing or invalid.
     ProxyProtocol,
-    /// The TLS handshake failed, or did not end in time.
+    /// The TLS handshake failed or timed out.
     Handshake,
 }
 
 impl Rejection {
-    /// Every one, for the series that are counted from 0 on.
+    /// Every reason, to create all series with the value 0.
     pub(crate) const ALL: [Self; 18] = [
         Self::BadRequest(""),
         Self::RequestLine,
@@ -92,7 +93,7 @@ impl Rejection {
         }
     }
 
-    /// The status; 0 where there is nobody who could read one.
+    /// The status; 0 where no response is possible.
     pub(crate) const fn status(self) -> u16 {
         match self {
             Self::BadRequest(_) => 400,
@@ -108,7 +109,7 @@ impl Rejection {
         }
     }
 
-    /// What the client is told, beginning with the status.
+    /// The body of the response; begins with the status.
     pub(crate) const fn body(self) -> &'static str {
         match self {
             Self::BadRequest(_) => "400 this request cannot be understood\n",
@@ -118,16 +119,16 @@ impl Rejection {
             Self::HeaderTimeout => "408 the header did not come in time\n",
             Self::SlowBody => "408 the rest of the request did not come\n",
             Self::BodyBytes => "413 the body is too long\n",
-            Self::Method => "405 this method is not for here\n",
+            Self::Method => "405 this method is not supported\n",
             Self::Expectation => "417 this expectation cannot be met\n",
             Self::Connections => "503 too many connections, try again in a moment\n",
-            Self::ConnectionsPerClient => "429 too many connections of one client\n",
+            Self::ConnectionsPerClient => "429 too many connections from one client\n",
             Self::UnreadResponses => "503 too many responses wait to be read, try again in a moment\n",
             Self::Idle | Self::SlowReader | Self::Streams | Self::Flood | Self::ProxyProtocol | Self::Handshake => "",
         }
     }
 
-    /// A whole answer, after which the connection is closed; nothing for those that have no status.
+    /// The whole response, after which the connection is closed; none for a reason without a status.
     pub(crate) fn answer(self) -> Option<String> {
         let (status, body) = (self.status(), self.body());
         let reason = http::StatusCode::from_u16(status).ok()?.canonical_reason().unwrap_or_default();

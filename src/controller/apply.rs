@@ -1,4 +1,4 @@
-//! Commands carried out: what a reading of the file, a promotion or a cancellation changes.
+//! Executes commands: applies a reload, a promotion or a cancellation.
 
 use std::{collections::BTreeSet, path::Path, sync::Arc, time::Instant};
 
@@ -16,17 +16,17 @@ use crate::{
     status::{Cancelled, ReloadResult},
 };
 
-/// The service that a promotion is about.
+/// The service of a promotion.
 pub(super) struct Wanted {
     service: String,
     config: config::Service,
     source: Source,
 }
 
-/// What a valid configuration has changed.
+/// The changes by a valid configuration.
 pub(super) struct Changes {
     services: BTreeSet<String>,
-    /// Settings of no service, or services that have left.
+    /// Settings outside of services, or removed services.
     common: bool,
 }
 
@@ -36,15 +36,15 @@ impl Controller {
         self.check(&text, &config)?;
         let changes = self.apply(config, None);
         let result = if changes.any() { ReloadResult::Applied } else { ReloadResult::Unchanged };
-        // The watcher also sees changes that say the same.
+        // The watcher also reports edits that change no value.
         let silent = trigger == Trigger::FileChanged && !changes.any() && self.last_reload.problems.is_empty();
         if !silent {
-            info!("configuration read result={} generation={}", result.label(), self.generation);
+            info!("configuration reloaded result={} generation={}", result.label(), self.generation);
             self.reloaded(result, Vec::new());
         }
         let names = self.last_change.iter();
-        // What the last change was about, also if the watcher was quicker to take it in. Not a swap that has nothing to do
-        // with it, and not a wish that was refused before.
+        // The services of the last change, even if the watcher applied it before this command. Excludes unrelated swaps and
+        // configurations that failed before.
         let targets = names.filter_map(|name| {
             let service = self.services.get(name)?;
             let pool = service.follows_file()?.to_owned();
@@ -77,7 +77,7 @@ impl Controller {
         let wanted = Wanted { service: service.clone(), config: wanted, source: Source::Promotion { edit, timeout } };
         let changes = self.apply(config, Some(wanted));
         if changes.common || changes.services.iter().any(|name| *name != service) {
-            // The watcher has not seen them yet.
+            // The watcher has not reported them yet.
             self.reloaded(ReloadResult::Applied, Vec::new());
         }
         let result = if changes.services.contains(&service) { ReloadResult::Applied } else { ReloadResult::Unchanged };
@@ -92,17 +92,17 @@ impl Controller {
         service.cancel(Instant::now()).map_err(Refusal::NothingToCancel)
     }
 
-    /// The file was written, with what others had saved in it: that is applied as a reload would.
+    /// Applies the written file like a reload, because it may have further edits that others saved.
     pub(super) fn take_in_written(&mut self, text: String, config: Config) {
         let accepted = self.check(&text, &config).is_ok();
         self.written.send_replace(text);
         if accepted && self.apply(config, None).any() {
-            info!("configuration read result=applied generation={}", self.generation);
+            info!("configuration reloaded result=applied generation={}", self.generation);
             self.reloaded(ReloadResult::Applied, Vec::new());
         }
     }
 
-    /// What a valid configuration still must not do.
+    /// Rejects a valid configuration that changes static values or has unusable files.
     fn check(&mut self, text: &str, config: &Config) -> Result<(), Refusal> {
         let problems = config::diff::static_changes(&self.config, config);
         if !problems.is_empty() {
@@ -121,7 +121,7 @@ impl Controller {
         if problems.is_empty() { Ok(()) } else { Err(self.refuse(Refusal::Invalid(self.placed(text, problems)))) }
     }
 
-    /// Takes in a valid configuration: what needs no proof is published at once, in one store.
+    /// Accepts a valid configuration. Services that need no proof are published at once, in one store.
     pub(super) fn apply(&mut self, config: Config, mut promoted: Option<Wanted>) -> Changes {
         let now = Instant::now();
         let mut changed = BTreeSet::new();
@@ -161,7 +161,7 @@ impl Controller {
             Refusal::Invalid(problems) => (ReloadResult::Invalid, problems),
             _ => return refusal,
         };
-        warn!("configuration refused, the old one serves result={} problems={refusal}", result.label());
+        warn!("configuration rejected; the previous one stays in use result={} problems={refusal}", result.label());
         let problems = problems.clone();
         self.reloaded(result, problems);
         refusal
@@ -172,7 +172,7 @@ impl Controller {
         self.last_reload = LastReload { result, at: std::time::SystemTime::now(), problems };
     }
 
-    /// With the file, and the line and column in `text`.
+    /// Adds the file, line and column to problems.
     fn placed(&self, text: &str, mut problems: Vec<Problem>) -> Vec<Problem> {
         config::place(&self.path, text, &mut problems);
         problems

@@ -1,6 +1,6 @@
-//! What the controller can be asked, and what it answers.
+//! The commands of the controller and its replies.
 //!
-//! Signals, the watcher and the admin API send commands; [`super::Controller`] alone executes them.
+//! Signals, the watcher and the admin API send commands; only [`super::Controller`] executes them.
 
 use std::{fmt, time::Duration};
 
@@ -11,23 +11,23 @@ use crate::{
     status::{self, Cancelled, ReloadResult},
 };
 
-/// What the controller does for others.
+/// A request to the controller.
 pub enum Command {
-    /// Read the file and apply it.
+    /// Read and apply the file.
     Reload {
-        /// Why.
+        /// The source of the command.
         trigger: Trigger,
-        /// Where the answer goes; none for a signal or the watcher.
+        /// Channel for the reply; none for the watcher.
         reply: Option<Reply<Accepted>>,
     },
-    /// Make a pool the active one, and write that into the file.
+    /// Promote a pool, and write that into the file.
     Promote {
-        /// What to promote.
+        /// The pool to promote.
         promotion: Promotion,
         /// Where the answer goes.
         reply: Reply<Accepted>,
     },
-    /// Give up the swap of a service that is being proven.
+    /// Cancel the swap of a service that is being proven.
     Cancel {
         /// Name of the service.
         service: String,
@@ -42,16 +42,16 @@ pub struct Promotion {
     pub service: String,
     /// Name of the pool.
     pub pool: String,
-    /// What to write as the pool's version; it has to be a valid one.
+    /// A valid version to write into the pool, if any.
     pub version: Option<String>,
-    /// How long it may take to be proven, instead of `promotion.ready_timeout`.
+    /// Time limit of the proof, instead of `promotion.ready_timeout`.
     pub timeout: Option<Duration>,
 }
 
-/// Where an answer goes.
+/// Channel for a reply.
 pub type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 
-/// Why the file is read.
+/// The source of a reload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trigger {
     /// The admin API.
@@ -66,44 +66,44 @@ pub enum Trigger {
 pub struct Accepted {
     /// `applied` or `unchanged`.
     pub result: ReloadResult,
-    /// Number of the snapshot that serves.
+    /// Number of the current snapshot.
     pub generation: u64,
-    /// The services that the command is about.
+    /// The services that the command concerns.
     pub targets: Vec<Target>,
 }
 
-/// A service that a command is about.
+/// A service that a command concerns.
 pub struct Target {
     /// Name of the service.
     pub service: String,
-    /// The pool that the command wants to serve.
+    /// The pool that the command makes active.
     pub pool: String,
-    /// The swap that leads there; none if the pool serves already and nothing drains.
+    /// The swap to that pool; none if it already is active and no pool drains.
     pub swap: Option<watch::Receiver<status::Swap>>,
 }
 
-/// A command that was refused; nothing has changed.
+/// A command that was rejected; nothing has changed.
 #[derive(Clone, Debug)]
 pub enum Refusal {
-    /// The file cannot be read, or something in it is wrong.
+    /// The file cannot be read or is invalid.
     Invalid(Vec<Problem>),
-    /// The file changes what only a restart can change.
+    /// The file changes static values, which need a restart.
     StaticChanged(Vec<Problem>),
-    /// No such service; these exist.
+    /// Unknown service; with the known ones.
     UnknownService(String, Vec<String>),
-    /// No such pool; these exist.
+    /// Unknown pool; with the known ones.
     UnknownPool(String, Vec<String>),
     /// The file cannot be written.
     NotWritable(String),
-    /// No swap that could be given up.
+    /// No swap to cancel.
     NothingToCancel(String),
 }
 
-/// Where commands go.
+/// Channel to the controller.
 pub type Commands = mpsc::Sender<Command>;
 
 impl Refusal {
-    /// Stable, kebab-case.
+    /// The error code of the admin API; stable, kebab-case.
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Invalid(_) => "invalid-config",
@@ -115,7 +115,7 @@ impl Refusal {
         }
     }
 
-    /// What is wrong with the file, if that is the reason.
+    /// The problems of the file, if these are the reason.
     pub fn problems(&self) -> &[Problem] {
         match self {
             Self::Invalid(problems) | Self::StaticChanged(problems) => problems,
@@ -138,7 +138,7 @@ impl fmt::Display for Refusal {
             Self::UnknownService(name, known) => f.write_str(&unknown("service", name, known)),
             Self::UnknownPool(name, known) => f.write_str(&unknown("pool", name, known)),
             Self::NotWritable(why) => {
-                write!(f, "the configuration file cannot be written: {why}; edit it where it is kept, and the swap will follow")
+                write!(f, "the configuration file cannot be written: {why}; edit it at its source instead, and the swap follows")
             }
             Self::NothingToCancel(why) => f.write_str(why),
         }

@@ -1,6 +1,7 @@
-//! The peers of one service that take no new request and still have running ones, each group with its swap and its deadline.
+//! The draining peers of one service: closed for new requests, with requests that still run.
 //!
-//! Called by [`super::service`], which opens and closes peers and keeps the record of swaps.
+//! Called by [`super::service`], which opens and closes peers and keeps the history of swaps. Each group of peers has its swap and
+//! its deadline.
 
 use std::{
     sync::Arc,
@@ -24,12 +25,12 @@ struct Drain {
 }
 
 impl Drains {
-    /// Waits for the requests of `peers`, which are closed, under `swap`.
+    /// Waits for the running requests of the closed `peers`, as a part of `swap`.
     pub(super) fn begin(&mut self, swap: Swap, peers: Vec<Arc<Peer>>, timeout: Duration, now: Instant) {
         self.0.push(Drain { swap, peers, deadline: now + timeout });
     }
 
-    /// Ends the drains of which a peer serves again. Returns their swaps, and their peers, which may have to be drained under another swap.
+    /// Ends the drains of which a peer serves again. Returns their swaps, and their peers, which another swap may have to drain.
     pub(super) fn reopened(&mut self, serves: impl Fn(&Arc<Peer>) -> bool, now: Instant) -> (Vec<Swap>, Vec<Arc<Peer>>) {
         let (ended, left) = std::mem::take(&mut self.0).into_iter().partition(|drain| drain.peers.iter().any(&serves));
         self.0 = left;
@@ -44,7 +45,7 @@ impl Drains {
         (swaps, peers)
     }
 
-    /// Takes out the drains that have ended: nothing runs any more, or the time is up.
+    /// Removes and returns the drains that have ended: no request runs, or the deadline has passed.
     pub(super) fn ended(&mut self, now: Instant) -> Vec<Swap> {
         let mut ended = Vec::new();
         for mut drain in std::mem::take(&mut self.0) {

@@ -1,7 +1,7 @@
-//! Whether the file says something else of a service than what serves, and why.
+//! The drift of a service: whether its configuration in the file differs from the running one, and why.
 //!
-//! Kept by [`super::service`]. A wish of the file that was refused or cancelled is remembered, so that reading the file again
-//! does not begin it again: a release that was refused in the evening must not be promoted by an unrelated edit at night.
+//! Kept by [`super::service`]. A configuration that failed or was cancelled is remembered, so that a reload does not try it
+//! again: a release that failed in the evening must not be promoted at night by an unrelated edit.
 
 use std::time::SystemTime;
 
@@ -18,18 +18,18 @@ pub(super) struct Drift {
 }
 
 impl Drift {
-    /// The file's wish was refused or cancelled.
+    /// Records that the configuration of the file failed or was cancelled.
     pub(super) fn refuse(&mut self, wish: config::Service, reason: &str) {
         self.refused = Some((wish, reason.to_owned()));
     }
 
-    /// The file's wish is tried again, or serves.
+    /// Forgets the failure: the configuration of the file is tried again, or runs.
     pub(super) fn forget(&mut self) {
         self.refused = None;
     }
 
-    /// Whether `wish` is the refused one still: nothing has changed that its proof depends on. Other settings wait with it,
-    /// since a service's configuration is published as a whole.
+    /// Whether `wish` still is the failed configuration: nothing that its proof depends on has changed. Its other settings are
+    /// not applied either, since the configuration of a service is published as a whole.
     pub(super) fn holds(&self, wish: &config::Service) -> bool {
         let same = |refused: &config::Service| {
             refused.active == wish.active
@@ -41,7 +41,7 @@ impl Drift {
         self.refused.as_ref().is_some_and(|(refused, _)| same(refused))
     }
 
-    /// Brings what is shown up to date, and logs where it begins and ends. `proving`: the file's wish is being proven.
+    /// Updates the published drift, and logs its begin and end. `proving`: the configuration of the file is being proven.
     pub(super) fn update(&mut self, service: &str, file: &config::Service, running: &config::Service, proving: bool) {
         if file == running || (proving && !self.holds(file)) {
             if self.shown.take().is_some() {

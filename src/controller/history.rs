@@ -1,6 +1,6 @@
-//! The swaps of one service as the status shows them: the current or last one, and the last that has ended.
+//! The swaps of one service that the status shows: the current or last one, and the last that has ended.
 //!
-//! Kept by [`super::service`]. Waiters are notified in [`History::announce`] alone, after the view is published.
+//! Kept by [`super::service`]. Only [`History::announce`] notifies waiters, after the view is published.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ pub(super) struct History {
     metrics: Arc<Metrics>,
     current: Option<Swap>,
     last: Option<status::Swap>,
-    /// Steps that waiters have not been notified of.
+    /// Steps of which the waiters are not notified yet.
     news: Vec<Swap>,
 }
 
@@ -22,13 +22,13 @@ impl History {
         Self { service: service.to_owned(), metrics, current: None, last: None, news: Vec::new() }
     }
 
-    /// A swap has been promoted or given up: it is the one to show.
+    /// Records a swap that was promoted or cancelled; the status shows it from now on.
     pub(super) fn show(&mut self, swap: &Swap) {
         self.current = Some(swap.clone());
         self.news.push(swap.clone());
     }
 
-    /// A swap has ended. It is shown unless a newer one is on its way.
+    /// Records a swap that has ended; the status shows it unless a newer one is in progress.
     pub(super) fn ended(&mut self, swap: &Swap) {
         let status = swap.status();
         if let Some(outcome) = status.outcome {
@@ -41,7 +41,7 @@ impl History {
         self.news.push(swap.clone());
     }
 
-    /// Notifies waiters of what has happened.
+    /// Notifies the waiters of all recorded steps.
     pub(super) fn announce(&mut self) {
         self.news.drain(..).for_each(|swap| swap.announce());
     }

@@ -1,8 +1,8 @@
-//! Remembers across restarts which pool of each service served last, in one small file.
+//! Stores the active pool of each service in a small file, across restarts.
 //!
-//! The configuration file says which pool is to serve. When it names a release that was refused, a restart has to find the
-//! pool that served instead: that is all this file is for. The controller hands over what serves; a task of its own writes it,
-//! so that a slow disk holds up nothing.
+//! The configuration file names the wanted pool. If that pool failed its proof, a restart needs the pool that served instead;
+//! this file has no other purpose. The controller passes the active pools; a separate task writes them, so that a slow disk
+//! delays nothing.
 
 use std::{
     collections::BTreeMap,
@@ -20,13 +20,13 @@ use tokio::{
 
 use crate::{config::write::replace_own, status::StateDir};
 
-/// The file in `state_dir`: a line for each service, with its pool.
+/// The file in `state_dir`; each line has a service and its pool.
 const FILE: &str = "served-last";
 
 /// The active pool of each service.
 pub(super) type Pools = BTreeMap<String, String>;
 
-/// What was remembered, and where to remember it.
+/// The stored pools, and the channel to the task that writes them.
 pub(super) struct Memory {
     folder: PathBuf,
     pub last: Pools,
@@ -35,8 +35,8 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Reads what was remembered, and begins to write what changes. `changed` wakes the controller. Nothing here fails: what
-    /// goes wrong is logged, and is in the status.
+    /// Reads the file, and starts the task that writes changes. `changed` wakes the controller. Never fails: problems are logged
+    /// and shown in the status.
     pub(super) fn open(folder: PathBuf, changed: Arc<Notify>) -> Self {
         let file = folder.join(FILE);
         let (last, problem) = match fs::read_to_string(&file) {
@@ -56,7 +56,7 @@ impl Memory {
         Self { folder, last, pools, problem }
     }
 
-    /// Remembers what serves now.
+    /// Stores the pools that serve now.
     pub(super) fn remember(&self, pools: Pools) {
         self.pools.send_if_modified(|known| {
             let changed = *known != pools;
@@ -97,7 +97,7 @@ fn report(file: &Path, problem: Option<&str>) {
     }
 }
 
-/// Lines that cannot be understood are left out: the worst that can happen is that nothing is remembered.
+/// Skips invalid lines; without a stored pool a service starts with the pool of the configuration.
 fn parse(text: &str) -> Pools {
     let line = |line: &str| line.split_once(' ').map(|(service, pool)| (service.to_owned(), pool.trim().to_owned()));
     text.lines().filter_map(line).collect()

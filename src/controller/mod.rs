@@ -1,8 +1,8 @@
-//! The only writer: every edit, signal and command ends here as a [`Command`], and every snapshot begins here.
+//! The only writer: every edit, signal and API call arrives here as a [`Command`], and only this module stores snapshots.
 //!
-//! One task. It reads the file, diffs, prepares, proves, promotes and drains (docs/architecture.md has the picture), publishes
-//! a [`View`] after each step and then answers those who wait. Requests never wait for it, and it knows neither the proxy, nor
-//! the admin API, nor the watcher. It never waits for a disk to take a write: see [`promotion`] and [`memory`].
+//! One task reads the file, compares it with the running configuration, proves, promotes and drains (docs/architecture.md has the
+//! picture). After each step it publishes a [`View`], then sends the replies. Requests never wait for it. It imports neither the
+//! proxy, nor the admin API, nor the watcher, and never waits for a write to disk: see [`promotion`] and [`memory`].
 
 mod apply;
 mod command;
@@ -49,13 +49,13 @@ use crate::{
     status::{Outcome, ReloadResult},
 };
 
-/// Commands that may wait for the controller: more only in a flood.
+/// How many commands may be queued.
 const QUEUE: usize = 64;
 
 /// The only writer.
 pub struct Controller {
     path: PathBuf,
-    /// What the file says, as far as it was accepted.
+    /// The last accepted configuration of the file.
     config: Config,
     /// What serves: the same, but for services whose new configuration is still being proven.
     running: Arc<Config>,
@@ -65,31 +65,31 @@ pub struct Controller {
     deps: Arc<Deps>,
     commands: mpsc::Receiver<Command>,
     last_reload: LastReload,
-    /// The services that the last change of the file, or the last promotion, was about.
+    /// The services that the last change of the file or the last promotion concerns.
     last_change: BTreeSet<String>,
-    /// The change of the file that is being written; commands wait for it.
+    /// The edit that is being written to the file; commands wait until it is done.
     writing: Option<Writing>,
     memory: Option<Memory>,
-    /// Whether the process was ready to serve once.
+    /// Whether the process has been ready once.
     was_ready: bool,
     views: watch::Sender<Arc<View>>,
     written: watch::Sender<String>,
-    /// Answers that are sent once the view is published.
+    /// Replies to send once the view is published.
     answers: Vec<Box<dyn FnOnce() + Send>>,
 }
 
-/// What others need of a controller.
+/// The interface of a running controller.
 pub struct Handles {
-    /// Where commands go.
+    /// Channel for commands.
     pub commands: Commands,
-    /// What it shows.
+    /// The published state.
     pub view: watch::Receiver<Arc<View>>,
-    /// The text that it began with, then each that it wrote into the file.
+    /// The text that it started with, then each text that it wrote to the file.
     pub written: watch::Receiver<String>,
 }
 
 impl Controller {
-    /// Begins with a valid configuration; must be called within a Tokio runtime, which probes will run on.
+    /// Starts with a valid configuration. Call it within a Tokio runtime, on which the probes run.
     pub fn new(
         path: PathBuf,
         text: String,
@@ -132,7 +132,7 @@ impl Controller {
             written,
             answers: Vec::new(),
         };
-        // A start is a change from nothing.
+        // The start is a change from an empty configuration.
         controller.apply(config, None);
         controller.remember_served_last();
         controller.reloaded(ReloadResult::Applied, Vec::new());
@@ -149,7 +149,7 @@ impl Controller {
         }
     }
 
-    /// Runs until every sender of commands is gone.
+    /// Runs until the last sender of commands is dropped.
     pub async fn run(mut self) {
         let changed = Arc::clone(&self.deps.changed);
         loop {
@@ -161,7 +161,7 @@ impl Controller {
                 }
             };
             tokio::select! {
-                // Commands that come while the file is being written are taken after it, in their order.
+                // Commands that arrive while the file is being written stay queued in their order.
                 command = self.commands.recv(), if self.writing.is_none() => match command {
                     Some(command) => self.execute(command),
                     None => return,
@@ -197,12 +197,12 @@ impl Controller {
     fn answer<T: Send + 'static>(&mut self, reply: Reply<T>, outcome: Result<T, Refusal>) {
         self.answers.push(Box::new(move || {
             if reply.send(outcome).is_err() {
-                info!("the sender of a command has gone; what it asked for is done");
+                info!("the sender of a command disconnected; the command was executed");
             }
         }));
     }
 
-    /// Moves every service on; writes the file for one that is proven, publishes those that may serve.
+    /// Advances every service: writes the file for a proven promotion, and publishes the services that may serve.
     fn advance(&mut self) {
         let now = Instant::now();
         let due: Vec<(String, Due)> =
@@ -222,7 +222,7 @@ impl Controller {
         }
     }
 
-    /// A change of the file was written, or not: then nothing is promoted.
+    /// Handles the end of a write. If it failed, nothing is promoted.
     fn wrote(&mut self, name: &str, outcome: Result<Written, (Outcome, String)>) {
         self.writing = None;
         let now = Instant::now();
@@ -239,8 +239,8 @@ impl Controller {
         }
     }
 
-    /// The only visible moment. Peers open before it, so that a request that sees the new snapshot finds them open; peers close
-    /// after it, so that a request that finds them closed finds a newer snapshot.
+    /// Stores a new snapshot: the only step that requests see. New peers open before the store, so that a request that loads the
+    /// new snapshot finds them open. Old peers close after it, so that a request that finds them closed can load a newer snapshot.
     fn publish(&mut self, names: &[String], now: Instant) {
         let services = self.services.iter_mut().filter(|(name, _)| names.contains(name));
         let opened: Vec<_> = services.filter_map(|(name, service)| Some((name.clone(), service.open(now)?))).collect();
@@ -270,7 +270,7 @@ impl Controller {
         }
     }
 
-    /// Publishes the view, then notifies those who wait for something in it.
+    /// Publishes the view, then notifies the waiters, which read it.
     fn show(&mut self) {
         self.services.values_mut().for_each(Service::update_drift);
         let names: Vec<String> =
@@ -297,8 +297,8 @@ impl Controller {
         self.answers.drain(..).for_each(|answer| answer());
     }
 
-    /// Why the process is not ready to serve; none once it was. A service may hold it back until its pool had its time, and all
-    /// of them together for as long as none has a pool to serve.
+    /// Why the process is not ready; none once it has been ready. Each service may delay readiness until its proof ends, and all
+    /// of them together delay it while no service has a pool to serve.
     fn not_ready(&self) -> Option<String> {
         let services = || self.services.values();
         let waits = services().any(Service::is_starting) || services().all(|service| service.serves().is_none());
@@ -307,7 +307,7 @@ impl Controller {
     }
 }
 
-/// The outcome of the change that is being written; never, if there is none.
+/// Waits for the end of the write; forever if there is none.
 async fn written(writing: &mut Option<Writing>) -> (String, Result<Written, (Outcome, String)>) {
     match writing {
         Some(writing) => (writing.service.clone(), writing.outcome().await),

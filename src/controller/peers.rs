@@ -1,7 +1,7 @@
-//! Every peer of one service, also those that have left the file and still have requests: the task that resolves and probes
-//! each, the connection settings, and the metrics of their pools.
+//! The peers of one service with their tasks, connection settings and pool metrics. Includes removed peers that still have
+//! requests.
 //!
-//! [`super::service`] decides which peers to have, to prove and to keep. Nothing here opens or closes a peer.
+//! [`super::service`] decides which peers to create, prove and keep. Nothing here opens or closes a peer.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,17 +31,17 @@ use crate::{
     tasks,
 };
 
-/// What every service needs to make and probe peers.
+/// Shared dependencies for the creation and the probes of peers.
 pub(super) struct Deps {
     pub metrics: Arc<Metrics>,
     pub connector: Arc<Connector>,
-    /// Where the configuration file is.
+    /// The folder of the configuration file.
     pub folder: PathBuf,
     /// Wakes the controller.
     pub changed: Arc<Notify>,
 }
 
-/// What makes a peer the same one across reloads: its pool, and its address as the file has it.
+/// The identity of a peer across reloads: its pool, and its address as written in the file.
 type Identity = (String, PeerAddress);
 
 /// The peers of one service.
@@ -49,12 +49,12 @@ pub(super) struct Peers {
     service: String,
     deps: Arc<Deps>,
     tracked: BTreeMap<Identity, Tracked>,
-    /// Of the settings that run and of those that are being proven.
+    /// Connection settings of the running configuration and of the candidate.
     upstreams: Vec<Arc<Upstream>>,
     pool_metrics: BTreeMap<String, Arc<PoolMetrics>>,
 }
 
-/// A peer and the task that resolves and probes it, which ends with it.
+/// A peer with the task that resolves and probes it. Dropping it ends the task.
 struct Tracked {
     peer: Arc<Peer>,
     settings: watch::Sender<Option<Settings>>,
@@ -77,7 +77,7 @@ impl Peers {
         self.tracked.is_empty()
     }
 
-    /// Makes the peers and settings of `wanted` that do not exist yet, and begins to probe them.
+    /// Creates the missing peers and settings of `wanted`, and begins to probe them.
     pub(super) fn prepare(&mut self, wanted: &config::Service, running: Option<&config::Service>) {
         let running = running.map(|running| &running.upstream);
         self.upstreams.retain(|upstream| Some(upstream.config()) == running || *upstream.config() == wanted.upstream);
@@ -93,8 +93,8 @@ impl Peers {
         }
     }
 
-    /// Begins to prove the active pool of `wanted`. While a peer serves under other settings, the results are kept apart from
-    /// its verdict.
+    /// Begins to prove the active pool of `wanted`. For a peer that serves under other settings, the results do not change its
+    /// readiness.
     pub(super) fn prove(&mut self, wanted: &config::Service, need: Need, running: Option<&config::Service>) -> Proof {
         let settings = self.settings(wanted);
         let same = running.is_none_or(|running| !asks_differently(running, wanted));
@@ -102,7 +102,7 @@ impl Peers {
         Proof::begin(self.of_active(wanted), need, &settings, counts, &self.deps.connector)
     }
 
-    /// Lets every peer be probed as `running` says; the probes of those that a proof judges rest.
+    /// Probes every peer with the settings of `running`, and pauses the probes of peers that a proof probes.
     pub(super) fn probe_as(&mut self, running: &config::Service, proofs: &[&Proof]) {
         let settings = self.settings(running);
         for tracked in self.tracked.values() {
@@ -120,7 +120,7 @@ impl Peers {
         Settings { check: Arc::new(config.health_check.clone()), upstream: self.upstream(config) }
     }
 
-    /// Drops the peers that are in none of `configs`, have nothing in flight and are not draining.
+    /// Drops the peers that are in none of `configs`, have no request in flight and are not draining.
     pub(super) fn forget(&mut self, configs: &[&config::Service], is_draining: impl Fn(&Arc<Peer>) -> bool) {
         let pools = || configs.iter().flat_map(|config| config.pools.keys().map(move |pool| (pool, *config)));
         let kept: BTreeSet<Identity> = pools().flat_map(|(pool, config)| identities(pool, config)).collect();
@@ -141,7 +141,7 @@ impl Peers {
         });
     }
 
-    /// The peers of the pool that `config` makes active.
+    /// The peers of the active pool of `config`.
     pub(super) fn of_active(&self, config: &config::Service) -> Vec<Arc<Peer>> {
         let tracked = identities(&config.active, config).filter_map(|id| self.tracked.get(&id));
         tracked.map(|tracked| Arc::clone(&tracked.peer)).collect()
@@ -152,7 +152,7 @@ impl Peers {
         self.tracked.values().map(|tracked| &tracked.peer).filter(|peer| peer.is_open()).cloned().collect()
     }
 
-    /// The pool that `config` makes active, as requests will see it.
+    /// The active pool of `config`, for a snapshot.
     pub(super) fn active_pool(&mut self, config: &config::Service) -> Pool {
         let peers = config.pools.get(&config.active).map(|pool| pool.peers.as_slice()).unwrap_or_default();
         let slot = |peer: &config::Peer| {
@@ -167,15 +167,15 @@ impl Peers {
         Pool::new(&config.active, slots, config.balance, config.fail_open, Arc::clone(metrics))
     }
 
-    /// The connection settings of `config`, made if they do not exist yet.
+    /// The connection settings of `config`; created if missing.
     pub(super) fn upstream(&mut self, config: &config::Service) -> Arc<Upstream> {
         if let Some(known) = self.upstreams.iter().find(|upstream| *upstream.config() == config.upstream) {
             return Arc::clone(known);
         }
         let upstream = Arc::new(Upstream::new(config.upstream.clone(), &self.deps.folder));
-        // A start goes on without its CA file, and probes say why their peers are not ready.
+        // A missing CA file does not prevent the start; the failing probes show the reason.
         if let Err(e) = upstream.refresh() {
-            warn!("no peer can be verified service={} reason={e}", self.service);
+            warn!("the certificates of peers cannot be verified service={} reason={e}", self.service);
         }
         self.upstreams.push(Arc::clone(&upstream));
         upstream
@@ -186,7 +186,7 @@ impl Peers {
         self.tracked.keys().map(|(pool, _)| pool)
     }
 
-    /// What the status shows of the peers of a pool, in the order of the file.
+    /// The peers of a pool for the view, in the order of the file.
     pub(super) fn views(
         &self,
         name: &str,
@@ -208,7 +208,7 @@ impl Peers {
     }
 }
 
-/// Whether the two reach their peers, or ask them for their health, in different ways.
+/// Whether the two differ in connection or health check settings.
 pub(super) fn asks_differently(a: &config::Service, b: &config::Service) -> bool {
     // How often a probe asks, and how many answers count, is not what it asks.
     let config::HealthCheck { interval, timeout, ready_after, not_ready_after, .. } = b.health_check;
@@ -216,7 +216,7 @@ pub(super) fn asks_differently(a: &config::Service, b: &config::Service) -> bool
     a.upstream != b.upstream || like_b != b.health_check
 }
 
-/// Resolves a peer, then keeps resolving and probing it.
+/// Resolves and probes a peer until it is dropped.
 async fn resolve_and_probe(peer: Arc<Peer>, settings: watch::Receiver<Option<Settings>>, deps: Arc<Deps>) {
     let restarts = &deps.metrics.task_restarts;
     let probed = || {

@@ -1,8 +1,8 @@
-//! The change of the file that goes with `promote`: prepared when the command comes, made when the new pool is proven.
+//! The edit of the file that belongs to `promote`: prepared with the command, written when the new pool is proven.
 //!
-//! Made first, a pool that never becomes ready would be the active one of the next start, and a refused release would leave
-//! its mark. Whatever else is in the file by then stays as it is. The write may wait for a slow disk, so it runs on a thread
-//! of its own: see [`Writing`].
+//! If it were written first, a pool that never becomes ready would be active after a restart, and a failed release would leave
+//! its edit behind. Other edits that were saved meanwhile are kept. The write may wait for a slow disk, so it runs on a blocking
+//! thread: see [`Writing`].
 
 use std::path::Path;
 
@@ -16,17 +16,17 @@ use crate::{
     status::Outcome,
 };
 
-/// One promotion's change of one service.
+/// The edit of one promotion.
 #[derive(Clone)]
 pub(super) struct Edit {
     pub service: String,
     pub pool: String,
     pub version: Option<String>,
-    /// The service as the file had it when the change was asked for.
+    /// The service in the file at the time of the command.
     pub base: config::Service,
 }
 
-/// A change that is being written.
+/// An edit that is being written.
 pub(super) struct Writing {
     pub service: String,
     task: JoinHandle<Result<Written, (Outcome, String)>>,
@@ -34,14 +34,14 @@ pub(super) struct Writing {
 
 /// A file that was written.
 pub(super) struct Written {
-    /// Its text.
+    /// Its new text.
     pub text: String,
-    /// What it says: the change, and what others have saved since the command.
+    /// The parsed text, with edits that others saved since the command.
     pub config: Config,
 }
 
 impl Edit {
-    /// Begins to write the file. `running` tells what a reload may not change.
+    /// Begins to write the file. `running` is the running configuration, whose static values the file must not change.
     pub(super) fn write(self, path: &Path, running: &Config) -> Writing {
         let (service, path, running) = (self.service.clone(), path.to_path_buf(), running.clone());
         Writing { service, task: spawn_blocking(move || self.commit(&path, &running)) }
@@ -72,7 +72,7 @@ impl Edit {
         Ok((text.clone(), Written { text, config }))
     }
 
-    /// The text with this change made.
+    /// Applies the edit to a text.
     pub(super) fn applied_to(&self, text: &str) -> Result<String, Vec<Problem>> {
         edit::promote(text, &self.service, &self.pool, self.version.as_deref())
     }

@@ -1,7 +1,7 @@
-//! What a candidate has to show before it is published: which peers have to pass probes under its settings, and how many.
+//! The proof of a candidate: which peers have to pass probes under its settings before it is published, and how many.
 //!
-//! Made by [`super::service`] when a candidate begins; the probes end with the last copy of the proof. Nothing here decides
-//! what happens after the proof.
+//! [`super::service`] creates one with each candidate. Dropping the last clone ends its probes. The proof only reports its
+//! state; the service decides what follows from it.
 
 use std::sync::Arc;
 
@@ -18,31 +18,31 @@ use crate::pool::{
 /// How many of the peers have to pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Need {
-    /// Each: for a pool that takes over.
+    /// Every peer: for a new active pool.
     All,
-    /// One: for peers that replace others in the pool that serves.
+    /// One peer: for new peers in the active pool.
     One,
-    /// Each that is ready under the settings that run, and at least one: for other settings of the pool that serves.
+    /// Every peer that is ready under the running settings, and at least one: for new settings of the active pool.
     Serving,
 }
 
-/// A proof. Clones share it.
+/// A proof. Clones share its state.
 #[derive(Clone)]
 pub(super) struct Proof {
     peers: Arc<[Arc<PeerProof>]>,
     need: Need,
     ready_after: u32,
-    /// Aborted with the last clone, or when the proof ends.
+    /// The probes; aborted with the last clone, or when the proof ends.
     probes: Arc<Mutex<JoinSet<()>>>,
 }
 
 impl Proof {
-    /// Nothing has to be proven.
+    /// A proof that requires nothing.
     pub(super) fn none() -> Self {
         Self { peers: Arc::new([]), need: Need::All, ready_after: 0, probes: Arc::default() }
     }
 
-    /// Begins to probe `peers` under `settings`. `counts` says of which peers the results are also the verdict.
+    /// Begins to probe `peers` under `settings`. `counts` selects the peers whose readiness these probes determine too.
     pub(super) fn begin(
         peers: Vec<Arc<Peer>>,
         need: Need,
@@ -61,7 +61,7 @@ impl Proof {
         Self { peers, need, ready_after: settings.check.ready_after, probes: Arc::new(Mutex::new(probes)) }
     }
 
-    /// Whether there is nothing to prove, or all of it is proven.
+    /// Whether every required peer is proven; true if none is required.
     pub(super) fn is_done(&self) -> bool {
         match self.need {
             _ if self.peers.is_empty() => true,
@@ -74,27 +74,27 @@ impl Proof {
         }
     }
 
-    /// Whether there is nothing to prove.
+    /// Whether nothing has to be proven.
     pub(super) fn is_none(&self) -> bool {
         self.peers.is_empty()
     }
 
-    /// Whether the probes of this proof are also those that judge `peer`.
+    /// Whether the probes of this proof determine the readiness of `peer`.
     pub(super) fn judges(&self, peer: &Arc<Peer>) -> bool {
         self.peers.iter().any(|proof| proof.counts && Arc::ptr_eq(&proof.peer, peer))
     }
 
-    /// Peers to be proven.
+    /// Number of peers to prove.
     pub(super) fn len(&self) -> usize {
         self.peers.len()
     }
 
-    /// Peers proven so far.
+    /// Number of peers proven so far.
     pub(super) fn proven(&self) -> usize {
         self.peers.iter().filter(|peer| self.has(peer)).count()
     }
 
-    /// Which peers are not proven yet, and why.
+    /// The peers that are not proven yet, with reasons.
     pub(super) fn missing(&self) -> Option<String> {
         let missing: Vec<String> = self.peers.iter().filter(|peer| !self.has(peer)).map(|peer| peer.missing()).collect();
         (!missing.is_empty()).then(|| missing.join("; "))
@@ -105,7 +105,7 @@ impl Proof {
         self.probes.lock().abort_all();
     }
 
-    /// Makes the outcome the verdict of its peers, just before the settings that it was made under begin to run.
+    /// Applies the results to the readiness of the peers, just before the settings of the proof become the running ones.
     pub(super) fn adopt(&self) {
         self.peers.iter().for_each(|peer| peer.adopt(self.ready_after));
     }

@@ -1,21 +1,20 @@
-//! Whether the processes of a pool may be stopped: the one decision behind `safe_to_stop`, the endpoint of that name and
-//! every `wait=drained`.
+//! Decides whether the processes of a pool are safe to stop, for `safe_to_stop` in the status, the endpoint and `wait=drained`.
 //!
-//! A process may be stopped when no request runs on it and none will: its pool neither serves, nor drains, nor is being proven
-//! to serve next, and no other pool that does has one of its addresses.
+//! A pool is safe to stop when no request runs on its peers and none will: it is neither active, nor draining, nor being proven,
+//! and no such pool shares an address with it.
 
 use super::view::{PeerView, PoolView, ServiceView, View};
 use crate::status::{self, PoolState};
 
 impl View {
-    /// Why a pool is not safe to stop; none if it is, or if there is no such pool.
+    /// Why a pool is not safe to stop; none if it is safe, or unknown.
     pub fn not_safe_because(&self, service: &str, pool: &str) -> Option<String> {
         let service = self.service(service)?;
         let pool = service.pools.iter().find(|known| known.name == pool)?;
         self.not_safe(service, pool)
     }
 
-    /// The pools of a service that do not serve and are not safe to stop, each with the reason.
+    /// The pools of a service, except the active one, that are not safe to stop, with the reasons.
     pub fn not_safe_others(&self, service: &str) -> Vec<(String, String)> {
         let others = |service: &ServiceView| {
             let others = service.pools.iter().filter(|pool| pool.state != PoolState::Active);
@@ -36,7 +35,7 @@ impl View {
         }
     }
 
-    /// An address that another pool in use has as well.
+    /// An address that the pool shares with another pool in use.
     fn shared(&self, service: &ServiceView, pool: &PoolView) -> Option<String> {
         let pools = self.services.iter().flat_map(|service| service.pools.iter().map(move |pool| (service, pool)));
         let is_other = |of: &ServiceView, other: &PoolView| of.name != service.name || other.name != pool.name;
@@ -58,7 +57,7 @@ impl View {
 }
 
 impl PeerView {
-    /// Whether the two have an address in common, as written or as resolved.
+    /// Whether the two share an address, as written or as resolved.
     fn is_same_process(&self, other: &Self) -> bool {
         let (a, b) = (&self.peer, &other.peer);
         let resolved = |(a, b): (std::sync::Arc<crate::pool::peer::Target>, std::sync::Arc<crate::pool::peer::Target>)| {

@@ -1,7 +1,7 @@
-//! The time until a service has served for the first time, and the pool that served before the restart.
+//! The start of a service, until it serves for the first time.
 //!
-//! Kept by [`super::service`]. At a start no other pool serves, so the file's pool is published before it is proven, and
-//! answers 503 until it is ready. If it fails and the pool that served last is ready, that one serves instead.
+//! Kept by [`super::service`]. At the start no other pool serves, so the pool of the file is published unproven and its requests
+//! get 503 until it is ready. If it fails its proof and the pool that served before the restart is ready, that pool serves.
 
 use super::proof::Proof;
 use crate::{config, pool::Pool};
@@ -9,7 +9,7 @@ use crate::{config, pool::Pool};
 /// A service that has not served yet.
 #[derive(Default)]
 pub(super) struct Start {
-    /// The file's configuration with the pool that served last as the active one.
+    /// The configuration of the file, but with the pool that served last as the active one.
     pub fallback: Option<Fallback>,
 }
 
@@ -20,7 +20,7 @@ pub(super) struct Fallback {
 }
 
 impl Start {
-    /// Whether the fallback is to serve instead of `active`, of which probes have failed.
+    /// Whether the fallback has to serve instead of `active`, whose probes have failed.
     pub(super) fn falls_back(&self, active: &Pool) -> bool {
         self.fallback.as_ref().is_some_and(|fallback| fallback.proof.is_done()) && has_failed(active)
     }
@@ -35,7 +35,7 @@ fn has_failed(active: &Pool) -> bool {
     active.slots().iter().any(|slot| slot.peer.health.record().last.is_some_and(|probe| probe.failure.is_some()))
 }
 
-/// Why no peer of the pool is ready.
+/// The reasons why no peer of the pool is ready.
 pub(super) fn missing(active: &Pool) -> String {
     let missing = active.slots().iter().map(|slot| {
         let failure = slot.peer.health.record().last.and_then(|probe| probe.failure);

@@ -1,7 +1,7 @@
-//! One swap from the edit to its outcome: what the controller keeps of it, what waiters receive, what the status says.
+//! One swap, from the edit to its outcome: its state in the controller, for waiters and for the status.
 //!
-//! The controller alone moves it on; all others have a copy or a receiver. Waiters are notified by [`Swap::announce`] after
-//! the view of that step is published, so that they find in the view what they were notified of.
+//! Only the controller changes it; others have a copy or a receiver. [`Swap::announce`] notifies waiters after the view of the
+//! step is published, so that the view already shows the step.
 
 use std::{
     sync::Arc,
@@ -16,18 +16,18 @@ use crate::{
     status::{self, Outcome, Phase},
 };
 
-/// A swap. Clones are the same swap at different times.
+/// A swap. A clone keeps the state at its time.
 #[derive(Clone)]
 pub(super) struct Swap {
     pub from: Option<String>,
     pub to: String,
     pub began: Instant,
-    /// Until when it may be proven.
+    /// Deadline of the proof.
     pub deadline: Instant,
     began_at: SystemTime,
-    /// What is being proven; kept afterwards for the record.
+    /// The proof; kept afterwards for the report.
     pub proof: Proof,
-    /// The file that is being written, from the proof to the promotion.
+    /// The file that is being written between proof and promotion.
     pub writing: Option<Arc<str>>,
     promoted: Option<Instant>,
     draining: Vec<Arc<Peer>>,
@@ -38,7 +38,7 @@ pub(super) struct Swap {
 }
 
 impl Swap {
-    /// A swap that begins now and may be proven for `timeout`.
+    /// Begins a swap whose proof may take `timeout`.
     pub(super) fn new(from: Option<String>, to: String, proof: Proof, timeout: Duration, now: Instant) -> Self {
         let swap = Self {
             from,
@@ -59,12 +59,12 @@ impl Swap {
         swap
     }
 
-    /// A receiver of every step from now on.
+    /// A receiver for every further step.
     pub(super) fn subscribe(&self) -> watch::Receiver<status::Swap> {
         self.waiters.subscribe()
     }
 
-    /// Notifies those who wait for this step.
+    /// Notifies the waiters of this step.
     pub(super) fn announce(&self) {
         self.waiters.send_replace(self.status());
     }
@@ -73,12 +73,12 @@ impl Swap {
         Arc::ptr_eq(&self.waiters, &other.waiters)
     }
 
-    /// Whether the pool itself changes, and not only its peers or settings.
+    /// Whether it changes the active pool, and not only its peers or settings.
     pub(super) fn changes_pool(&self) -> bool {
         self.from.as_ref() != Some(&self.to)
     }
 
-    /// The new pool serves; `draining` have to become empty.
+    /// Records the promotion; `draining` are the peers to drain.
     pub(super) fn promoted(&mut self, now: Instant, draining: Vec<Arc<Peer>>) {
         self.proof.end();
         self.writing = None;
@@ -90,7 +90,7 @@ impl Swap {
         self.draining.iter().map(|peer| peer.in_flight()).sum()
     }
 
-    /// It has ended. The reason defaults to what is missing of the proof.
+    /// Ends the swap. The default reason is the missing part of the proof.
     pub(super) fn end(&mut self, now: Instant, outcome: Outcome, reason: Option<String>) {
         self.proof.end();
         self.writing = None;
@@ -112,7 +112,7 @@ impl Swap {
         self.ended.map_or_else(|| self.began.elapsed(), |(ended, _)| ended - self.began)
     }
 
-    /// How it stands at this moment.
+    /// Its state at this moment.
     pub(super) fn status(&self) -> status::Swap {
         let outcome = self.ended.map(|(_, outcome)| outcome);
         let phase = match (outcome, self.promoted) {

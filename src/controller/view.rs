@@ -1,6 +1,6 @@
-//! What the controller shows of itself: the shape of things by value, the counts by reference.
+//! The state that the controller publishes for the admin API: services and swaps by value, live counters by reference.
 //!
-//! Published through a watch channel after every step, so that readers never wait for the controller.
+//! Sent through a watch channel after every step, so that readers never wait for the controller.
 
 use std::{
     sync::Arc,
@@ -15,7 +15,7 @@ use crate::{
     status::{self, PeerStatus, PoolState, PoolStatus, ReloadResult, ServiceDrift, ServiceStatus, Status},
 };
 
-/// Everything the status and a scrape show.
+/// Everything that the status and the metrics show.
 #[derive(Clone)]
 pub struct View {
     pub(super) generation: u64,
@@ -28,7 +28,7 @@ pub struct View {
     pub(super) config: Arc<Config>,
 }
 
-/// The last reading of the file.
+/// The last reload of the file.
 #[derive(Clone)]
 pub(super) struct LastReload {
     pub result: ReloadResult,
@@ -58,7 +58,7 @@ pub(super) struct PoolView {
 #[derive(Clone)]
 pub(super) struct PeerView {
     pub peer: Arc<Peer>,
-    /// None for a peer that has left the file.
+    /// None for a peer that was removed from the file.
     pub weight: Option<u16>,
     pub draining: bool,
 }
@@ -69,7 +69,7 @@ impl View {
         self.not_ready.as_deref()
     }
 
-    /// How long a stopping process waits for running requests.
+    /// How long the process waits for running requests when it stops.
     pub fn shutdown_timeout(&self) -> Duration {
         self.config.shutdown_timeout
     }
@@ -79,7 +79,7 @@ impl View {
         &self.config
     }
 
-    /// How everything stands at this moment.
+    /// Builds the status at this moment.
     pub fn status(&self, listeners: &[String]) -> Status {
         Status {
             generation: self.generation,
@@ -113,7 +113,7 @@ impl View {
         self.services.iter().find(|service| service.name == name)
     }
 
-    /// The pool of a service that serves; none if there is no such service.
+    /// The active pool of a service; none for an unknown service.
     pub fn active(&self, service: &str) -> Option<&str> {
         self.service(service).map(|service| service.active.as_str())
     }
@@ -125,12 +125,12 @@ impl View {
         services.filter_map(drift).collect()
     }
 
-    /// `drain.timeout` of a service; none if there is no such service.
+    /// `drain.timeout` of a service; none for an unknown service.
     pub fn drain_timeout(&self, service: &str) -> Option<Duration> {
         self.service(service).map(|service| service.drain_timeout)
     }
 
-    /// Names of the pools of a service; none if there is no such service.
+    /// Names of the pools of a service; none for an unknown service.
     pub fn pools(&self, service: &str) -> Option<Vec<&str>> {
         Some(self.service(service)?.pools.iter().map(|pool| pool.name.as_str()).collect())
     }
@@ -140,7 +140,7 @@ impl View {
         self.services.iter().map(|service| service.name.as_str())
     }
 
-    /// Brings the gauges to what the peers say, just before a scrape.
+    /// Sets the gauges from the peers, just before a scrape.
     pub fn set_gauges(&self, metrics: &Metrics) {
         metrics.set_generation(self.generation);
         let pools = self.services.iter().flat_map(|service| service.pools.iter().map(move |pool| (service, pool)));

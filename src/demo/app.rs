@@ -1,7 +1,7 @@
-//! One of the demo's applications: what a small Spring Boot application looks like from outside.
+//! An application for the demo, with the behavior of a small Spring Boot application.
 //!
-//! Run by the demo as a process of its own, so that it can really be stopped and killed; also handy for a first try of one's
-//! own configuration. Says not ready for a while after it starts, and stops gracefully on SIGTERM.
+//! The demo runs it as a separate process, so that it can be stopped and killed; `switchover demo-app` also helps to try a
+//! configuration. It is not ready for a while after the start, and stops gracefully on SIGTERM.
 
 use std::{
     convert::Infallible,
@@ -28,21 +28,21 @@ use tokio::{
 };
 use tokio_stream::{StreamExt, iter};
 
-/// How long running requests may take after SIGTERM, as in Spring Boot.
+/// Time limit of running requests after SIGTERM; the default of Spring Boot.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// What an application is told at its start.
+/// Options of the application.
 #[derive(Clone)]
 pub struct App {
-    /// Its colour, said in every answer.
+    /// Name of its pool, part of every response.
     pub name: String,
-    /// Its release, said in every answer.
+    /// Its release, part of every response.
     pub version: String,
-    /// Where it listens; port 0 takes a free one.
+    /// Address to listen on; port 0 chooses a free port.
     pub listen: SocketAddr,
-    /// How long it is not ready.
+    /// How long it is not ready after its start.
     pub ready_after: Duration,
-    /// Ends when standard input does: an application must not outlive whoever started it, however that ended.
+    /// Ends when standard input is closed, so that the application never outlives the demo.
     pub exit_on_stdin_close: bool,
 }
 
@@ -77,13 +77,13 @@ const fn every() -> u64 {
     100
 }
 
-/// Serves until SIGTERM, then until running requests have ended, but not longer than half a minute.
+/// Serves until SIGTERM, then until its running requests have ended, for 30 seconds at most.
 ///
 /// # Errors
-/// When it cannot listen.
+/// When the address cannot be bound.
 pub async fn serve(app: App) -> io::Result<()> {
     let socket = if app.listen.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // So that it can come back on the same port at once.
+    // Allows a restart on the same port at once.
     socket.set_reuseaddr(true)?;
     socket.bind(app.listen)?;
     let listener = socket.listen(1024)?;
@@ -110,7 +110,7 @@ pub async fn serve(app: App) -> io::Result<()> {
     }
 }
 
-/// A thread of its own, because a read of standard input cannot be given up and would hold the runtime's end.
+/// Runs on a thread of its own: a read of standard input cannot be cancelled, and would block the end of the runtime.
 async fn stdin_closed(wanted: bool) {
     let (open, closed) = oneshot::channel::<()>();
     if !wanted {
@@ -139,7 +139,7 @@ async fn sleepy(State(running): State<Arc<Running>>, Query(Slow { ms }): Query<S
     running.answer(format_args!(" after {ms} ms"))
 }
 
-/// Counts a body without keeping it.
+/// Counts the bytes of a body without storing them.
 async fn received(State(running): State<Arc<Running>>, request: Request) -> Response {
     let mut body = request.into_body();
     let mut bytes = 0;
@@ -159,7 +159,7 @@ async fn bytes(Query(Size { n }): Query<Size>) -> Response {
     ([(header::CONTENT_LENGTH, n)], Body::from_stream(iter(pieces))).into_response()
 }
 
-/// Server-sent events, until `count` or until the client goes.
+/// Sends `count` server-sent events, or until the client closes the connection.
 async fn events(State(running): State<Arc<Running>>, Query(Events { every_ms, count }): Query<Events>) -> Response {
     let name = running.app.name.clone();
     let events = iter(0..count.unwrap_or(usize::MAX))

@@ -1,7 +1,7 @@
-//! Steady load over keep-alive connections, which counts whatever goes wrong and never tries again.
+//! A steady load over keep-alive connections. Counts every failure and never retries.
 //!
-//! What takes long is a POST: switchover never sends one twice, so an application that was stopped one request too early
-//! shows as a failure here, and no retry can hide it.
+//! The slow requests are POSTs: switchover never retries them, so that an application that was stopped too early shows as a
+//! failure.
 
 use std::{
     collections::BTreeMap,
@@ -23,33 +23,32 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at, timeout},
 };
 
-/// Clients with small requests, each with a connection of its own.
+/// Number of clients with fast requests; each has its own connection.
 const QUICK: u32 = 10;
-/// Clients whose every request takes longer than a promotion: apart from the others, so that those keep their pace, and so
-/// that there is always something to drain.
+/// Number of clients whose requests take longer than a promotion, so that a drain always has requests to wait for.
 const SLOW: u32 = 3;
-/// A request of each quick client, 1,000 a second in all: the demo is to be watched, not to melt a laptop.
+/// Interval between the requests of one fast client; 1,000 requests per second in total, which a laptop can serve.
 const PACE: Duration = Duration::from_millis(10);
-/// What a slow request asks the application to take.
+/// Duration of a slow request in the application.
 const SLOWNESS: Duration = Duration::from_millis(300);
-/// Nothing that works takes this long.
+/// Time limit of a request.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// As many reasons as a person wants to read.
+/// How many reasons of failures to keep.
 const REASONS: usize = 5;
 
-/// What the load has seen.
+/// The results so far.
 #[derive(Clone, Default)]
 pub(super) struct Tally {
     pub requests: u64,
     pub failed: u64,
     pub reasons: Vec<String>,
-    /// Less what the request asked the application to take.
+    /// Longest duration, less the time that the request made the application wait.
     pub slowest: Duration,
-    /// Requests by the colour that answered.
-    pub by_colour: BTreeMap<String, u64>,
+    /// Number of requests by the application that responded.
+    pub by_application: BTreeMap<String, u64>,
 }
 
-/// Load that goes on until it is dropped or stopped.
+/// A running load; ends when it is stopped or dropped.
 pub(super) struct Load {
     tally: Arc<Mutex<Tally>>,
     stop: Arc<AtomicBool>,
@@ -70,12 +69,12 @@ impl Load {
         lock(&self.tally).clone()
     }
 
-    /// Lets every request end, and counts it.
+    /// Waits until every request has ended, and counts it.
     pub(super) async fn stop(mut self) -> Tally {
         self.stop.store(true, Relaxed);
         while let Some(client) = self.clients.join_next().await {
             if let Err(e) = client {
-                lock(&self.tally).failed(format!("a client broke: {e}"));
+                lock(&self.tally).failed(format!("a client of the load panicked: {e}"));
             }
         }
         self.tally()
@@ -93,7 +92,7 @@ impl Tally {
 
 async fn run_client(client: u32, address: SocketAddr, tally: Arc<Mutex<Tally>>, stop: Arc<AtomicBool>) {
     let (slow, mut connection) = (client >= QUICK, None);
-    // Spread evenly, quick and slow ones alike: in step they would come in waves.
+    // Start the clients at even intervals: together, their requests would come in bursts.
     let start = if slow { SLOWNESS * (client - QUICK) / SLOW } else { PACE * client / QUICK };
     let mut pace = interval_at(Instant::now() + start, PACE);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -114,7 +113,7 @@ async fn run_client(client: u32, address: SocketAddr, tally: Arc<Mutex<Tally>>, 
         tally.requests += 1;
         tally.slowest = tally.slowest.max(took);
         match outcome.unwrap_or_else(|_| Err(format!("no answer in {TIMEOUT:?}"))) {
-            Ok(colour) => *tally.by_colour.entry(colour).or_default() += 1,
+            Ok(application) => *tally.by_application.entry(application).or_default() += 1,
             Err(reason) => {
                 tally.failed(reason);
                 connection = None;
@@ -130,7 +129,7 @@ enum Kind {
     Slow,
 }
 
-/// Sends one request; gives the colour that answered it.
+/// Sends one request. Returns the name of the application that responded.
 async fn request(
     connection: &mut Option<http1::SendRequest<Full<Bytes>>>,
     address: SocketAddr,
@@ -138,7 +137,7 @@ async fn request(
 ) -> Result<String, String> {
     static BODY: [u8; 2048] = [b'x'; 2048];
     let sender = match connection {
-        // A connection that was announced to end is replaced; one that breaks is a failure.
+        // Replace a connection that was closed after `Connection: close`; any other close is a failure.
         Some(sender) if !sender.is_closed() => sender,
         _ => connection.insert(connect(address).await?),
     };
@@ -159,14 +158,14 @@ async fn request(
     if !status.is_success() || !whole {
         return Err(format!("{what}: {status} {}", text.trim()));
     }
-    Ok(text.split_whitespace().next().unwrap_or("nobody").to_owned())
+    Ok(text.split_whitespace().next().unwrap_or("unknown").to_owned())
 }
 
 async fn connect(address: SocketAddr) -> Result<http1::SendRequest<Full<Bytes>>, String> {
     let stream = TcpStream::connect(address).await.map_err(|e| format!("cannot connect: {e}"))?;
     stream.set_nodelay(true).map_err(|e| format!("cannot connect: {e}"))?;
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
-    // Its end shows in the requests on it.
+    // Errors of the connection appear in its requests.
     tokio::spawn(async move { connection.await.unwrap_or_default() });
     Ok(sender)
 }

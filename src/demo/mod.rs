@@ -1,12 +1,12 @@
-//! `switchover demo`: the main job, live, on two small built-in applications.
+//! `switchover demo`: swaps between two small built-in applications under load.
 //!
-//! The real server runs as a process of its own; the demo edits its file, as a user would, under steady load, and stops and
-//! restarts the idle application exactly when the status says that it is safe.
+//! The real server runs as a separate process. The demo edits its configuration file as a user would, under a steady load, and
+//! stops and restarts the idle application as soon as the status says that it is safe to stop.
 
 pub mod app;
+mod environment;
 mod load;
 mod screen;
-mod stage;
 
 use std::{
     io::{self, IsTerminal},
@@ -16,27 +16,27 @@ use std::{
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::{
+    environment::Environment,
     load::{Load, Tally},
     screen::Screen,
-    stage::Stage,
 };
 use crate::status::{Outcome, PoolState};
 
-/// Time to see what a swap has done before the next one begins.
+/// Pause after a swap, to let people see its effect.
 const PAUSE: Duration = Duration::from_millis(1500);
 
-/// What the demo is told.
+/// Options of the demo.
 pub struct Options {
-    /// How many swaps.
+    /// Number of swaps.
     pub swaps: usize,
-    /// Ends after the tally also on a terminal.
+    /// Ends after the last swap on a terminal too.
     pub once: bool,
 }
 
-/// Runs the demo. Gives how many requests failed.
+/// Runs the demo. Returns the number of failed requests.
 ///
 /// # Errors
-/// When something but a request went wrong: the reason, in words.
+/// When the demo itself fails, with the reason.
 pub async fn run(options: Options) -> Result<u64, String> {
     let mut stop = Stop::caught()?;
     let mut screen = Screen::new();
@@ -44,33 +44,33 @@ pub async fn run(options: Options) -> Result<u64, String> {
         "switchover demo: two applications, one load balancer, steady load, {} swaps by editing one line\n",
         options.swaps
     ));
-    let mut stage = tokio::select! {
-        stage = Stage::set() => stage?,
-        () = stop.told() => return Err("stopped before it began".to_owned()),
+    let mut environment = tokio::select! {
+        environment = Environment::set() => environment?,
+        () = stop.requested() => return Err("stopped before the first swap".to_owned()),
     };
     screen.event(&format!(
         "blue v1 on {}, green v2 on {}, switchover on {}",
-        stage.blue.address, stage.green.address, stage.address
+        environment.blue.address, environment.green.address, environment.address
     ));
-    screen.event(&format!("the file: {}\n", stage.config.display()));
-    let load = Load::start(stage.address);
+    screen.event(&format!("the file: {}\n", environment.config.display()));
+    let load = Load::start(environment.address);
     let stay = io::stdout().is_terminal() && !options.once;
     let mut done = 0;
     let outcome = tokio::select! {
-        outcome = swaps(options.swaps, stay, &mut done, &mut stage, &load, &mut screen) => outcome,
-        () = stop.told() => Err(format!("stopped before swap {} of {} was done", done + 1, options.swaps)),
+        outcome = swaps(options.swaps, stay, &mut done, &mut environment, &load, &mut screen) => outcome,
+        () = stop.requested() => Err(format!("stopped before the end of swap {} of {}", done + 1, options.swaps)),
     };
     let tally = load.stop().await;
     screen.event(&summary(done, &tally));
     outcome?;
     if stay {
-        screen.event(&invitation(&stage).await?);
-        stop.told().await;
+        screen.event(&invitation(&environment).await?);
+        stop.requested().await;
     }
     Ok(tally.failed)
 }
 
-/// Ctrl-C and its like. Unless caught they would end the demo before it could end its children.
+/// SIGINT, SIGTERM and SIGHUP. They are caught so that the demo can stop its child processes first.
 struct Stop([Signal; 3]);
 
 impl Stop {
@@ -79,52 +79,52 @@ impl Stop {
         Ok(Self([caught(SignalKind::interrupt())?, caught(SignalKind::terminate())?, caught(SignalKind::hangup())?]))
     }
 
-    async fn told(&mut self) {
+    async fn requested(&mut self) {
         let [interrupt, terminate, hangup] = &mut self.0;
         tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {}, _ = hangup.recv() => {} }
     }
 }
 
-/// Swaps back and forth, and counts them in `done`.
+/// Swaps back and forth; counts the swaps in `done`.
 async fn swaps(
     swaps: usize,
     stay: bool,
     done: &mut usize,
-    stage: &mut Stage,
+    environment: &mut Environment,
     load: &Load,
     screen: &mut Screen,
 ) -> Result<(), String> {
-    show(stage, load, screen, PAUSE).await?;
+    show(environment, load, screen, PAUSE).await?;
     for swap in 0..swaps {
         let (from, to) = if swap % 2 == 0 { ("blue", "green") } else { ("green", "blue") };
         let edit = format!("active: {from} -> active: {to}");
         if swap == 0 {
             screen.event(&format!("swap 1 of {swaps}: {edit}"));
         } else {
-            // Not ready for another second, so that there is something to prove.
-            stage.colour(to).restart(&format!("v{}", swap + 2)).await?;
+            // The application is not ready for another second, so the proof takes visible time.
+            environment.application(to).restart(&format!("v{}", swap + 2)).await?;
             screen.event(&format!("swap {} of {swaps}: {to} started again as v{}, {edit}", swap + 1, swap + 2));
         }
-        one_swap(from, to, stage, load, screen).await?;
-        // To an application that is safe to stop it makes no difference how.
+        one_swap(from, to, environment, load, screen).await?;
+        // Alternate between SIGTERM and SIGKILL: an application that is safe to stop may be killed.
         let politely = swap % 2 == 0;
-        stage.colour(from).stop(politely).await?;
+        environment.application(from).stop(politely).await?;
         screen.event(&format!("  {from} {}", if politely { "stopped with SIGTERM" } else { "killed with SIGKILL" }));
         *done = swap + 1;
-        show(stage, load, screen, PAUSE).await?;
+        show(environment, load, screen, PAUSE).await?;
     }
     if stay && swaps > 0 {
         let idle = if swaps.is_multiple_of(2) { "green" } else { "blue" };
-        stage.colour(idle).restart(&format!("v{}", swaps + 2)).await?;
+        environment.application(idle).restart(&format!("v{}", swaps + 2)).await?;
     }
     Ok(())
 }
 
-/// From the edit until the old colour is safe to stop.
-async fn one_swap(from: &str, to: &str, stage: &mut Stage, load: &Load, screen: &mut Screen) -> Result<(), String> {
-    stage.edit(from, to)?;
+/// Runs one swap, from the edit until the old application is safe to stop.
+async fn one_swap(from: &str, to: &str, environment: &mut Environment, load: &Load, screen: &mut Screen) -> Result<(), String> {
+    environment.edit(from, to)?;
     let began = Instant::now();
-    stage
+    environment
         .until(&format!("{to} is active"), |status| {
             screen.tick(&load.tally(), status.services.first());
             status.services.iter().any(|service| service.active == to)
@@ -132,7 +132,7 @@ async fn one_swap(from: &str, to: &str, stage: &mut Stage, load: &Load, screen: 
         .await?;
     screen.event(&format!("  {to} proved ready and promoted {} ms after the edit", began.elapsed().as_millis()));
     let mut ended = None;
-    stage
+    environment
         .until(&format!("{from} is safe to stop"), |status| {
             screen.tick(&load.tally(), status.services.first());
             ended = status.services.first().and_then(|service| service.last_swap.clone()).filter(|swap| swap.to == to);
@@ -144,15 +144,15 @@ async fn one_swap(from: &str, to: &str, stage: &mut Stage, load: &Load, screen: 
             screen.event(&format!("  {from} drained, safe to stop {} ms after the edit", began.elapsed().as_millis()));
             Ok(())
         }
-        other => Err(format!("the swap to {to} did not end as it should: {other:?}")),
+        other => Err(format!("the swap to {to} failed: {other:?}")),
     }
 }
 
-/// Shows for a while how things are.
-async fn show(stage: &mut Stage, load: &Load, screen: &mut Screen, how_long: Duration) -> Result<(), String> {
+/// Updates the screen for a while.
+async fn show(environment: &mut Environment, load: &Load, screen: &mut Screen, how_long: Duration) -> Result<(), String> {
     let end = Instant::now() + how_long;
-    let what = "time has passed";
-    stage
+    let what = "the pause is over";
+    environment
         .until(what, |status| {
             screen.tick(&load.tally(), status.services.first());
             Instant::now() >= end
@@ -161,11 +161,11 @@ async fn show(stage: &mut Stage, load: &Load, screen: &mut Screen, how_long: Dur
 }
 
 fn summary(swaps: usize, tally: &Tally) -> String {
-    let by_colour: Vec<String> = tally.by_colour.iter().map(|(colour, n)| format!("{colour} {n}")).collect();
+    let by_application: Vec<String> = tally.by_application.iter().map(|(application, n)| format!("{application} {n}")).collect();
     let mut text = format!(
         "\nswaps {swaps}   requests {} ({})   failed {}   slowest {} ms",
         tally.requests,
-        by_colour.join(", "),
+        by_application.join(", "),
         tally.failed,
         tally.slowest.as_millis()
     );
@@ -175,12 +175,12 @@ fn summary(swaps: usize, tally: &Tally) -> String {
     text
 }
 
-/// What to try while everything goes on running.
-async fn invitation(stage: &Stage) -> Result<String, String> {
-    let status = stage.status().await?;
+/// Prints the commands to try while the demo keeps running.
+async fn invitation(environment: &Environment) -> Result<String, String> {
+    let status = environment.status().await?;
     let idle = status.services.iter().flat_map(|s| &s.pools).find(|pool| pool.state != PoolState::Active);
     let idle = idle.map_or("green", |pool| pool.name.as_str());
-    let (address, program, config) = (stage.address, stage::program(), stage.config.display());
+    let (address, program, config) = (environment.address, environment::program(), environment.config.display());
     Ok(format!(
         "\nStill serving on http://{address}/ until Ctrl-C. Edit active: in\n  {config}\nor try, in another terminal:\n  curl \
          http://{address}/\n  {program} promote {idle} --config {config}\n  {program} status --config {config}"

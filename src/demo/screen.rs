@@ -1,4 +1,4 @@
-//! What the demo shows: on a terminal a small block that is drawn over, elsewhere a line a second and one per event.
+//! The output of the demo: on a terminal a block that is redrawn in place, elsewhere one line per second and per event.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -8,9 +8,9 @@ use std::{
 use super::load::Tally;
 use crate::status::{Phase, ServiceStatus};
 
-/// Ticks in the strip: twelve seconds, which fit a narrow terminal beside their legend.
+/// Number of ticks in the strip: twelve seconds, which fit a narrow terminal with the legend.
 const STRIP: usize = 50;
-/// Between two drawings on a terminal, and between two lines elsewhere.
+/// Interval between two redraws on a terminal, and between two lines elsewhere.
 const TICK: Duration = Duration::from_millis(250);
 const PLAIN: Duration = Duration::from_secs(1);
 
@@ -31,11 +31,11 @@ impl Screen {
         Self { live, colour, drawn: 0, strip: Vec::new(), before: (now, Tally::default()) }
     }
 
-    /// Shows what has happened since the last tick, if that is long enough ago.
+    /// Shows the present state, if the interval since the last update is over.
     pub(super) fn tick(&mut self, tally: &Tally, service: Option<&ServiceStatus>) {
         let now = Instant::now();
         if tally.requests == 0 {
-            // Counting begins with the load, not with the program.
+            // The first interval begins with the load, not with the program.
             self.before.0 = now;
             return;
         }
@@ -45,7 +45,7 @@ impl Screen {
         }
         let seconds = (now - *then).as_secs_f64().max(0.001);
         let rate = (tally.requests - before.requests) as f64 / seconds;
-        let since = |colour: &str| tally.by_colour.get(colour).unwrap_or(&0) - before.by_colour.get(colour).unwrap_or(&0);
+        let since = |name: &str| tally.by_application.get(name).unwrap_or(&0) - before.by_application.get(name).unwrap_or(&0);
         let (blue, green) = (since("blue"), since("green"));
         let (who, letter) = match (blue > 0, green > 0) {
             (true, true) => ("blue and green", '#'),
@@ -77,7 +77,7 @@ impl Screen {
         }
     }
 
-    /// Something happened that is worth a line of its own.
+    /// Prints an event on a line of its own.
     pub(super) fn event(&mut self, text: &str) {
         if self.drawn > 0 {
             print(&format!("\x1b[{}A\x1b[J", self.drawn));
@@ -109,7 +109,7 @@ impl Screen {
     }
 }
 
-/// A reader that went away (`switchover demo | head`) is no reason to end: the exit code still counts.
+/// Ignores a closed standard output (`switchover demo | head`): the exit code still counts.
 fn print(text: &str) {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).unwrap_or_default();

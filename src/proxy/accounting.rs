@@ -1,4 +1,4 @@
-//! What is counted and logged of a request. Called once, when it has ended, however that was.
+//! Counts and logs a request. Called once, when the request has ended, whatever the outcome.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use pingora::proxy::Session;
 use super::{Proxy, context::RequestCtx, failure::Failure, log_entry, own_response};
 use crate::clients::connection;
 
-/// Counts a request that has ended, and writes its line.
+/// Counts an ended request and writes its access log line.
 pub(super) fn ended(proxy: &Proxy, session: &mut Session, ctx: &RequestCtx) {
     let now = Instant::now();
     connection::await_header(Some(now + connection::idle_timeout()));

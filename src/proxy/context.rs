@@ -1,6 +1,6 @@
-//! One request on its way: where it leads, the peer that is counted for it, and what came of each try.
+//! The state of one request: its service, its leased peer, and the outcome of each try.
 //!
-//! [`super::Proxy`] keeps one from the first phase of a request to the last. Nothing here waits.
+//! [`super::Proxy`] passes one from the first phase of a request to the last. Nothing here waits.
 
 use std::{
     sync::Arc,
@@ -19,32 +19,32 @@ use crate::{
     snapshot::{Service, Snapshot, SnapshotCell},
 };
 
-/// How often a request may meet a pool that has just begun to drain before that is called a fault.
+/// How often a request may find its pool draining and load a newer snapshot; more would be a fault of ours.
 const SNAPSHOTS_TRIED: usize = 8;
 
-/// One request, from its header to its end; dropping it gives its lease back on every way out.
+/// One request, from its header to its end. Dropping it releases its lease.
 pub struct RequestCtx {
     pub(super) began: Instant,
     pub(super) snapshot: Option<Arc<Snapshot>>,
     pub(super) service: Option<Arc<Service>>,
     pub(super) lease: Option<Lease>,
-    /// Peers that could not be connected to, or lost this request.
+    /// Peers that failed this request.
     pub(super) tried: Vec<Arc<Peer>>,
     pub(super) tries: usize,
-    /// The end of the try before, or the beginning of all: what lies between is not worth another look at the clock.
+    /// End of the last try, or begin of the request. Reused as the begin of the next try, which saves a clock read.
     pub(super) connect_began: Instant,
-    /// None until connected to a peer.
+    /// When the peer was connected; none before that.
     pub(super) connected: Option<Instant>,
     pub(super) answered: bool,
-    /// The second try after a lost connection, which there is but one of.
+    /// Set on the single retry after a lost connection.
     pub(super) retried: bool,
-    /// Why the request failed, or why its answer broke off.
+    /// Why the request failed, or why its response broke off.
     pub(super) failure: Option<Failure>,
     pub(super) request_id: Option<RequestId>,
     pub(super) traceparent: Option<HeaderValue>,
-    /// Of an upgrade request that is not connected yet.
+    /// Set on an upgrade request until its peer is connected.
     pub(super) holder: Option<Corkable>,
-    /// The handshake of a WebSocket.
+    /// Whether the request is a WebSocket handshake.
     pub(super) upgrades: bool,
     pub(super) connect_took: Option<Duration>,
     pub(super) header_took: Option<Duration>,
@@ -74,10 +74,10 @@ impl RequestCtx {
         }
     }
 
-    /// Takes the snapshot that serves now and finds the request's service in it.
+    /// Loads the current snapshot and finds the request's service in it.
     ///
     /// # Errors
-    /// When there is none.
+    /// When no service matches.
     pub(super) fn route(&mut self, current: &SnapshotCell, request: &RequestHeader) -> Result<(), NoRoute> {
         let snapshot = current.load_full();
         let host = request
@@ -86,7 +86,7 @@ impl RequestCtx {
             .map(HeaderValue::as_bytes)
             .or_else(|| request.uri.authority().map(|a| a.as_str().as_bytes()));
         let host = host.and_then(|host| std::str::from_utf8(host).ok()).unwrap_or_default();
-        // OPTIONS * is about the whole host.
+        // `OPTIONS *` asks about the whole host.
         let path = Some(request.uri.path()).filter(|path| *path != "*").unwrap_or("/");
         let found = snapshot.routes.find(host, path).map(Arc::clone);
         self.snapshot = Some(snapshot);
@@ -94,8 +94,8 @@ impl RequestCtx {
         found.map(drop)
     }
 
-    /// Picks a peer and counts the request in. A pool that drains was replaced after this request took its snapshot, and the
-    /// newer snapshot is already there, because it is stored before the pool is closed.
+    /// Picks and leases a peer. If the pool drains, it was replaced after this request loaded its snapshot; the newer snapshot is
+    /// already visible, because it is stored before the pool is closed.
     pub(super) fn pick(&mut self, current: &SnapshotCell, request: &RequestHeader) -> Option<Lease> {
         for _ in 0..SNAPSHOTS_TRIED {
             match self.service.as_ref()?.active.pick(&self.tried) {
@@ -112,12 +112,12 @@ impl RequestCtx {
         None
     }
 
-    /// The peer that the request runs on, or that began its answer and failed.
+    /// The peer that the request runs on, or the failed peer that began the response.
     pub(super) fn answering_peer(&self) -> Option<&Arc<Peer>> {
         self.lease.as_ref().map(Lease::peer).or(self.tried.last().filter(|_| self.answered))
     }
 
-    /// Notes that the peer failed this try, and lets go of it.
+    /// Records that the peer failed this try, and releases its lease.
     pub(super) fn lost(&mut self, kind: ErrorKind) {
         connection::arrived();
         self.connected = None;

@@ -1,6 +1,6 @@
-//! Why a request failed, and what the client, the metrics and the retry rule make of it.
+//! The reasons of failed requests, with their status, body, access log word and metric label.
 //!
-//! The one place where an error becomes a status. A body says no more than a stranger may know.
+//! Used by the phases in [`super`]. This is the only place that maps errors to a status. A body never contains internal details.
 
 use pingora::{Error, ErrorSource, ErrorType};
 
@@ -13,26 +13,26 @@ use crate::{
 /// Why a request failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// No service takes this host and path.
+    /// No service matches the host and path.
     NoRoute,
     /// No peer of the active pool is ready.
-    NobodyReady,
+    NoReadyPeer,
     /// The peer failed.
     Peer(ErrorKind),
     /// The client sent something that cannot be forwarded.
     BadRequest,
     /// The client stopped sending in the middle.
     ClientTimeout,
-    /// The client broke a rule after its header had passed.
+    /// The client broke a limit after its header was accepted.
     Refused(Rejection),
-    /// The client has gone; there is nobody to answer.
+    /// The client closed the connection, so no response is possible.
     ClientGone,
-    /// Ours.
+    /// A fault of switchover.
     Internal,
 }
 
 impl Failure {
-    /// Reads Pingora's error; `late` says that the response timeout cut the connection.
+    /// Classifies an error of Pingora. `late`: the response timeout closed the connection.
     pub(super) fn of(error: &Error, late: bool) -> Self {
         match (error.esource(), error.etype()) {
             _ if late => Self::Peer(ErrorKind::ResponseTimeout),
@@ -49,7 +49,7 @@ impl Failure {
                 | ErrorType::BindError
                 | ErrorType::ConnectProxyFailure,
             ) => Self::Peer(ErrorKind::Connect),
-            // It did not take the request's body.
+            // The peer did not read the request body.
             (ErrorSource::Upstream, ErrorType::WriteTimedout) => Self::Peer(ErrorKind::ResponseTimeout),
             (ErrorSource::Upstream, ErrorType::InvalidHTTPHeader) => Self::Peer(ErrorKind::Protocol),
             (ErrorSource::Upstream, _) => Self::Peer(ErrorKind::Closed),
@@ -60,11 +60,11 @@ impl Failure {
         }
     }
 
-    /// The status, and the code that is counted. 499 is never sent: it stands for a client that did not wait.
+    /// The status that is sent and counted. 499 is only counted: the client left before the response.
     pub(super) const fn status(self) -> u16 {
         match self {
             Self::NoRoute => 404,
-            Self::NobodyReady | Self::Peer(ErrorKind::Local) => 503,
+            Self::NoReadyPeer | Self::Peer(ErrorKind::Local) => 503,
             Self::Peer(ErrorKind::ConnectTimeout | ErrorKind::ResponseTimeout) => 504,
             Self::Peer(_) => 502,
             Self::BadRequest => 400,
@@ -78,20 +78,20 @@ impl Failure {
         }
     }
 
-    /// Who ended an answer that had begun.
+    /// The `by` of `broken_responses_total`, for a response that had begun.
     pub(super) const fn blame(self) -> BrokenBy {
         match self {
             Self::Peer(_) => BrokenBy::Peer,
             Self::BadRequest | Self::ClientTimeout | Self::Refused(_) | Self::ClientGone => BrokenBy::Client,
-            Self::NoRoute | Self::NobodyReady | Self::Internal => BrokenBy::Switchover,
+            Self::NoRoute | Self::NoReadyPeer | Self::Internal => BrokenBy::Switchover,
         }
     }
 
-    /// In one word, for the access log.
+    /// The `ended` word of the access log.
     pub(super) const fn word(self) -> &'static str {
         match self {
             Self::NoRoute => "no_route",
-            Self::NobodyReady => "no_ready_peer",
+            Self::NoReadyPeer => "no_ready_peer",
             Self::Peer(kind) => kind.label(),
             Self::BadRequest => "bad_request",
             Self::ClientTimeout => "client_timeout",
@@ -101,7 +101,7 @@ impl Failure {
         }
     }
 
-    /// What a gRPC client is told (grpc.github.io, "HTTP to gRPC Status Code Mapping").
+    /// The `grpc-status` (grpc.github.io, "HTTP to gRPC Status Code Mapping").
     pub(super) const fn grpc_status(self) -> &'static str {
         match self.status() {
             404 | 405 => "12", // UNIMPLEMENTED
@@ -111,11 +111,11 @@ impl Failure {
         }
     }
 
-    /// The body, for a person in front of a browser.
+    /// The body of the response, written for a person with a browser.
     pub(super) const fn body(self) -> &'static str {
         match self {
             Self::NoRoute => "404 no service here for this host and path\n",
-            Self::NobodyReady => "503 no application is ready, try again in a moment\n",
+            Self::NoReadyPeer => "503 no application is ready, try again in a moment\n",
             Self::Peer(ErrorKind::ConnectTimeout | ErrorKind::ResponseTimeout) => "504 the application did not answer in time\n",
             Self::Peer(ErrorKind::Local) => "503 no connection can be made now, try again in a moment\n",
             Self::Peer(_) => "502 the application did not answer\n",

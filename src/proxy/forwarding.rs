@@ -1,7 +1,7 @@
-//! What a peer is told about the client: X-Real-IP, X-Forwarded-For/-Proto/-Host/-Port and X-Request-Id.
+//! Sets the headers that describe the client to a peer: X-Real-IP, X-Forwarded-For/-Proto/-Host/-Port and X-Request-Id.
 //!
-//! Called once per try, after Pingora has taken out what belongs to the connection, so nothing a client names in `Connection`
-//! can remove what is set here. What a client says of itself is dropped, unless `trusted_proxies` lists it.
+//! Called once per try, after Pingora has removed the hop-by-hop fields, so that a client cannot remove these headers by naming
+//! them in `Connection`. Forwarding headers of the client are removed, unless `trusted_proxies` lists its address.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -25,18 +25,18 @@ const X_FORWARDED_HOST: &str = "X-Forwarded-Host";
 const X_FORWARDED_PORT: &str = "X-Forwarded-Port";
 const TRACEPARENT: &str = "traceparent";
 pub(super) const X_REQUEST_ID: &str = "X-Request-Id";
-/// For looking it up, which need not parse the name every time.
+/// For look-ups, which then need not parse the name each time.
 pub(super) static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Long enough for a UUID or a trace id with its parts; beyond that it is not an id.
+/// The longest request id that is kept, in bytes: a UUID or a full trace id fits.
 const REQUEST_ID_LONGEST: usize = 128;
 
-/// 128 bits that no other request has, in hexadecimal.
+/// A unique 128-bit id in hexadecimal.
 pub(super) struct RequestId([u8; 32]);
 
 /// Sets the forwarding headers of `request`.
 ///
 /// # Errors
-/// When a value is not a header value, which an address or a header that was parsed before always is.
+/// When a value is not a valid header value. Does not happen: the values are addresses and parsed headers.
 pub(super) fn set(request: &mut RequestHeader, ends: &ClientInfo, trusted_proxies: &[IpNet]) -> Result<()> {
     if trusted_proxies.iter().any(|network| network.contains(&ends.client)) {
         return add_to_claims(request, ends, trusted_proxies);
@@ -47,7 +47,7 @@ pub(super) fn set(request: &mut RequestHeader, ends: &ClientInfo, trusted_proxie
     set_missing(request, ends, false)
 }
 
-/// What a trusted proxy says is kept, and its own address added.
+/// Keeps the headers of a trusted proxy and appends its address.
 fn add_to_claims(request: &mut RequestHeader, ends: &ClientInfo, trusted_proxies: &[IpNet]) -> Result<()> {
     let client = ends.client.to_string();
     let said = request.headers.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok());
@@ -60,7 +60,7 @@ fn add_to_claims(request: &mut RequestHeader, ends: &ClientInfo, trusted_proxies
     set_missing(request, ends, true)
 }
 
-/// Sets what nobody has said yet; `claimed` tells whether anybody can have.
+/// Sets each header; with `claimed`, only if a trusted proxy has not set it.
 fn set_missing(request: &mut RequestHeader, ends: &ClientInfo, claimed: bool) -> Result<()> {
     let missing = |request: &RequestHeader, name: &str| !(claimed && request.headers.contains_key(name));
     if missing(request, X_FORWARDED_PROTO) {
@@ -77,7 +77,7 @@ fn set_missing(request: &mut RequestHeader, ends: &ClientInfo, claimed: bool) ->
     Ok(())
 }
 
-/// Keeps the client's request id if it is one, or makes one; the same for every try of a request.
+/// Keeps a valid request id of the client, or sets a generated one, which is the same for every try.
 pub(super) fn set_request_id(request: &mut RequestHeader, made: &mut Option<RequestId>) -> Result<()> {
     if kept_id(request).is_some() {
         return Ok(());
@@ -85,8 +85,8 @@ pub(super) fn set_request_id(request: &mut RequestHeader, made: &mut Option<Requ
     request.insert_header(X_REQUEST_ID, made.get_or_insert_with(RequestId::new).0.as_slice())
 }
 
-/// Begins a trace where nobody has (W3C Trace Context, section 3.2): sampled, as whoever begins one decides. `tracestate` and B3
-/// headers, which others may have set, pass as they are.
+/// Starts a trace if the request is part of none (W3C Trace Context, section 3.2). The new trace is sampled. Existing
+/// `traceparent`, `tracestate` and B3 headers pass unchanged.
 pub(super) fn set_traceparent(request: &mut RequestHeader, made: &mut Option<HeaderValue>) -> Result<()> {
     if request.headers.contains_key(TRACEPARENT)
         || request.headers.contains_key("b3")
@@ -102,7 +102,7 @@ pub(super) fn set_traceparent(request: &mut RequestHeader, made: &mut Option<Hea
     request.insert_header(TRACEPARENT, made.get_or_insert_with(make).clone())
 }
 
-/// The id of a request: the client's, if it is one, or one that is made for it.
+/// The id of a request: a valid one of the client, or the generated one.
 pub(super) fn request_id<'a>(request: &'a RequestHeader, made: &'a mut Option<RequestId>) -> &'a str {
     match kept_id(request) {
         Some(id) => id,
@@ -116,21 +116,21 @@ fn kept_id(request: &RequestHeader) -> Option<&str> {
     std::str::from_utf8(id).ok().filter(|_| fine)
 }
 
-/// A client that is not trusted could otherwise be anybody, over any protocol, from anywhere. `Forwarded` goes as well:
-/// Spring's filter believes it before the others.
+/// Removes the forwarding headers of an untrusted client, which could otherwise claim any address. `Forwarded` is among them,
+/// because Spring's filter prefers it to the others.
 fn drop_claims(request: &mut RequestHeader) {
     let claim = |name: &HeaderName| {
         let name = name.as_str();
         name.starts_with("x-forwarded-") || name == "x-real-ip" || name == "forwarded"
     };
-    // Empty, and so without an allocation, for almost everybody.
+    // Empty for almost all clients, and then without an allocation.
     let claims: Vec<HeaderName> = request.headers.keys().filter(|name| claim(name)).cloned().collect();
     for name in &claims {
         request.remove_header(name);
     }
 }
 
-/// The nearest address in the chain that is not a trusted proxy: the last one that somebody we believe has seen.
+/// The last address in the chain that is not a trusted proxy. A trusted proxy has seen it; the addresses before it are claims.
 fn real_client(forwarded_for: &str, trusted_proxies: &[IpNet]) -> Option<IpAddr> {
     let mut nearest = None;
     for address in forwarded_for.rsplit(',') {
@@ -146,12 +146,12 @@ fn real_client(forwarded_for: &str, trusted_proxies: &[IpNet]) -> Option<IpAddr>
 }
 
 impl RequestId {
-    /// As it is sent.
+    /// The id as header text.
     pub(super) fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
 
-    /// A random start for the process, and a count that is mixed so that ids do not look alike.
+    /// A random prefix per process, and a hashed counter, so that successive ids differ in all digits.
     fn new() -> Self {
         static START: LazyLock<(RandomState, [u8; 16])> = LazyLock::new(|| {
             let state = RandomState::new();
@@ -168,7 +168,7 @@ impl RequestId {
     }
 }
 
-/// By hand, because this is on the way of every request and formatting would be a tenth of a microsecond.
+/// Written by hand: this runs for every request, and `format!` takes a tenth of a microsecond.
 fn hex(number: u64) -> [u8; 16] {
     let digit = |d: u8| if d < 10 { b'0' + d } else { b'a' + d - 10 };
     let mut digits = [0; 16];
@@ -213,15 +213,15 @@ mod tests {
             ("X-Real-IP", "10.0.0.1"),
             ("Forwarded", "for=10.0.0.1"),
         ];
-        let told = expect(&[
+        let expected = expect(&[
             ("x-forwarded-for", "203.0.113.9"),
             ("x-forwarded-host", "shop.example.com"),
             ("x-forwarded-port", "8080"),
             ("x-forwarded-proto", "http"),
             ("x-real-ip", "203.0.113.9"),
         ]);
-        assert_eq!(forwarded(&claims, "203.0.113.9", &["10.0.0.0/8"]), told);
-        assert_eq!(forwarded(&claims, "::ffff:203.0.113.9", &["10.0.0.0/8"]), told, "an IPv4 client of an IPv6 listener");
+        assert_eq!(forwarded(&claims, "203.0.113.9", &["10.0.0.0/8"]), expected);
+        assert_eq!(forwarded(&claims, "::ffff:203.0.113.9", &["10.0.0.0/8"]), expected, "an IPv4 client of an IPv6 listener");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What the access log says of a request. Called when it has ended, and only if there is a log.
+//! Builds the access log entry of a request. Called when the request has ended, and only if the log is on.
 
 use std::time::{Instant, SystemTime};
 
@@ -12,7 +12,7 @@ use crate::{
     pool::Lease,
 };
 
-/// What the access log says of a request that has ended.
+/// Builds the entry of an ended request.
 pub(super) fn of(session: &mut Session, ctx: &RequestCtx, code: u16, now: Instant) -> Box<Entry> {
     let ends = connection::ends();
     let request = session.req_header();

@@ -1,7 +1,7 @@
-//! The way of a request, section by section of Pingora's phases: route, pick and lease a peer, forward, count.
+//! Handles one request in the phases of Pingora's [`ProxyHttp`]: route, pick and lease a peer, forward, count.
 //!
-//! [`crate::clients`] calls it for every request. It reads one snapshot per request and never waits for a lock; it
-//! knows nothing of the controller that stores snapshots.
+//! [`crate::clients`] calls it for every request. It reads one snapshot per request, never waits for a lock, and never calls the
+//! controller, which stores the snapshots.
 
 mod accounting;
 mod context;
@@ -46,9 +46,9 @@ use crate::{
     snapshot::SnapshotCell,
 };
 
-/// Unused connections to peers that are kept, over all peers.
+/// How many idle connections to peers are kept, over all peers.
 const KEPT_CONNECTIONS: usize = 1024;
-/// More tries than a request can use up: the bounds are `retries` and the rule for lost connections.
+/// Pingora's bound on tries. Never reached: `retries` and the single retry after a lost connection are lower.
 const TRIES: usize = 16;
 /// The proxy's logic, without its listeners.
 pub struct Proxy {
@@ -60,7 +60,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Reads snapshots from `snapshot`; asks clients to leave once `stopping` is set.
+    /// Reads snapshots from `snapshot`; closes client connections after their response once `stopping` is set.
     pub fn new(
         snapshot: Arc<SnapshotCell>,
         metrics: Arc<Metrics>,
@@ -71,7 +71,7 @@ impl Proxy {
         Self { snapshot, metrics, stopping, access_log, challenges }
     }
 
-    /// Pingora's proxy with this logic; `threads` workers drive it.
+    /// Wraps this logic into Pingora's proxy for `threads` workers.
     pub fn app(self, threads: usize) -> Arc<HttpProxy<Self>> {
         let conf =
             ServerConf { threads, upstream_keepalive_pool_size: KEPT_CONNECTIONS, max_retries: TRIES, ..ServerConf::default() };
@@ -89,7 +89,7 @@ impl ProxyHttp for Proxy {
         RequestCtx::new()
     }
 
-    /// None of Pingora's: its compression would cost an allocation per request and is never on.
+    /// No modules: Pingora's compression is never enabled here, and costs an allocation per request.
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {
@@ -103,7 +103,7 @@ impl ProxyHttp for Proxy {
         if self.stopping.load(Relaxed) || connection::ends_after_this() {
             session.set_keepalive(None);
         }
-        // A client of HTTP/1.0 takes the first status for the last (RFC 9110, section 15.2).
+        // HTTP/1.0 has no interim responses (RFC 9110, section 15.2).
         if session.req_header().version == Version::HTTP_10 {
             session.set_ignore_info_resp(true);
         }
@@ -127,7 +127,7 @@ impl ProxyHttp for Proxy {
             Ok(()) => return Ok(false),
             Err(NoRoute::NotFound) => Failure::NoRoute,
             Err(NoRoute::Ambiguous) => {
-                let rejection = Rejection::BadRequest("a path that two services could take");
+                let rejection = Rejection::BadRequest("a path that two services could match");
                 connection::refuse(rejection);
                 Failure::Refused(rejection)
             }
@@ -140,7 +140,7 @@ impl ProxyHttp for Proxy {
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
         let mut lease = ctx.pick(&self.snapshot, session.req_header());
         if lease.is_none() && ctx.retried {
-            // Nobody else is ready: the same peer, over a connection made for this.
+            // No other peer is ready: try the same one again, over a new connection.
             ctx.tried.clear();
             lease = ctx.pick(&self.snapshot, session.req_header());
         }
@@ -149,10 +149,10 @@ impl ProxyHttp for Proxy {
             return Err(Error::new_in(ErrorType::InternalError));
         };
         let (Some(lease), Some(mut http_peer)) = (lease, http_peer) else {
-            // A try that failed before says more than that there is nobody left.
+            // Keep the failure of an earlier try: it says more than "no ready peer".
             if ctx.failure.is_none() {
                 service.metrics.no_ready_peer.inc();
-                ctx.failure = Some(Failure::NobodyReady);
+                ctx.failure = Some(Failure::NoReadyPeer);
             }
             return Err(Error::new_up(ErrorType::HTTPStatus(503)));
         };
@@ -161,8 +161,8 @@ impl ProxyHttp for Proxy {
         http_peer.options.total_connection_timeout = Some(service.timeouts.connect);
         http_peer.options.idle_timeout = Some(service.timeouts.idle);
         if service.upstream.is_h2() && !own_response::is_grpc(session) {
-            // An HTTP/2 peer can refuse to take a body for ever, and its connection is not shut down for one request. A gRPC
-            // stream may pause for as long as its server likes.
+            // An HTTP/2 peer can stall a body forever by flow control, and its shared connection is not closed for one request.
+            // A gRPC stream may pause for any time.
             http_peer.options.write_timeout = Some(service.timeouts.response);
         }
         ctx.lease = Some(lease);
@@ -180,7 +180,7 @@ impl ProxyHttp for Proxy {
         _digest: Option<&Digest>,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
-        // Taking a kept connection takes no time; the clock is looked at for a new one only.
+        // Only a new connection takes time and needs a clock read.
         let connected = if reused { ctx.connect_began } else { Instant::now() };
         ctx.connected = Some(connected);
         ctx.connect_took = Some(connected - ctx.connect_began);
@@ -193,10 +193,10 @@ impl ProxyHttp for Proxy {
             if !reused {
                 service.active.metrics.connect.observe((connected - ctx.connect_began).as_secs_f64());
             }
-            // A connection that requests share is not shut for the sake of one.
+            // A shared HTTP/2 connection is not closed for one late response.
             let socket = (!service.upstream.is_h2()).then_some(fd);
             connection::await_response(socket, connected, service.timeouts.response);
-            // A gRPC stream may pause for as long as the client likes.
+            // A gRPC stream may pause for any time.
             if service.upstream.is_h2() && own_response::is_grpc(session) {
                 connection::allow_quiet_body();
             }
@@ -204,7 +204,7 @@ impl ProxyHttp for Proxy {
         Ok(())
     }
 
-    /// Called for sessions that are given up by a message: see [`crate::clients`].
+    /// Called for HTTP/2 sessions, which are aborted by a message: see [`crate::clients`].
     async fn custom_forwarding(
         &self,
         _session: &mut Session,
@@ -216,7 +216,7 @@ impl ProxyHttp for Proxy {
         Ok(())
     }
 
-    /// Nothing was sent, so any method may try another peer.
+    /// No byte was sent, so a request of any method may try another peer.
     fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, ctx: &mut RequestCtx, mut e: BError) -> BError {
         if let Some(lease) = &ctx.lease {
             lease.peer().connect_failed.notify_one();
@@ -232,7 +232,7 @@ impl ProxyHttp for Proxy {
         e
     }
 
-    /// A request that may already have been acted on is sent again only if doing it twice is doing it once.
+    /// The peer may have acted on the request, so only an idempotent one is retried.
     fn error_while_proxy(
         &self,
         _peer: &HttpPeer,
@@ -265,15 +265,15 @@ impl ProxyHttp for Proxy {
         request: &mut RequestHeader,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
-        // A peer is asked by HTTP/1.1, which has to name a host, also for a client of HTTP/1.0 that named none: it meant whoever
-        // it has reached (RFC 9110, section 7.1).
+        // HTTP/1.1 towards the peer requires a Host, which a client of HTTP/1.0 may omit. Then the host is the address that the
+        // client connected to (RFC 9110, section 7.1).
         if session.req_header().version == Version::HTTP_10
             && !request.headers.contains_key(header::HOST)
             && let Some(local) = session.server_addr().and_then(|address| address.as_inet())
         {
             request.insert_header(header::HOST, local.to_string())?;
         }
-        // Pingora drops it with the fields of a connection, but a call of gRPC asks so for its status (RFC 9110, section 10.1.4).
+        // Pingora removes TE as a hop-by-hop field, but gRPC needs it to get its status in trailers (RFC 9110, section 10.1.4).
         if ctx.service.as_ref().is_some_and(|service| service.upstream.is_h2()) && own_response::is_grpc(session) {
             request.insert_header(header::TE, "trailers")?;
         }
@@ -297,7 +297,7 @@ impl ProxyHttp for Proxy {
     ) -> Result<()> {
         let Some(bytes) = body.as_ref().map(Bytes::len) else { return Ok(()) };
         connection::extend();
-        // A body that ends with an empty frame would end twice towards an HTTP/1 peer (cloudflare/pingora#935).
+        // Workaround: Pingora sends an HTTP/1 peer two ends of a body that ends with an empty frame (cloudflare/pingora#935).
         if end && bytes == 0 && own_response::is_h2(session) {
             *body = None;
         }
@@ -338,9 +338,9 @@ impl ProxyHttp for Proxy {
         Ok(())
     }
 
-    /// The last moment at which a client can still be asked to leave.
+    /// The last phase that can still set `Connection: close`.
     async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, _ctx: &mut RequestCtx) -> Result<()> {
-        // A client of HTTP/1.0 knows no chunks; for it the body ends with the connection.
+        // HTTP/1.0 has no chunked encoding; the end of the connection ends the body.
         if session.req_header().version == Version::HTTP_10 && response.remove_header(&header::TRANSFER_ENCODING).is_some() {
             session.set_keepalive(None);
         }
@@ -354,7 +354,7 @@ impl ProxyHttp for Proxy {
         let refused = connection::refused().map(Failure::Refused);
         let failure = *ctx.failure.get_or_insert_with(|| refused.unwrap_or_else(|| Failure::of(e, false)));
         if failure != Failure::ClientGone && own_response::status_sent(session).is_none() {
-            // The client may have gone in the meantime.
+            // Fails if the client has closed the connection meanwhile.
             drop(own_response::failure(session, ctx, failure).await);
         }
         FailToProxy { error_code: failure.status(), can_reuse_downstream: false }

@@ -1,6 +1,6 @@
-//! Answers that are not a peer's: errors, and the way to HTTPS.
+//! Responses of switchover itself: errors, redirects to HTTPS, and ACME challenges.
 //!
-//! Called by the request's phases in [`super`], never once a peer's answer has begun.
+//! Called by the phases in [`super`], and never after a peer's response has begun.
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, Version, header};
@@ -8,10 +8,10 @@ use pingora::{Result, http::ResponseHeader, protocols::http::ServerSession, prox
 
 use super::{context::RequestCtx, failure::Failure, forwarding};
 
-/// Answers in place of a peer.
+/// Sends an error response.
 pub(super) async fn failure(session: &mut Session, ctx: &mut RequestCtx, failure: Failure) -> Result<()> {
     if is_grpc(session) {
-        // A status of HTTP means nothing to it; this is a whole answer.
+        // A gRPC client reads `grpc-status`, not the HTTP status. This header is a complete response ("trailers-only").
         let mut response = ResponseHeader::build(200, Some(3))?;
         response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"))?;
         response.insert_header("grpc-status", failure.grpc_status())?;
@@ -26,7 +26,7 @@ pub(super) async fn failure(session: &mut Session, ctx: &mut RequestCtx, failure
         let message = failure.body().trim_end().trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ');
         ("application/json", serde_json::json!({"status": status, "error": message, "request_id": id}).to_string())
     } else if let Some(page) = page {
-        // An id has graphic characters only, of which these mean something in HTML.
+        // A kept id comes from the client and has any graphic characters; escape those that are special in HTML.
         let id = id.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;");
         ("text/html; charset=utf-8", page.text.replace("{request_id}", &id))
     } else {
@@ -37,17 +37,17 @@ pub(super) async fn failure(session: &mut Session, ctx: &mut RequestCtx, failure
     response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static(content_type))?;
     response.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
     response.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
-    if failure == Failure::NobodyReady {
+    if failure == Failure::NoReadyPeer {
         response.insert_header(header::RETRY_AFTER, HeaderValue::from_static("1"))?;
     }
     if failure != Failure::NoRoute {
-        // What is left of the request is of no use any more, so the connection is not either.
+        // The rest of the request is not read, so the connection cannot be reused.
         session.set_keepalive(None);
     }
     respond(session, response, body).await
 }
 
-/// Sends the client to the same place over HTTPS, on its usual port.
+/// Redirects the client to the same host and path over HTTPS on the default port.
 pub(super) async fn redirect(session: &mut Session) -> Result<()> {
     let request = session.req_header();
     let host = request.headers.get(header::HOST).map(HeaderValue::as_bytes);
@@ -56,7 +56,7 @@ pub(super) async fn redirect(session: &mut Session) -> Result<()> {
     let host = host.get(..port.unwrap_or(host.len())).unwrap_or_default();
     let path = request.uri.path_and_query().map_or("/", |path| path.as_str());
     let location = HeaderValue::from_bytes(&[b"https://", host, path.as_bytes()].concat());
-    // 301 is the one that every client knows; 308 keeps the method and the body.
+    // Every client knows 301; 308 keeps the method and the body.
     let status = if matches!(request.method, Method::GET | Method::HEAD) { 301 } else { 308 };
     let mut response = ResponseHeader::build(status, Some(2))?;
     response.insert_header(header::LOCATION, location.unwrap_or(HeaderValue::from_static("/")))?;
@@ -64,7 +64,7 @@ pub(super) async fn redirect(session: &mut Session) -> Result<()> {
     end_with(session, response).await
 }
 
-/// Shows an authority that a name is ours.
+/// Responds to an `http-01` challenge (RFC 8555, section 8.3).
 pub(super) async fn challenge(session: &mut Session, key_authorization: String) -> Result<()> {
     let mut response = ResponseHeader::build(200, Some(2))?;
     response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))?;
@@ -72,7 +72,7 @@ pub(super) async fn challenge(session: &mut Session, key_authorization: String) 
     respond(session, response, key_authorization).await
 }
 
-/// Writes an answer with its body, which one to HEAD has not (RFC 9110, section 9.3.2).
+/// Writes a response; the body is left out for HEAD (RFC 9110, section 9.3.2).
 async fn respond(session: &mut Session, response: ResponseHeader, body: String) -> Result<()> {
     if session.req_header().method == Method::HEAD {
         return end_with(session, response).await;
@@ -81,27 +81,27 @@ async fn respond(session: &mut Session, response: ResponseHeader, body: String) 
     session.write_response_body(Some(Bytes::from(body)), true).await
 }
 
-/// Writes a header that is the whole answer.
+/// Writes a response that consists of its header.
 async fn end_with(session: &mut Session, response: ResponseHeader) -> Result<()> {
     match &mut *session.downstream_session {
-        // Pingora's own way never says that it is the end, and the client would see its stream cut off.
+        // Directly: Pingora's wrapper never sets the end of the stream, and the client would see a cut stream.
         ServerSession::Custom(stream) => stream.write_response_header(Box::new(response), true).await,
         _ => session.write_response_header(Box::new(response), true).await,
     }
 }
 
-/// Whether it is a call of gRPC.
+/// Whether the request is a gRPC call.
 pub(super) fn is_grpc(session: &Session) -> bool {
     let content_type = session.req_header().headers.get(header::CONTENT_TYPE);
     is_h2(session) && content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
-/// Whether it came over HTTP/2.
+/// Whether the request came over HTTP/2.
 pub(super) fn is_h2(session: &Session) -> bool {
     session.req_header().version == Version::HTTP_2
 }
 
-/// The status of the answer, once it has begun. An interim response (1xx) is none, a switch of protocols (101) is one.
+/// The status of the response, once one has begun. Counts 101, but no other interim (1xx) response.
 pub(super) fn status_sent(session: &Session) -> Option<u16> {
     let status = session.response_written()?.status;
     (!status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS).then_some(status.as_u16())

@@ -1,7 +1,7 @@
-//! Whether a peer's response header means one thing to everybody who reads it.
+//! Rejects peers' response headers that parsers could interpret differently (response splitting and smuggling).
 //!
-//! Called for each response before the client gets a byte of it. Pingora has parsed it; what it lets pass and another reader could
-//! take otherwise is looked at here.
+//! Called for each response, before any byte of it is sent to the client. Pingora has parsed the header; this module checks what
+//! Pingora accepts and other parsers may read in another way.
 
 use http::{
     HeaderName, HeaderValue, StatusCode, Version,
@@ -9,13 +9,13 @@ use http::{
 };
 use pingora::http::ResponseHeader;
 
-/// Bytes of a header's fields; nginx allows 4 KiB, and what is kept for a client that does not read has to end somewhere.
+/// The most bytes in the fields of a response header. Bounds the memory for a client that does not read; nginx allows 4 KiB.
 const HEADER_BYTES: usize = 64 * 1024;
 
-/// What a peer says of its own connection, and a client could take for what is said of its own.
+/// Fields that describe the connection to the peer, and must not reach the client's connection.
 const HOP_BY_HOP: [&str; 4] = ["keep-alive", "proxy-connection", "te", "upgrade"];
 
-/// Whether the end of its body can be found in one way only. Takes out what is not for the client.
+/// Whether the end of the body can be found in one way only. Removes hop-by-hop fields.
 pub(super) fn is_unambiguous(response: &mut ResponseHeader) -> bool {
     let (mut bytes, mut hop_by_hop) = (0, false);
     for (name, value) in &response.headers {
@@ -52,18 +52,18 @@ pub(super) fn is_unambiguous(response: &mut ResponseHeader) -> bool {
     !response.headers.contains_key(CONNECTION) || without_named(response)
 }
 
-/// By its status alone (RFC 9112, section 6.3); what its header says of a body is then nothing that anybody may go by.
+/// These responses have no body, whatever their headers say (RFC 9112, section 6.3).
 fn has_no_body(response: &ResponseHeader) -> bool {
     response.status.is_informational() || response.status == StatusCode::NO_CONTENT
 }
 
-/// Removes the fields that `Connection` names (RFC 9110, section 7.6.1); false, if it names one that a response cannot do without.
+/// Removes the fields that `Connection` names (RFC 9110, section 7.6.1). Returns false if it names a field that frames the response.
 fn without_named(response: &mut ResponseHeader) -> bool {
     let values = response.headers.get_all(CONNECTION).iter().filter_map(|value: &HeaderValue| value.to_str().ok());
     let tokens = values.flat_map(|value| value.split(',')).map(str::trim);
-    let usual = |token: &str| ["", "close", "keep-alive", "upgrade"].iter().any(|usual| token.eq_ignore_ascii_case(usual));
-    // Empty, and so without an allocation, for almost everybody.
-    let named: Vec<HeaderName> = tokens.filter(|token| !usual(token)).filter_map(|token| token.parse().ok()).collect();
+    let standard = |token: &str| ["", "close", "keep-alive", "upgrade"].iter().any(|option| token.eq_ignore_ascii_case(option));
+    // Empty for almost all responses, and then without an allocation.
+    let named: Vec<HeaderName> = tokens.filter(|token| !standard(token)).filter_map(|token| token.parse().ok()).collect();
     for name in &named {
         if [CONTENT_LENGTH, TRANSFER_ENCODING, HOST].contains(name) {
             return false;

@@ -1,11 +1,11 @@
-//! The header of an upgrade request, held back until Pingora has noted that no body comes with it.
+//! Workaround for cloudflare/pingora#946: delays the header of an upgrade request. Remove it when a Pingora release fixes the issue.
 //!
-//! Pingora learns of that by a message from one half of the request to the other. A peer that is quick enough with its 101 is read
-//! before that message, whose end of a body then passes for the end of the WebSocket: it is closed as soon as it is open
-//! (cloudflare/pingora#946). So the kernel keeps the header until the connection's task has nothing left to do, which is after the
-//! message was read. Only a socket that was made for the request can be held, since Pingora shows those it keeps by number only.
+//! Pingora reports the end of the request body by a message from one half of the request to the other. If the peer's 101 is read
+//! before that message, Pingora takes the end of the body for the end of the WebSocket and closes it at once. Therefore TCP_CORK
+//! keeps the request header in the kernel until the connection's task is idle, which is after the message was read. This needs a
+//! new connection, because Pingora exposes a reused one only by its descriptor number.
 //!
-//! [`super::Proxy`] makes them, [`super::connection`] ends them.
+//! [`super::Proxy`] creates the cork, [`super::connection`] drops it.
 
 use std::{
     io,
@@ -17,14 +17,14 @@ use parking_lot::Mutex;
 use pingora::{ErrorType, OrErr, upstreams::peer::HttpPeer};
 use socket2::SockRef;
 
-/// The socket that will be held.
+/// Gets a descriptor of the socket when it is created.
 pub(super) struct Corkable(Arc<Mutex<Option<OwnedFd>>>);
 
-/// What is written to the socket stays here as long as this does, but for no more than the 200 ms of tcp(7).
+/// Keeps written bytes in the kernel until it is dropped, or for 200 ms (TCP_CORK in tcp(7)).
 pub(super) struct Cork(OwnedFd);
 
 impl Corkable {
-    /// Of the connection that will be made to this peer.
+    /// Hooks into the connection that will be opened to this peer.
     pub(super) fn of(http_peer: &mut HttpPeer) -> Self {
         let socket = Arc::default();
         let holder = Self(Arc::clone(&socket));
@@ -36,12 +36,12 @@ impl Corkable {
         holder
     }
 
-    /// From now on; none if there was no connection made.
+    /// Corks the socket; none if no connection was opened.
     ///
     /// # Errors
-    /// Of the system.
+    /// When the socket option cannot be set.
     pub(super) fn hold(self) -> io::Result<Option<Cork>> {
-        // Taken, because the peer's options, which live as long as the WebSocket, would keep it open.
+        // Take the descriptor out: the peer's options live as long as the WebSocket and would keep the socket open.
         let Some(socket) = self.0.lock().take() else { return Ok(None) };
         SockRef::from(&socket).set_tcp_cork(true)?;
         Ok(Some(Cork(socket)))
@@ -51,7 +51,7 @@ impl Corkable {
 impl Drop for Cork {
     fn drop(&mut self) {
         if let Err(e) = SockRef::from(&self.0).set_tcp_cork(false) {
-            log::debug!("a socket that was held is gone error={e}");
+            log::debug!("cannot uncork a socket error={e}");
         }
     }
 }

@@ -1,19 +1,19 @@
-//! Where a chunked body ends, and whether everybody would say so (RFC 9112, section 7.1).
+//! Finds the end of a chunked body (RFC 9112, section 7.1), and rejects bodies whose end parsers could find elsewhere.
 //!
-//! Called by [`crate::clients::http1`] on bytes as they come, cut anywhere; Pingora only gets what has passed. Pure.
+//! [`crate::clients::http1`] passes the bytes as they arrive, in pieces of any size; Pingora gets only accepted bytes. Pure.
 
 use crate::clients::reject::Rejection;
 
-/// Of all extensions of one chunk, and of all trailer fields together.
+/// The most bytes in the extensions of one chunk, and in all trailer fields together.
 const EXTRA_BYTES: usize = 4096;
-/// Hexadecimal digits of a chunk's size: more bytes than there are.
+/// The most hexadecimal digits in a chunk size; 60 bits, which cannot overflow.
 const SIZE_DIGITS: u8 = 15;
 
-/// How far a body has come.
+/// The state of the parser.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Chunks {
     state: State,
-    /// Of all chunks so far.
+    /// Length of all chunks so far.
     bytes: u64,
     most: Option<u64>,
     extra: usize,
@@ -21,23 +21,23 @@ pub(crate) struct Chunks {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// In the digits of a size.
+    /// In the digits of a chunk size.
     Size {
         digits: u8,
         size: u64,
     },
-    /// Behind a `;`.
+    /// After a `;`.
     Extension {
         size: u64,
     },
-    /// Before the LF that ends a size.
+    /// Before the LF that ends the size line.
     SizeFeed {
         size: u64,
     },
     Data(u64),
     DataReturn,
     DataFeed,
-    /// At the beginning of a line behind the last chunk.
+    /// At the start of a line after the last chunk.
     Trailer,
     InTrailer,
     TrailerFeed,
@@ -46,7 +46,7 @@ enum State {
 }
 
 impl Chunks {
-    /// At the beginning of a body of at most `most` bytes.
+    /// At the start of a body of at most `most` bytes.
     pub(crate) fn new(most: Option<u64>) -> Self {
         Self { state: State::Size { digits: 0, size: 0 }, bytes: 0, most, extra: 0 }
     }
@@ -59,7 +59,7 @@ impl Chunks {
     /// How many of these bytes belong to the body.
     ///
     /// # Errors
-    /// When somebody could find another end than this.
+    /// When another parser could find another end, or the body is too long.
     pub(crate) fn pass(&mut self, bytes: &[u8]) -> Result<usize, Rejection> {
         let mut at = 0;
         while let (Some(rest), false) = (bytes.get(at..), self.done()) {
@@ -81,7 +81,7 @@ impl Chunks {
     }
 
     fn next(&mut self, byte: u8) -> Result<State, Rejection> {
-        const BAD: Rejection = Rejection::BadRequest("a chunk that is none");
+        const BAD: Rejection = Rejection::BadRequest("an invalid chunk");
         let visible = byte == b'\t' || byte == b' ' || byte.is_ascii_graphic() || byte >= 0x80;
         match (self.state, byte) {
             (State::Size { digits, size }, _) if byte.is_ascii_hexdigit() && digits < SIZE_DIGITS => {
@@ -108,7 +108,7 @@ impl Chunks {
             (State::DataReturn, b'\r') => Ok(State::DataFeed),
             (State::DataFeed, b'\n') => Ok(State::Size { digits: 0, size: 0 }),
             (State::Trailer, b'\r') => Ok(State::LastFeed),
-            // A space would continue the line before.
+            // A line that starts with a space would continue the line before it.
             (State::Trailer, _) if byte.is_ascii_graphic() => Ok(State::InTrailer),
             (State::InTrailer, b'\r') => Ok(State::TrailerFeed),
             (State::TrailerFeed, b'\n') => Ok(State::Trailer),
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_end_elsewhere_is_refused() {
+    fn an_ambiguous_body_is_rejected() {
         for body in [
             "5\nhello\r\n",
             "5\r\nhello\n0\r\n\r\n",

@@ -1,4 +1,4 @@
-//! Ends what a service has begun: drains that are done or out of time, candidates that are given up, peers that are gone.
+//! Ends drains that are done or timed out, drops failed or cancelled candidates, and removes unused peers.
 
 use std::time::Instant;
 
@@ -28,7 +28,7 @@ impl Service {
         }
     }
 
-    /// Drops the candidate; what ran before goes on. Returns whether there was one.
+    /// Drops the candidate; the running configuration stays. Returns whether there was a candidate.
     pub(in crate::controller) fn give_up(&mut self, outcome: Outcome, reason: Option<String>, now: Instant) -> bool {
         let Some(mut candidate) = self.candidate.take() else { return false };
         candidate.swap.end(now, outcome, reason);
@@ -53,7 +53,7 @@ impl Service {
         true
     }
 
-    /// Gives up the swap that is being proven, on request.
+    /// Cancels the swap that is being proven.
     pub(in crate::controller) fn cancel(&mut self, now: Instant) -> Result<Cancelled, String> {
         let nothing = |why: &str| Err(format!("nothing to cancel: {why}"));
         let serves = self.running.as_ref().map(|running| running.config.active.clone()).unwrap_or_default();
@@ -68,7 +68,7 @@ impl Service {
         }
     }
 
-    /// Drops peers that are in no configuration any more and have nothing in flight.
+    /// Drops peers that are in no configuration and have no request in flight.
     pub(super) fn forget(&mut self) {
         let running = self.running.iter().map(|running| &running.config);
         let configs: Vec<&config::Service> = running.chain(self.candidate.iter().map(|candidate| &candidate.config)).collect();
@@ -78,7 +78,7 @@ impl Service {
         }
     }
 
-    /// When time alone changes something.
+    /// The next deadline.
     pub(in crate::controller) fn next_deadline(&self) -> Option<Instant> {
         let proving = self.candidate.as_ref().filter(|candidate| candidate.swap.writing.is_none() && !candidate.written);
         self.drains.next_deadline().into_iter().chain(proving.map(|candidate| candidate.swap.deadline)).min()

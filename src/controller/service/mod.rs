@@ -1,8 +1,8 @@
-//! One service as the controller sees it: what runs, what is being proven, what drains.
+//! One service of the controller: its running configuration, its candidate, and its drains.
 //!
-//! Only the controller's task touches it. It opens and closes peers around the store of a snapshot but never stores one
-//! itself: a [`publish::Publication`] is made by [`Service::open`] before the store and consumed by [`Service::close`] after
-//! it. Here a wish is taken in and proven; `publish` makes it serve, `end` gives it up or ends its drain, `show` reports.
+//! Only the controller's task uses it. It opens and closes peers around the store of a snapshot, but never stores one:
+//! [`Service::open`] creates a [`publish::Publication`] before the store, [`Service::close`] consumes it afterwards. This file
+//! accepts and proves configurations; `publish` publishes them, `end` ends candidates and drains, `show` reports.
 
 mod end;
 mod publish;
@@ -32,13 +32,13 @@ pub(super) struct Service {
     name: String,
     deps: Arc<Deps>,
     metrics: Arc<ServiceMetrics>,
-    /// What requests see; none before the first publication and after the service left the file.
+    /// The published configuration; none before the first publication and after the service was removed.
     running: Option<Running>,
     candidate: Option<Candidate>,
-    /// What the file says.
+    /// The configuration of the file.
     file: Option<config::Service>,
     drift: Drift,
-    /// None once it has served.
+    /// Set until the service serves for the first time.
     start: Option<Start>,
     drains: Drains,
     peers: Peers,
@@ -51,53 +51,53 @@ struct Running {
     snapshot: Arc<snapshot::Service>,
 }
 
-/// A configuration that is to run.
+/// A configuration that is being proven.
 struct Candidate {
     config: config::Service,
     swap: Swap,
-    /// The change of the file that has to be made first.
+    /// The edit of the file that has to be written before it is published.
     edit: Option<Box<Edit>>,
-    /// The change has been made: the candidate runs next, whatever its probes say by now.
+    /// Whether the edit is written. From then on the candidate is published, whatever its probes report.
     written: bool,
-    /// At the start of a service no other pool serves, so it is published unproven.
+    /// Whether it is published unproven, because no other pool serves at the start of a service.
     published: bool,
 }
 
-/// Where a wish comes from.
+/// The source of a wanted configuration.
 pub(super) enum Source {
-    /// The file says so.
+    /// The file.
     File,
-    /// A command asks for it.
+    /// A command.
     Promotion {
-        /// The change that the file needs; none if it says so already.
+        /// The edit that the file needs; none if the file already has it.
         edit: Option<Box<Edit>>,
-        /// Instead of `promotion.ready_timeout`.
+        /// Time limit of the proof, instead of `promotion.ready_timeout`.
         timeout: Option<Duration>,
     },
 }
 
-/// What became of a wanted configuration.
+/// The result of accepting a wanted configuration.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Taken {
-    /// It runs, is being proven, or was refused already.
+    /// It already runs, is being proven, or has failed.
     Unchanged,
-    /// It waits for its proof or for its change of the file, or what was being proven in place of what runs is given up.
+    /// It waits for its proof or for the write of its edit, or it already runs and another candidate was dropped.
     Applied,
-    /// It can be published now.
+    /// It can be published at once.
     Publish,
 }
 
-/// What a service waits for the controller to do.
+/// The next step that the controller has to take for a service.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Due {
     Nothing,
-    /// The candidate is proven, and its change of the file is to be written.
+    /// Write the edit of the proven candidate to the file.
     Write,
     Publish,
 }
 
 impl Service {
-    /// A service that is not in use yet.
+    /// A new service without a configuration.
     pub(super) fn new(name: &str, deps: Arc<Deps>) -> Self {
         Self {
             name: name.to_owned(),
@@ -115,7 +115,7 @@ impl Service {
         }
     }
 
-    /// Takes in what is wanted; a newer wish takes the place of one that is still being proven.
+    /// Accepts a wanted configuration; it replaces a candidate that is still being proven.
     pub(super) fn want(&mut self, wanted: config::Service, source: Source, now: Instant) -> Taken {
         self.removed = false;
         let from_file = matches!(source, Source::File);
@@ -126,12 +126,12 @@ impl Service {
         self.file = Some(edit.as_ref().map_or(&wanted, |edit| &edit.base).clone());
         if let Some(candidate) = &mut self.candidate {
             if candidate.config == wanted {
-                // A file that says so already needs no change any more.
+                // The file already has the edit, so it need not be written.
                 candidate.edit = edit;
                 candidate.swap.deadline = timeout.map_or(candidate.swap.deadline, |timeout| now + timeout);
                 return Taken::Unchanged;
             }
-            // The file still says what it said when the promotion began, which is no newer wish.
+            // The file is unchanged since the promotion began, so this is no newer configuration.
             if from_file && candidate.edit.as_ref().is_some_and(|edit| edit.base == wanted) {
                 return Taken::Unchanged;
             }
@@ -152,7 +152,7 @@ impl Service {
 
     fn begin(&mut self, wanted: config::Service, edit: Option<Box<Edit>>, timeout: Duration, now: Instant) -> Taken {
         let running = self.running.as_ref();
-        // A pool that never served has nothing to lose by other settings.
+        // A pool that never served can take other settings without a proof.
         let first = running.is_none_or(|running| {
             edit.is_none()
                 && running.config.active == wanted.active
@@ -175,13 +175,13 @@ impl Service {
         if publish { Taken::Publish } else { Taken::Applied }
     }
 
-    /// Which peers of the pool that `wanted` makes active have to pass before it may serve; none if none has to.
+    /// Which peers have to pass before `wanted` may serve; none if it needs no proof.
     fn need(&self, wanted: &config::Service, first: bool) -> Option<Need> {
         let Some(running) = self.running.as_ref().filter(|_| !first) else { return Some(Need::All) };
         let peers = self.peers.of_active(wanted);
         let differently = asks_differently(&running.config, wanted);
         if running.config.active != wanted.active {
-            // A pool that served a moment ago and still has requests need not be proven again.
+            // A draining pool served a moment ago and needs no new proof.
             let back = !differently && peers.iter().all(|peer| peer.health.is_ready() && self.drains.contains(peer));
             return (!back).then_some(Need::All);
         }
@@ -192,13 +192,12 @@ impl Service {
         if differently {
             return Some(Need::Serving);
         }
-        // Make before break: the last ready peer does not leave before another one is ready.
+        // Make before break: the last ready peer is removed only after another peer is ready.
         let leaves = slots.iter().any(|slot| !peers.iter().any(|peer| Arc::ptr_eq(peer, &slot.peer)));
         (leaves && !peers.iter().any(|peer| peer.health.is_ready())).then_some(Need::One)
     }
 
-    /// Lets the pool that served before a restart take over if the file's does not become ready. To be called after the first
-    /// wish.
+    /// Sets the pool that served before the restart as the fallback. Call it after the first configuration was accepted.
     pub(super) fn remember(&mut self, served_last: &str) {
         let Some(Candidate { config, .. }) = &self.candidate else { return };
         if config.active == served_last || !config.pools.contains_key(served_last) {
@@ -210,7 +209,7 @@ impl Service {
         self.probe_settings();
     }
 
-    /// The service has left the file.
+    /// The service was removed from the file.
     pub(super) fn remove(&mut self, now: Instant) {
         self.removed = true;
         self.file = None;
@@ -221,12 +220,12 @@ impl Service {
         self.drain_others(swap, true, &[], running.config.drain.timeout, now);
     }
 
-    /// Whether it is gone for good.
+    /// Whether it was removed and nothing of it runs.
     pub(super) fn is_gone(&self) -> bool {
         self.removed && self.drains.is_empty() && self.peers.is_empty()
     }
 
-    /// Moves on what can be moved on, and says what the controller has to do next.
+    /// Advances the candidate and the drains. Returns the next step for the controller.
     pub(super) fn advance(&mut self, now: Instant) -> Due {
         self.end_drains(now);
         if self.running.as_ref().is_some_and(|running| start::serves(&running.snapshot.active))
@@ -254,14 +253,14 @@ impl Service {
         self.start.as_ref().zip(active).is_some_and(|(start, active)| start.falls_back(active))
     }
 
-    /// The change of the file that a proven candidate needs; `file` is shown until it is made.
+    /// The edit that the proven candidate needs; the status shows `file` until it is written.
     pub(super) fn begin_write(&mut self, file: &str) -> Option<Box<Edit>> {
         let candidate = self.candidate.as_mut()?;
         candidate.swap.writing = Some(Arc::from(file));
         candidate.edit.clone()
     }
 
-    /// The change of the file has been made.
+    /// Records that the edit was written.
     pub(super) fn written(&mut self) {
         if let Some(candidate) = &mut self.candidate {
             candidate.written = true;

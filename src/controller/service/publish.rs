@@ -1,4 +1,4 @@
-//! Makes a configuration serve: opens its peers before the snapshot is stored, closes the others after it.
+//! Publishes a configuration: opens its peers before the snapshot is stored, closes the others after it.
 
 use std::{
     sync::Arc,
@@ -10,19 +10,19 @@ use log::info;
 use super::{Candidate, Fallback, Proof, Running, Service, Swap, start};
 use crate::{config, pool::Peer, snapshot};
 
-/// Peers that were opened for a snapshot which is about to be stored; others are to be closed afterwards.
+/// The peers that were opened for a snapshot; consumed after the store to close all others.
 #[must_use]
 pub(in crate::controller) struct Publication {
     serving: Vec<Arc<Peer>>,
     drain_timeout: Duration,
-    /// None for what is published unproven.
+    /// None for a configuration that is published unproven.
     swap: Option<Swap>,
-    /// Only settings change, and nothing was proven or written for them: that is no swap unless peers leave.
+    /// Whether only settings change, without a proof or a write. That is a swap only if peers are removed.
     quiet: bool,
 }
 
 impl Service {
-    /// Opens the peers of what is to be published and builds it; to be called before the snapshot is stored.
+    /// Opens the peers of the configuration and builds its part of the snapshot. Call it before the snapshot is stored.
     pub(in crate::controller) fn open(&mut self, now: Instant) -> Option<Publication> {
         let proven = |candidate: &mut Candidate| candidate.written || candidate.swap.proof.is_done();
         if let Some(candidate) = self.candidate.take_if(proven) {
@@ -42,7 +42,7 @@ impl Service {
         Some(self.publication(config, None))
     }
 
-    /// The file's pool goes on being proven, from now on as the successor of the one that served last.
+    /// Publishes the pool that served last. The proof of the file's pool continues, as a swap from that pool.
     fn fall_back(&mut self, Fallback { config, proof }: Fallback, now: Instant) -> Publication {
         proof.adopt();
         let to = config.active.clone();
@@ -75,7 +75,7 @@ impl Service {
         Publication { serving, drain_timeout, swap, quiet: false }
     }
 
-    /// Closes every peer that no longer serves; to be called after the snapshot is stored.
+    /// Closes every peer that no longer serves. Call it after the snapshot is stored.
     pub(in crate::controller) fn close(&mut self, publication: Publication, generation: u64, now: Instant) {
         let Publication { serving, drain_timeout, swap, quiet } = publication;
         if let Some(swap) = swap {
@@ -88,10 +88,10 @@ impl Service {
         self.probe_settings();
     }
 
-    /// Closes every open peer but those in `serving`, and waits for their requests under `swap`.
+    /// Closes every open peer except those in `serving`, and drains them as a part of `swap`.
     pub(super) fn drain_others(&mut self, mut swap: Swap, quiet: bool, serving: &[Arc<Peer>], timeout: Duration, now: Instant) {
         let serves = |peer: &Arc<Peer>| serving.iter().any(|serving| Arc::ptr_eq(serving, peer));
-        // A peer that serves again stops draining, and with it the drain that waited for it.
+        // A peer that serves again is not draining: end the drains that wait for it.
         let (ended, mut leaving) = self.drains.reopened(serves, now);
         ended.iter().for_each(|swap| self.history.ended(swap));
         leaving.extend(self.peers.open());
@@ -99,14 +99,14 @@ impl Service {
         if quiet && leaving.is_empty() {
             return;
         }
-        // Close first, count afterwards: see `Lease::new`.
+        // Close before counting: see `Lease::new`.
         leaving.iter().for_each(|peer| peer.close());
         swap.promoted(now, leaving.clone());
         self.history.show(&swap);
         self.drains.begin(swap, leaving, timeout, now);
     }
 
-    /// Lets every peer be probed by the settings that run, unless a proof does it.
+    /// Probes every peer under the running settings, except those that a proof probes.
     pub(super) fn probe_settings(&mut self) {
         let candidate = self.candidate.as_ref();
         let fallback = self.start.as_ref().and_then(|start| start.fallback.as_ref());

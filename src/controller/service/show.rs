@@ -1,4 +1,4 @@
-//! Reports what a service does: to waiters, to the routing table, to the view.
+//! Reports the state of a service to waiters, the routing table and the view.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -16,7 +16,7 @@ use crate::{
 };
 
 impl Service {
-    /// Updates whether the file says something else than what serves.
+    /// Updates the drift.
     pub(in crate::controller) fn update_drift(&mut self) {
         if let (Some(file), Some(running)) = (&self.file, &self.running) {
             let proving = self.candidate.as_ref().is_some_and(|candidate| candidate.config == *file);
@@ -24,12 +24,12 @@ impl Service {
         }
     }
 
-    /// Notifies waiters of what has happened; to be called after the view is published.
+    /// Notifies waiters. Call it after the view is published.
     pub(in crate::controller) fn announce(&mut self) {
         self.history.announce();
     }
 
-    /// The pool that the file's wish makes active, if that wish runs or is being proven.
+    /// The active pool of the file's configuration, if that runs or is being proven.
     pub(in crate::controller) fn follows_file(&self) -> Option<&str> {
         let file = self.file.as_ref()?;
         let candidate = self.candidate.as_ref().map(|candidate| &candidate.config);
@@ -37,35 +37,35 @@ impl Service {
         (wanted == file).then_some(file.active.as_str())
     }
 
-    /// The swap in progress that leads to what is wanted now.
+    /// The swap in progress to the wanted configuration.
     pub(in crate::controller) fn current_swap(&self) -> Option<watch::Receiver<status::Swap>> {
         let proving = self.candidate.as_ref().map(|candidate| &candidate.swap);
         let draining = || self.history.current().filter(|swap| self.drains.is_under(swap));
         proving.or_else(draining).map(Swap::subscribe)
     }
 
-    /// What requests see of it.
+    /// The service in the snapshot.
     pub(in crate::controller) fn published(&self) -> Option<(&config::Service, &Arc<snapshot::Service>)> {
         self.running.as_ref().map(|running| (&running.config, &running.snapshot))
     }
 
-    /// The pool that serves; none if no peer of it was ever ready.
+    /// The active pool; none if no peer of it was ever ready.
     pub(in crate::controller) fn serves(&self) -> Option<&str> {
         self.running.as_ref().filter(|_| self.start.is_none()).map(|running| running.config.active.as_str())
     }
 
-    /// Whether it has not served yet and its pool is still being proven.
+    /// Whether its first pool is still being proven.
     pub(in crate::controller) fn is_starting(&self) -> bool {
         self.start.is_some() && self.candidate.is_some()
     }
 
-    /// Why it has not served yet; none if it has.
+    /// Why it has not served yet; none once it has.
     pub(in crate::controller) fn not_ready(&self) -> Option<String> {
         let (running, _) = self.running.as_ref().zip(self.start.as_ref())?;
         Some(format!("{} has no pool to serve: {}", self.name, start::missing(&running.snapshot.active)))
     }
 
-    /// What the status shows.
+    /// Its part of the view.
     pub(in crate::controller) fn view(&self) -> ServiceView {
         let config = self.running.as_ref().map(|running| &running.config);
         let candidate = self.candidate.as_ref().map(|candidate| &candidate.config);

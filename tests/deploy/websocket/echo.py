@@ -1,4 +1,4 @@
-"""A WebSocket server of the ecosystem that says what it is told; prints its port."""
+"""A WebSocket echo server of the ecosystem; prints its port."""
 import asyncio
 
 from websockets.asyncio.server import serve

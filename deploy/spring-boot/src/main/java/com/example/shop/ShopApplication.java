@@ -4,7 +4,7 @@ import org.springframework.boot.SpringApplication;
 import org.springframework.boot.autoconfigure.SpringBootApplication;
 import org.springframework.boot.context.properties.ConfigurationPropertiesScan;
 
-/** A shop with nothing to sell: it says which release answered, and can be told to misbehave. */
+/** A small application that returns its release. Its settings can make it fail. */
 @SpringBootApplication
 @ConfigurationPropertiesScan
 public class ShopApplication {

@@ -1,7 +1,7 @@
-//! The demo's processes and its file: two applications, the real server, and the configuration that is edited.
+//! The environment of the demo: two applications, the real server, and the configuration file.
 //!
-//! Everything ends with this value: children are killed when it is dropped, and the folder goes. They are in process groups
-//! of their own, so that Ctrl-C reaches the demo alone; if the demo itself is killed, the applications notice and follow.
+//! Dropping it kills the child processes and removes the temporary folder. The children have their own process groups, so that
+//! only the demo gets Ctrl-C. If the demo is killed, the applications end because their standard input is closed.
 
 use std::{
     fmt::Write as _,
@@ -23,44 +23,44 @@ use tokio::{
 
 use crate::{admin::client::Client, status::Status};
 
-/// Nothing in the demo takes longer, unless something is wrong.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// How often the status is looked at.
-const LOOK: Duration = Duration::from_millis(20);
+/// Time limit of each step of the demo.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// How often the status is read.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-pub(super) struct Stage {
-    pub blue: Colour,
-    pub green: Colour,
+pub(super) struct Environment {
+    pub blue: Application,
+    pub green: Application,
     pub address: SocketAddr,
     pub config: PathBuf,
     client: Client,
     server: Child,
-    // Dropped last: the server's log is in it.
+    // Dropped last: it holds the log of the server.
     folder: tempfile::TempDir,
 }
 
-/// One application, running or not, always at the same address.
-pub(super) struct Colour {
+/// One application, running or stopped, always at the same address.
+pub(super) struct Application {
     pub name: &'static str,
     pub address: SocketAddr,
     _port: Port,
     child: Option<Child>,
 }
 
-/// A port that stays free for the program it is meant for, also while that is not running.
+/// A port that stays reserved for one program, even while the program does not run.
 struct Port {
     address: SocketAddr,
-    /// Bound, never listening: connections are refused, a program with SO_REUSEADDR may listen, but the system gives the
-    /// number to no outgoing connection. Elsewhere than on Linux it would be in the program's way.
+    /// A socket that is bound and never listens. Connections are refused, a program with SO_REUSEADDR can listen, and the kernel
+    /// assigns the port to no outgoing connection. Only on Linux: on other systems it would prevent the program from listening.
     _held: Option<TcpSocket>,
 }
 
-impl Stage {
+impl Environment {
     pub(super) async fn set() -> Result<Self, String> {
         let folder =
             tempfile::Builder::new().prefix("switchover-demo-").tempdir().map_err(|e| format!("no temporary folder: {e}"))?;
-        let blue = Colour::start("blue", "v1").await?;
-        let green = Colour::start("green", "v2").await?;
+        let blue = Application::start("blue", "v1").await?;
+        let green = Application::start("green", "v2").await?;
         let (listener, admin) = (Port::reserve()?, Port::reserve()?);
         let (address, admin) = (listener.address, admin.address);
         let config = folder.path().join("switchover.yaml");
@@ -77,14 +77,15 @@ impl Stage {
             .kill_on_drop(true)
             .spawn()
             .map_err(|e| format!("cannot start switchover: {e}"))?;
-        let mut stage = Self { blue, green, address, config, client: Client::new(&admin.to_string(), None), server, folder };
-        stage
+        let mut environment =
+            Self { blue, green, address, config, client: Client::new(&admin.to_string(), None), server, folder };
+        environment
             .until("switchover serves blue", |status| {
                 let blue = status.services.iter().flat_map(|s| &s.pools).find(|pool| pool.name == "blue");
                 blue.is_some_and(|blue| blue.peers.iter().all(|peer| peer.ready))
             })
             .await?;
-        Ok(stage)
+        Ok(environment)
     }
 
     pub(super) async fn status(&self) -> Result<Status, String> {
@@ -93,29 +94,29 @@ impl Stage {
         status.map_err(|e| e.to_string())
     }
 
-    /// Waits for a fact.
+    /// Polls the status until `fact` holds; `what` names it in the error.
     pub(super) async fn until(&mut self, what: &str, mut fact: impl FnMut(&Status) -> bool) -> Result<(), String> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let status = self.status().await;
             if status.as_ref().is_ok_and(&mut fact) {
                 return Ok(());
             }
             if let Ok(Some(exit)) = self.server.try_wait() {
-                return Err(format!("switchover has ended, {exit}\n{}", self.log()));
+                return Err(format!("switchover ended with {exit}\n{}", self.log()));
             }
             if Instant::now() > deadline {
-                return Err(format!("waited in vain until {what}\n{}", self.log()));
+                return Err(format!("timed out waiting until {what}\n{}", self.log()));
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    pub(super) fn colour(&mut self, name: &str) -> &mut Colour {
+    pub(super) fn application(&mut self, name: &str) -> &mut Application {
         if name == self.blue.name { &mut self.blue } else { &mut self.green }
     }
 
-    /// What the user does: one line of the file, with any editor.
+    /// Edits the `active` line of the file, as a user does with any editor.
     pub(super) fn edit(&self, from: &str, to: &str) -> Result<(), String> {
         let edit = || -> std::io::Result<()> {
             let text = std::fs::read_to_string(&self.config)?.replace(&format!("active: {from}"), &format!("active: {to}"));
@@ -131,15 +132,15 @@ impl Stage {
     }
 }
 
-impl Colour {
+impl Application {
     async fn start(name: &'static str, version: &str) -> Result<Self, String> {
         let port = Port::reserve()?;
-        let mut colour = Self { name, address: port.address, _port: port, child: None };
-        colour.restart(version).await?;
-        Ok(colour)
+        let mut application = Self { name, address: port.address, _port: port, child: None };
+        application.restart(version).await?;
+        Ok(application)
     }
 
-    /// Starts it, where it was before.
+    /// Starts the application at its address.
     pub(super) async fn restart(&mut self, version: &str) -> Result<(), String> {
         let failed = |e: &dyn std::fmt::Display| format!("cannot start the demo's application {}: {e}", self.name);
         let mut child = itself()?
@@ -161,27 +162,27 @@ impl Colour {
             .kill_on_drop(true)
             .spawn()
             .map_err(|e| failed(&e))?;
-        let said = child.stdout.take().ok_or_else(|| failed(&"it cannot be heard"))?;
-        let line = BufReader::new(said).lines().next_line().await.map_err(|e| failed(&e))?.unwrap_or_default();
+        let stdout = child.stdout.take().ok_or_else(|| failed(&"its standard output cannot be read"))?;
+        let line = BufReader::new(stdout).lines().next_line().await.map_err(|e| failed(&e))?.unwrap_or_default();
         if line != format!("listening on {}", self.address) {
-            return Err(failed(&format!("it said {line:?}")));
+            return Err(failed(&format!("its first line was {line:?}")));
         }
         self.child = Some(child);
         Ok(())
     }
 
-    /// Stops it politely, or not.
+    /// Stops the application: with SIGTERM if `politely`, else with SIGKILL.
     pub(super) async fn stop(&mut self, politely: bool) -> Result<(), String> {
         let Some(mut child) = self.child.take() else { return Ok(()) };
-        // `wait` would close it, and then the application would not end its requests.
+        // Take standard input out: `wait` would close it, and the application would end without finishing its requests.
         let _open = child.stdin.take();
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
         match pid {
             Some(pid) if politely => kill(Pid::from_raw(pid), Signal::SIGTERM).map_err(|e| e.to_string())?,
             _ => child.start_kill().map_err(|e| e.to_string())?,
         }
-        let exit = tokio::time::timeout(PATIENCE, child.wait()).await;
-        let exit = exit.map_err(|_| format!("{} still runs {PATIENCE:?} after it was stopped", self.name))?;
+        let exit = tokio::time::timeout(TIMEOUT, child.wait()).await;
+        let exit = exit.map_err(|_| format!("{} still runs {TIMEOUT:?} after it was stopped", self.name))?;
         exit.map(drop).map_err(|e| e.to_string())
     }
 }
@@ -210,7 +211,7 @@ fn configuration(address: SocketAddr, admin: SocketAddr, blue: SocketAddr, green
     Ok(text)
 }
 
-/// The path as the user would write it.
+/// The path of this program as the user typed it.
 pub(super) fn program() -> String {
     let typed = std::env::args().next().unwrap_or_else(|| "switchover".to_owned());
     if Path::new(&typed).exists() { typed } else { "switchover".to_owned() }
