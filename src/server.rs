@@ -48,6 +48,9 @@ type Edge = clients::Edge<HttpProxy<Proxy>>;
 
 /// Connections that wait to be accepted; the system's own limit (`net.core.somaxconn`) is lower almost everywhere.
 const BACKLOG: u32 = 65535;
+/// Bytes that the kernel takes for a client beyond those on their way (tcp(7), TCP_NOTSENT_LOWAT). Without a bound it takes megabytes for a
+/// client that reads nothing, which count as memory of a container.
+const UNSENT: u32 = 128 * 1024;
 /// How long a stopping process leaves an unused connection open: a request may be on its way on it.
 const IDLE_LINGER: Duration = Duration::from_millis(250);
 /// Connecting to a listener of one's own takes microseconds.
@@ -284,7 +287,7 @@ fn acme(config: &Config, path: &Path, challenges: &ChallengeStore) -> Result<Vec
 }
 
 /// Binds with SO_REUSEADDR, so that a restart does not have to wait for the last life's connections to be forgotten. Accepted
-/// connections have the keep-alive of their listener (tcp(7)).
+/// connections have these options of their listener (tcp(7)).
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let runtime = Builder::new_current_thread().enable_io().build()?;
     let _context = runtime.enter();
@@ -294,6 +297,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let retries = u32::try_from(count).unwrap_or(u32::MAX);
     let keepalive = socket2::TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(retries);
     SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
+    SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)?.into_std()
 }

@@ -30,7 +30,7 @@ use std::{
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    task::coop::{RestoreOnPending, has_budget_remaining, poll_proceed},
+    task::coop::{RestoreOnPending, has_budget_remaining, poll_proceed, unconstrained},
 };
 use tokio_util::sync::PollSemaphore;
 
@@ -70,6 +70,8 @@ impl Wake for Stall {
 
 /// Polls something that ends when the client takes bytes. A response that has to wait for that is stalled from then on.
 pub(super) fn writing<T>(cx: &mut Context<'_>, mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+    // What the client takes is not bounded by the budget, which is spent on account of the peer.
+    let mut poll = |cx: &mut Context<'_>| pin!(unconstrained(poll_fn(&mut poll))).poll(cx);
     let mut polled = poll(cx);
     let mut stall = None;
     if polled.is_pending() {
@@ -148,7 +150,9 @@ pub(super) async fn bounded<F: Future>(request: F, stalled: &Stalled, streams: O
             None => false,
         };
         polls = polls.saturating_add(1);
-        if polls > SHORT || is_crowded || stalled.count() > 0 {
+        if connection::is_waiting_for_client() {
+            spend_budget(cx, 0);
+        } else if polls > SHORT || is_crowded || stalled.count() > 0 {
             spend_budget(cx, ONE_PIECE);
         }
         let polled = match &mut places {
@@ -205,7 +209,9 @@ impl Places {
         let woken = Arc::clone(self.woken.get_or_insert_with(new));
         woken.since.store(false, Release);
         let polled = poll(&mut Context::from_waker(&Waker::from(Arc::clone(&woken))));
-        if polled.is_ready() || !connection::is_waiting_for_client() && !woken.since.load(Acquire) {
+        // Without budget it is woken by the runtime, after this.
+        let goes_on = connection::is_waiting_for_client() || woken.since.load(Acquire) || !has_budget_remaining();
+        if polled.is_ready() || !goes_on {
             self.held = None;
         }
         polled

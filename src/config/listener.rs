@@ -168,7 +168,7 @@ impl Default for Limits {
             requests_per_connection: 10_000,
             connections: 10_000,
             connections_per_client: None,
-            streams_per_connection: 50,
+            streams_per_connection: 64,
             unread_responses: 1000,
             underscores_in_headers: false,
         }

@@ -19,8 +19,8 @@ const H1_CLIENTS: usize = 64;
 const H2_CLIENTS: usize = 6;
 /// As many as the default limits allow, and more.
 const STREAMS: u32 = 128;
-/// Of the whole process: threads, allocator, peers' connections; seen with clients that hold nothing.
-const BASE: f64 = 12.0;
+/// What the allocator keeps for each thread besides, in MiB.
+const BASE: f64 = 3.0;
 
 fn large() -> (Origin, Switchover, ConfigFile) {
     let blue = Origin::start("blue");
@@ -97,8 +97,8 @@ fn a_client_of_http_2_that_does_not_read_holds_4_mib_at_most() {
 fn a_client_of_tls_that_does_not_read_holds_no_more() {
     let (blue, switchover, _config) = large();
     let before = switchover.memory();
-    let port = switchover.log().lines().filter_map(|line| line.split_once("] listening on ")).last().unwrap().1.to_owned();
-    let clients: Vec<Stopped> = (0..16)
+    let port = switchover.log().lines().filter_map(|line| line.split_once("] listening on ")).next_back().unwrap().1.to_owned();
+    let clients: Vec<Stopped> = (0..32)
         .map(|_| {
             let curl = Command::new("curl")
                 .args(["-sk", "--http1.1", "--limit-rate", "1", "--noproxy", "*", "-H", "Host: shop.test"])
@@ -111,7 +111,7 @@ fn a_client_of_tls_that_does_not_read_holds_no_more() {
     let after = settled(&switchover, || blue.heads().len() >= clients.len());
     let each = (after - before - BASE).max(0.0) / clients.len() as f64;
     println!("TLS: {before:.1} MiB before, {after:.1} MiB with {} clients, {each:.2} MiB each", clients.len());
-    assert!(each < 0.35, "{each}: 256 KiB, and the session of TLS");
+    assert!(each < 0.5, "{each}");
 }
 
 /// Another process, ended with the test.
