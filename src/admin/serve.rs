@@ -1,7 +1,7 @@
-//! The connections of the admin API, each with bounds.
+//! Serves the connections of the admin API with limits on number, time and size.
 //!
-//! The composition root runs [`serve`] on a runtime of its own. `axum::serve` sets no timer and no limit, so that silent connections
-//! would take the proxy's descriptors one by one. Nothing here knows a route.
+//! The composition root runs [`serve`] on a separate runtime. `axum::serve` has no timeouts and no connection limit, so idle
+//! connections could use up the descriptors of the proxy. Nothing here knows a route.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -31,26 +31,26 @@ use tokio::{
     time::timeout,
 };
 
-/// Connections at a time; further ones wait to be accepted.
+/// Maximum of concurrent connections; further ones wait in the backlog.
 const CONNECTIONS: usize = 64;
-/// From the first moment of a connection, or the end of an answer, to the end of the next header.
+/// Time limit for a header, from the start of the connection or the end of the last response.
 const HEADER: Duration = Duration::from_secs(10);
-/// For a whole request body, and how long that is at most.
+/// Time limit for a request body, and its maximum length.
 const BODY: Duration = Duration::from_secs(10);
 const BODY_BYTES: usize = 64 * 1024;
-/// How long a client may leave an answer unread.
+/// How long a client may leave a response unread.
 const WRITE: Duration = Duration::from_secs(30);
-/// Descriptors that are opened in advance, one of which is closed where a connection could not be accepted for want of one.
+/// Number of reserved descriptors. One is closed when a connection cannot be accepted because none is left.
 const SPARE: usize = 16;
-/// After a connection that could not be accepted.
+/// Delay after a failed accept.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Answers requests by `router`, for ever.
+/// Serves requests with `router`, forever.
 pub(super) async fn serve(listener: TcpListener, router: Router) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut spare = Vec::new();
     loop {
-        // Kept open for the time when the proxy has used up all others; a second listening descriptor is as good as any.
+        // The reserve for when the proxy has used up all descriptors. Any descriptor will do; this one is always available.
         while spare.len() < SPARE
             && let Ok(descriptor) = SockRef::from(&listener).try_clone()
         {

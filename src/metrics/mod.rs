@@ -1,26 +1,30 @@
-//! Every metric's name, labels and help, in one place.
+//! Every metric with its name, labels and help text.
 //!
-//! Built once by the composition root and passed down; handles are resolved when a pool or a peer is made, never on the
-//! way of a request. No label may hold anything a client sent.
+//! The composition root creates one [`Metrics`] and passes it down. Services, pools and peers get their handles once, when they are
+//! created, so that a request looks up no metric. No label may contain data from a client.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+mod handles;
+
+pub use self::handles::{
+    BrokenBy, CertificateMetrics, ErrorKind, PeerFacts, PeerMetrics, PoolMetrics, RequestCounter, ServiceMetrics,
 };
 
-use arc_swap::ArcSwap;
-use http::Method;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
-/// From half a millisecond, what a local Spring Boot application answers in, to the default response timeout.
+use self::handles::{BROKEN_BY, ERROR_KINDS};
+
+/// From half a millisecond, the response time of a local Spring Boot application, to the default response timeout.
 const REQUEST_BUCKETS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+
 /// A connection on one host takes microseconds; the default timeout is 2 s.
 const CONNECT_BUCKETS: &[f64] = &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0];
+
 /// From a swap between two ready pools to the defaults of `ready_timeout` and `drain.timeout`.
 const SWAP_BUCKETS: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
 
@@ -29,79 +33,6 @@ const SWAP_RESULTS: [&str; 5] = ["drained", "drain_timed_out", "not_ready", "sup
 
 /// The `task` of `task_restarts_total`.
 const RESTARTED_TASKS: [&str; 5] = ["access_log", "acme", "certificates", "probe", "resolver"];
-
-/// The `kind` of `upstream_errors_total`: why a peer failed a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ErrorKind {
-    /// The peer refused the connection or could not be reached.
-    Connect,
-    /// Connecting took longer than `timeouts.connect`.
-    ConnectTimeout,
-    /// The peer closed or reset the connection before its response was complete.
-    Closed,
-    /// No response header within `timeouts.response`.
-    ResponseTimeout,
-    /// The response was not valid HTTP.
-    Protocol,
-    /// This process had no descriptor, port or memory left to connect; that says nothing about the peer.
-    Local,
-}
-
-const ERROR_KINDS: [ErrorKind; 6] = [
-    ErrorKind::Connect,
-    ErrorKind::ConnectTimeout,
-    ErrorKind::Closed,
-    ErrorKind::ResponseTimeout,
-    ErrorKind::Protocol,
-    ErrorKind::Local,
-];
-
-impl ErrorKind {
-    /// The `kind` of `upstream_errors_total`.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Connect => "connect",
-            Self::ConnectTimeout => "connect_timeout",
-            Self::Closed => "closed",
-            Self::ResponseTimeout => "response_timeout",
-            Self::Protocol => "protocol",
-            Self::Local => "local",
-        }
-    }
-}
-
-/// Gauges of the listeners' certificates.
-#[derive(Clone)]
-pub struct CertificateMetrics {
-    /// Labels: listener, names of the certificate.
-    pub not_after: IntGaugeVec,
-    /// Labels: listener, file.
-    pub problem: IntGaugeVec,
-}
-
-/// The `by` of `broken_responses_total`: which side broke off a response after its header was sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BrokenBy {
-    /// The client closed the connection or was too slow.
-    Client,
-    /// The peer closed or reset the connection.
-    Peer,
-    /// A fault of switchover.
-    Switchover,
-}
-
-const BROKEN_BY: [BrokenBy; 3] = [BrokenBy::Client, BrokenBy::Peer, BrokenBy::Switchover];
-
-impl BrokenBy {
-    /// The `by` of `broken_responses_total`.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Client => "client",
-            Self::Peer => "peer",
-            Self::Switchover => "switchover",
-        }
-    }
-}
 
 /// All metrics of one process.
 pub struct Metrics {
@@ -137,74 +68,10 @@ pub struct Metrics {
     pub certificates: CertificateMetrics,
     /// Open client connections.
     pub downstream_connections: IntGauge,
-    /// Tasks that panicked and were started again, by task.
+    /// Labels: task.
     pub task_restarts: IntCounterVec,
     /// Requests that match no service.
     pub unrouted: RequestCounter,
-}
-
-/// Counts the requests of one service, pool and peer by code and method.
-///
-/// The map is copied when a new pair of code and method appears, so that counting takes no lock. It has at most 900 codes times
-/// ten methods.
-pub struct RequestCounter {
-    vec: IntCounterVec,
-    labels: [String; 3],
-    by_code: ArcSwap<BTreeMap<(u16, &'static str), IntCounter>>,
-}
-
-/// Handles of one service.
-pub struct ServiceMetrics {
-    /// Retried requests that got a response.
-    pub retries_succeeded: IntCounter,
-    /// Retried requests that failed.
-    pub retries_failed: IntCounter,
-    /// Requests for which no peer was ready.
-    pub no_ready_peer: IntCounter,
-    /// Requests that no peer responded to.
-    pub unserved: RequestCounter,
-}
-
-/// Handles of one pool.
-pub struct PoolMetrics {
-    /// From the request header to the end of the response.
-    pub duration: Histogram,
-    /// Time to connect.
-    pub connect: Histogram,
-    /// From the connection to the response header.
-    pub response_header: Histogram,
-}
-
-/// Handles of one peer.
-pub struct PeerMetrics {
-    /// Requests that the peer responded to.
-    pub requests: RequestCounter,
-    /// Probes that passed.
-    pub probes_passed: IntCounter,
-    /// Probes that failed.
-    pub probes_failed: IntCounter,
-    /// Probes that this process could not send, for want of a descriptor, a port or memory.
-    pub probes_local: IntCounter,
-    /// Durations of probes.
-    pub probe_duration: Histogram,
-    errors: [IntCounter; ERROR_KINDS.len()],
-    broken: [IntCounter; BROKEN_BY.len()],
-    in_flight: IntGauge,
-    upgraded: IntGauge,
-    ready: IntGauge,
-    draining: IntGauge,
-}
-
-/// The state of a peer at a scrape. The peer keeps it; the gauges are set from it just before each scrape.
-pub struct PeerFacts {
-    /// Requests and upgraded connections.
-    pub in_flight: usize,
-    /// Upgraded connections.
-    pub upgraded: usize,
-    /// Whether probes say that it is ready.
-    pub ready: bool,
-    /// Whether it is being drained.
-    pub draining: bool,
 }
 
 struct Builder(Registry);
@@ -269,9 +136,8 @@ impl Metrics {
             "When a configuration was last accepted, in seconds since 1970.",
         ))?;
         b.0.register(Box::new(reload_last_success.clone()))?;
-        let task_restarts =
-            b.counters("task_restarts_total", "Tasks that ended by a fault and were started again, by task.", &["task"])?;
-        // From 0 on, so that the first one is an increase.
+        let task_restarts = b.counters("task_restarts_total", "Tasks that panicked and were restarted, by task.", &["task"])?;
+        // Create the series with 0: `increase()` does not see a series that begins at 1.
         for task in RESTARTED_TASKS {
             task_restarts.with_label_values(&[task]);
         }
@@ -505,73 +371,6 @@ impl Metrics {
         let mut text = Vec::with_capacity(16 * 1024);
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
-    }
-}
-
-impl PeerMetrics {
-    /// Counts a failed try.
-    pub fn error(&self, kind: ErrorKind) {
-        for (k, counter) in ERROR_KINDS.iter().zip(&self.errors) {
-            if *k == kind {
-                counter.inc();
-            }
-        }
-    }
-
-    /// Counts a response that broke off.
-    pub fn broke_off(&self, by: BrokenBy) {
-        for (b, counter) in BROKEN_BY.iter().zip(&self.broken) {
-            if *b == by {
-                counter.inc();
-            }
-        }
-    }
-
-    /// Sets the gauges, just before a scrape.
-    pub fn set(&self, facts: &PeerFacts) {
-        self.in_flight.set(i64::try_from(facts.in_flight).unwrap_or(i64::MAX));
-        self.upgraded.set(i64::try_from(facts.upgraded).unwrap_or(i64::MAX));
-        self.ready.set(i64::from(facts.ready));
-        self.draining.set(i64::from(facts.draining));
-    }
-}
-
-impl RequestCounter {
-    fn new(vec: &IntCounterVec, labels: [&str; 3]) -> Self {
-        Self { vec: vec.clone(), labels: labels.map(str::to_owned), by_code: ArcSwap::default() }
-    }
-
-    /// Counts one request.
-    pub fn inc(&self, code: u16, method: &Method) {
-        let key = (code, method_label(method));
-        if let Some(counter) = self.by_code.load().get(&key) {
-            counter.inc();
-            return;
-        }
-        let [service, pool, peer] = &self.labels;
-        let counter = self.vec.with_label_values(&[service, pool, peer, &code.to_string(), key.1]);
-        counter.inc();
-        self.by_code.rcu(|map| {
-            let mut map = BTreeMap::clone(map);
-            map.insert(key, counter.clone());
-            Arc::new(map)
-        });
-    }
-}
-
-/// The standard methods, or `OTHER`, so that clients cannot create series.
-fn method_label(method: &Method) -> &'static str {
-    match *method {
-        Method::GET => "GET",
-        Method::HEAD => "HEAD",
-        Method::POST => "POST",
-        Method::PUT => "PUT",
-        Method::DELETE => "DELETE",
-        Method::PATCH => "PATCH",
-        Method::OPTIONS => "OPTIONS",
-        Method::TRACE => "TRACE",
-        Method::CONNECT => "CONNECT",
-        _ => "OTHER",
     }
 }
 
