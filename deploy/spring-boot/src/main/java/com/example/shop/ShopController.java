@@ -31,7 +31,7 @@ public class ShopController {
     void sign(HttpServletResponse response) {
         response.setHeader("X-App", shop.release());
         if (shop.failing()) {
-            throw new ResponseStatusException(HttpStatus.INTERNAL_SERVER_ERROR, shop.release() + " was told to fail");
+            throw new ResponseStatusException(HttpStatus.INTERNAL_SERVER_ERROR, shop.release() + " is set to fail");
         }
     }
 
