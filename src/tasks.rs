@@ -112,7 +112,7 @@ async fn panic_when_asked(_name: &str) {
 #[cfg(debug_assertions)]
 const TEST_PANIC: &str = "SWITCHOVER_TEST_PANIC";
 
-/// As [`panic_when_asked`], at this moment. The file is removed, so that the task is asked once.
+/// As `panic_when_asked`, at this moment. The file is removed, so that the task is asked once.
 #[cfg(debug_assertions)]
 #[allow(clippy::panic, reason = "a test asks for it")]
 pub fn panic_if_asked(name: &str) {

@@ -2,7 +2,7 @@
 //!
 //! One task reads the file, compares it with the running configuration, proves, promotes and drains (docs/architecture.md has the
 //! picture). After each step it publishes a [`View`], then sends the replies. Requests never wait for it. It imports neither the
-//! proxy, nor the admin API, nor the watcher, and never waits for a write to disk: see [`promotion`] and [`memory`].
+//! proxy, nor the admin API, nor the watcher, and never waits for a write to disk: see `promotion` and `memory`.
 
 mod apply;
 mod command;
