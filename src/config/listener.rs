@@ -63,7 +63,7 @@ pub struct Acme {
     /// DNS names of the certificate, without wildcards. Listeners with the same list and `store` share the certificate; lists
     /// that only overlap need another `store`.
     #[serde(default, with = "List::<DnsName>")]
-    #[schemars(!default, length(min = 1), example = ["shop.example.com"])]
+    #[schemars(!default, length(min = 1), extend("uniqueItems" = true), example = ["shop.example.com"])]
     pub names: Vec<String>,
     /// A folder that outlives restarts, for the account and the certificate; relative to the configuration file's folder.
     #[serde(with = "As::<File>")]

@@ -43,7 +43,7 @@ pub(super) fn read<'de, T: Deserialize<'de>>(document: &'de Node, aside: &mut As
             return None;
         }
     }
-    problems.push(Problem::new("", "has more problems than are listed; mend these first"));
+    problems.push(Problem::new("", "has more problems than are listed; correct these first"));
     None
 }
 

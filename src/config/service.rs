@@ -22,6 +22,7 @@ const SECOND: Duration = Duration::from_secs(1);
 pub struct Service {
     /// Hosts without a port: `shop.example.com`, or `*.example.com` for any name in place of the `*`. Empty: any host.
     #[serde(default, with = "List::<HostPattern>")]
+    #[schemars(extend("uniqueItems" = true))]
     pub hosts: Vec<String>,
     /// Beginning of the path, in whole segments: `/api` takes `/api` and `/api/x`, not `/apix`. Compared with a
     /// request's path as applications read it: decoded, and with `.`, `..` and `//` resolved.
@@ -74,7 +75,7 @@ pub struct Pool {
     pub version: Option<String>,
     /// Peers, each `host:port` or `{address: host:port, weight: 3}`.
     #[serde(default)]
-    #[schemars(!default, length(min = 1), example = ["app-blue:8081"])]
+    #[schemars(!default, length(min = 1), extend("uniqueItems" = true), example = ["app-blue:8081"])]
     pub peers: Vec<Peer>,
 }
 

@@ -5,9 +5,8 @@ use std::{fs, path::Path, process::Command};
 use crate::schema::configurations;
 
 /// Invalid files that the schema accepts, each with the reason. Everything else in `tests/invalid` is rejected by it.
-const NOT_BY_A_SCHEMA: [(&str, &str); 7] = [
+const NOT_BY_A_SCHEMA: [(&str, &str); 6] = [
     ("duplicate-listener", "compares addresses of several listeners"),
-    ("duplicate-peer", "compares addresses, one of which may have a weight"),
     ("peer-in-two-pools", "compares lists of several pools"),
     ("proofs", "one listener needs another"),
     ("same-route", "compares hosts and prefixes of several services"),
