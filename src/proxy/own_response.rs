@@ -37,7 +37,7 @@ pub(super) async fn failure(session: &mut Session, ctx: &mut RequestCtx, failure
     response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static(content_type))?;
     response.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
     response.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
-    if failure == Failure::NoReadyPeer {
+    if status == 503 {
         response.insert_header(header::RETRY_AFTER, HeaderValue::from_static("1"))?;
     }
     if failure != Failure::NoRoute {

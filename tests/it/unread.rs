@@ -9,12 +9,11 @@ use std::{
 use socket2::{Domain, Socket, Type};
 
 use crate::support::{
-    Authority, ConfigFile, Origin, Switchover, eventually,
+    Authority, ConfigFile, HyperPeer, Origin, Switchover, curl, eventually,
+    hyper_peer::LARGE,
     origin::{Act, ok},
 };
 
-/// More than every buffer on the way takes together.
-const LARGE: usize = 8 * 1024 * 1024;
 const H1_CLIENTS: usize = 64;
 const H2_CLIENTS: usize = 6;
 /// As many as the default limits allow, and more.
@@ -80,7 +79,7 @@ fn a_client_of_http_2_that_does_not_read_holds_4_mib_at_most() {
         let clients: Vec<_> = (0..H2_CLIENTS)
             .map(|_| {
                 let mut client = narrow(&switchover);
-                client.write_all(&asks(widest)).unwrap();
+                client.write_all(&requests("/x", STREAMS, widest)).unwrap();
                 client
             })
             .collect();
@@ -125,7 +124,7 @@ impl Drop for Stopped {
 }
 
 /// Many requests of one connection; with windows as wide as can be, or with those of the protocol, which nothing widens.
-fn asks(widest: bool) -> Vec<u8> {
+fn requests(path: &str, streams: u32, widest: bool) -> Vec<u8> {
     let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
         let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
         [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
@@ -137,15 +136,69 @@ fn asks(widest: bool) -> Vec<u8> {
     } else {
         bytes.extend(frame(4, 0, 0, &[]));
     }
-    for n in 0..STREAMS {
-        // GET, http, and the target /x without a place in the table (RFC 7541, section 6.2.2).
-        let mut fields = vec![0x82, 0x86, 0x04, 2];
-        fields.extend(b"/x");
+    for n in 0..streams {
+        // GET, http, and the path as a literal without indexing (RFC 7541, section 6.2.2).
+        let mut fields = vec![0x82, 0x86, 0x04, u8::try_from(path.len()).unwrap()];
+        fields.extend(path.as_bytes());
         fields.extend([0x01, 9]);
         fields.extend(b"shop.test");
         bytes.extend(frame(1, 5, 2 * n + 1, &fields));
     }
     bytes
+}
+
+/// A switchover in front of a peer that speaks HTTP/2, over which requests share a connection.
+fn large_over_h2c() -> (HyperPeer, Switchover, ConfigFile) {
+    let peer = HyperPeer::start(true, None);
+    let service = "    upstream: {protocol: h2c}\n    health_check: {interval: 100ms, path: /}\n";
+    let config = ConfigFile::new(&[("blue", &[peer.address])]).service(service);
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    (peer, switchover, config)
+}
+
+#[test]
+fn a_client_that_does_not_read_from_an_h2_peer_holds_4_mib_at_most() {
+    let (_peer, switchover, _config) = large_over_h2c();
+    // Requests share a connection that is there; before, each would open one of its own.
+    assert_eq!(switchover.get("/").status, 200);
+    let before = switchover.memory();
+    let clients: Vec<_> = (0..H2_CLIENTS)
+        .map(|_| {
+            let mut client = narrow(&switchover);
+            client.write_all(&requests("/large", STREAMS, true)).unwrap();
+            client
+        })
+        .collect();
+    let asked = || switchover.pool_status("blue").in_flight >= H2_CLIENTS;
+    let after = settled(&switchover, asked);
+    let each = (after - before - BASE).max(0.0) / H2_CLIENTS as f64;
+    println!("HTTP/2 to HTTP/2: {before:.1} MiB before, {after:.1} MiB with {H2_CLIENTS} clients, {each:.2} MiB each");
+    assert!(each < 4.0, "{each}");
+    drop(clients);
+}
+
+/// Pingora gives a stream and the connection to an HTTP/2 peer the same window, so a few unread responses would fill the connection's.
+#[test]
+fn clients_that_do_not_read_hold_up_no_other_request_to_an_h2_peer() {
+    let (_peer, switchover, _config) = large_over_h2c();
+    // Requests share a connection that is there; before, each would open one of its own.
+    assert_eq!(switchover.get("/").status, 200);
+    let before = switchover.memory();
+    let clients: Vec<_> = (0..48)
+        .map(|_| {
+            let mut client = narrow(&switchover);
+            client.write_all(b"GET /large HTTP/1.1\r\nHost: shop.test\r\n\r\n").unwrap();
+            client
+        })
+        .collect();
+    let after = settled(&switchover, || switchover.pool_status("blue").in_flight >= clients.len());
+    println!("HTTP/1 to HTTP/2: {before:.1} MiB before, {after:.1} MiB with {} clients", clients.len());
+    for _ in 0..10 {
+        let response = switchover.get("/large");
+        assert_eq!((response.status, response.body.len()), (200, LARGE));
+    }
+    drop(clients);
 }
 
 /// What waits for clients that do not read is bounded for the whole process, and others are told to come again.
@@ -170,6 +223,9 @@ fn further_requests_are_refused_while_too_many_responses_are_not_read() {
     });
     assert_eq!(answer.header("retry-after"), Some("1"));
     assert!(answer.text().contains("too many responses wait to be read"), "{}", answer.text());
+    let over_h2 =
+        curl(&format!("http://{}/", switchover.address), &["--http2-prior-knowledge", "-i", "-H", "Host: shop.test"]).unwrap();
+    assert!(over_h2.starts_with("HTTP/2 503") && over_h2.contains("\r\nretry-after: 1\r\n"), "{over_h2}");
     let series = "switchover_rejected_requests_total{listener=\"127.0.0.1:0\",reason=\"unread_responses\"}";
     assert!(switchover.metric(series).unwrap() >= 1.0);
     drop(clients);

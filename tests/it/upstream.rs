@@ -1,89 +1,12 @@
 //! Peers that speak HTTP/2, TLS, or both.
 
-use std::{convert::Infallible, fs, net::SocketAddr, path::Path, sync::Arc};
+use std::{fs, path::Path};
 
-use bytes::Bytes;
-use http::{Request, Response, Version};
-use http_body_util::{BodyExt, Full};
-use hyper::{
-    body::Incoming,
-    server::conn::{http1, http2},
-    service::service_fn,
-};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::{
-    ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-};
 use switchover::status::PoolStatus;
-use tokio::{net::TcpListener, runtime::Runtime};
-use tokio_rustls::TlsAcceptor;
 
-use crate::support::{Authority, ConfigFile, Switchover, curl, eventually};
+use crate::support::{Authority, ConfigFile, HyperPeer, Switchover, curl, eventually};
 
-/// Answers with the version it was asked in, the length of the body and the cookies.
-struct Peer {
-    address: SocketAddr,
-    _runtime: Runtime,
-}
-
-async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-    let (head, body) = request.into_parts();
-    if head.uri.path() == "/late" {
-        std::future::pending::<()>().await;
-    }
-    let cookies: Vec<_> = head.headers.get_all("cookie").iter().map(|value| value.to_str().unwrap().to_owned()).collect();
-    let length = body.collect().await.map(|body| body.to_bytes().len()).unwrap_or_default();
-    let name = if head.headers.contains_key("x-forwarded-for") { format!(" {length} {cookies:?}") } else { String::new() };
-    let te = head.headers.get("te").map(|te| format!(" te {}", te.to_str().unwrap())).unwrap_or_default();
-    let version = if head.version == Version::HTTP_2 { "h2" } else { "http1" };
-    Ok(Response::new(Full::new(Bytes::from(format!("{version}{name}{te}")))))
-}
-
-impl Peer {
-    /// Speaks HTTP/2 only, if asked to; over TLS with FOLDER/NAME.crt, if there is a name.
-    fn start(h2: bool, tls: Option<(&Path, &str)>) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
-        let address = listener.local_addr().unwrap();
-        let acceptor = tls.map(|(folder, name)| {
-            let certificate = CertificateDer::from_pem_file(folder.join(format!("{name}.crt"))).unwrap();
-            let key = PrivateKeyDer::from_pem_file(folder.join(format!("{name}.key"))).unwrap();
-            let provider = Arc::new(rustls::crypto::ring::default_provider());
-            let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-            let mut config = builder.with_no_client_auth().with_single_cert(vec![certificate], key).unwrap();
-            config.alpn_protocols = vec![if h2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
-            TlsAcceptor::from(Arc::new(config))
-        });
-        runtime.spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let acceptor = acceptor.clone();
-                tokio::spawn(async move {
-                    match acceptor {
-                        None => serve(h2, stream).await,
-                        Some(acceptor) => {
-                            if let Ok(stream) = acceptor.accept(stream).await {
-                                serve(h2, stream).await;
-                            }
-                        }
-                    }
-                });
-            }
-        });
-        Self { address, _runtime: runtime }
-    }
-}
-
-async fn serve(h2: bool, stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static) {
-    let io = TokioIo::new(stream);
-    if h2 {
-        http2::Builder::new(TokioExecutor::new()).serve_connection(io, service_fn(answer)).await.unwrap_or_default();
-    } else {
-        http1::Builder::new().serve_connection(io, service_fn(answer)).await.unwrap_or_default();
-    }
-}
-
-fn proxied(peer: &Peer, upstream: &str) -> (ConfigFile, Switchover) {
+fn proxied(peer: &HyperPeer, upstream: &str) -> (ConfigFile, Switchover) {
     let service = format!(
         "    upstream: {upstream}\n    health_check: {{interval: 100ms, path: /}}\n    promotion: {{ready_timeout: 2s}}\n"
     );
@@ -100,10 +23,10 @@ fn peers_are_asked_in_what_they_speak() {
     let tls = format!("tls: {{ca: \"{}\", server_name: peer.test}}", ca.display());
     let of = Some((folder.path(), "peer"));
     for (peer, upstream, version) in [
-        (Peer::start(true, None), "{protocol: h2c}".to_owned(), "h2"),
-        (Peer::start(true, of), format!("{{protocol: h2, {tls}}}"), "h2"),
-        (Peer::start(false, of), format!("{{protocol: http1, {tls}}}"), "http1"),
-        (Peer::start(false, None), "{protocol: http1}".to_owned(), "http1"),
+        (HyperPeer::start(true, None), "{protocol: h2c}".to_owned(), "h2"),
+        (HyperPeer::start(true, of), format!("{{protocol: h2, {tls}}}"), "h2"),
+        (HyperPeer::start(false, of), format!("{{protocol: http1, {tls}}}"), "http1"),
+        (HyperPeer::start(false, None), "{protocol: http1}".to_owned(), "http1"),
     ] {
         let (_config, switchover) = proxied(&peer, &upstream);
         switchover.await_ready("blue");
@@ -128,7 +51,7 @@ fn a_peer_whose_certificate_is_not_the_right_one_is_not_ready_until_it_can_be_ve
     let (folder, authority, other) = (tempfile::tempdir().unwrap(), Authority::new(), Authority::new());
     let ca = other.write(folder.path());
     authority.sign(folder.path(), "peer", &["peer.test"], 2040);
-    let peer = Peer::start(false, Some((folder.path(), "peer")));
+    let peer = HyperPeer::start(false, Some((folder.path(), "peer")));
     let (_config, switchover) = proxied(&peer, &format!("{{tls: {{ca: \"{}\", server_name: peer.test}}}}", ca.display()));
     let reason = |what: &str| {
         switchover.await_pool("blue", what, |pool| last_reason(pool).contains(what));
@@ -155,7 +78,7 @@ fn an_edit_of_the_name_or_the_authority_of_peers_fails_no_request() {
     let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new());
     let ca = authority.write(folder.path());
     authority.sign(folder.path(), "peer", &["peer.test", "other.test"], 2040);
-    let peer = Peer::start(false, Some((folder.path(), "peer")));
+    let peer = HyperPeer::start(false, Some((folder.path(), "peer")));
     let service = |ca: &Path, name: &str| {
         let upstream = format!("{{tls: {{ca: \"{}\", server_name: {name}}}}}", ca.display());
         format!("    upstream: {upstream}\n    health_check: {{interval: 1h, path: /}}\n    promotion: {{ready_timeout: 1s}}\n")
@@ -199,7 +122,7 @@ fn by_h2(switchover: &Switchover, path: &str, args: &[&str]) -> String {
 
 #[test]
 fn from_h2_to_http1_cookies_are_one_line_and_bodies_end_once() {
-    let peer = Peer::start(false, None);
+    let peer = HyperPeer::start(false, None);
     let (_config, switchover) = proxied(&peer, "{}");
     switchover.await_ready("blue");
     let ask = |args: &[&str]| by_h2(&switchover, "/", args);
@@ -214,7 +137,7 @@ fn from_h2_to_http1_cookies_are_one_line_and_bodies_end_once() {
 
 #[test]
 fn a_late_peer_of_http_2_is_answered_for_and_counted_whatever_the_client_speaks() {
-    let peer = Peer::start(true, None);
+    let peer = HyperPeer::start(true, None);
     let service = "    upstream: {protocol: h2c}\n    health_check: {interval: 100ms, path: /}\n    timeouts: {response: 1s}\n";
     let config =
         ConfigFile::new(&[("blue", &[peer.address])]).service(service).top("access_log: {format: json, file: access.log}\n");

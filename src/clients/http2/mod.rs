@@ -179,10 +179,13 @@ fn described(request: &RequestHeader, ends: &ClientInfo) -> Entry {
 /// Answers a rejection.
 async fn refuse(stream: &mut HttpSession, rejection: Rejection) -> pingora::Result<()> {
     let body = rejection.body();
-    let mut response = ResponseHeader::build(rejection.status(), Some(4))?;
+    let mut response = ResponseHeader::build(rejection.status(), Some(5))?;
     response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))?;
     response.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
     response.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
+    if rejection.status() == 503 {
+        response.insert_header(header::RETRY_AFTER, HeaderValue::from_static("1"))?;
+    }
     let is_head = stream.req_header().method == Method::HEAD;
     stream.write_response_header(Box::new(response), is_head)?;
     if is_head {

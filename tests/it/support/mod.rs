@@ -11,6 +11,7 @@ pub mod config_file;
 pub mod curl;
 pub mod fixture;
 pub mod hyper_client;
+pub mod hyper_peer;
 pub mod load;
 pub mod origin;
 pub mod port;
@@ -32,6 +33,7 @@ pub use self::{
     curl::curl,
     fixture::{one_pool, two_pools},
     hyper_client::Protocol,
+    hyper_peer::HyperPeer,
     load::Load,
     origin::{Gate, Origin},
     port::Port,
