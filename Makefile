@@ -44,8 +44,8 @@ man: tools ## Build the man pages: target/man/switchover.1 and one for each comm
 	$(CARGO) build --locked
 	mkdir -p target/man && target/debug/switchover man target/man
 
-bench: tools ## Measure CPU per request against a bare Pingora proxy (and nginx, HAProxy if installed), and the time of a swap
-	$(CARGO) bench --locked --bench cpu
+bench: tools ## Measure CPU per request beside a bare Pingora proxy, nginx and HAProxy, and the time of a swap (BEFORE=BINARY: and an earlier build)
+	BEFORE=$(abspath $(BEFORE)) $(CARGO) bench --locked --bench cpu
 
 check: tools ## Check format, lints, documentation, licences, and known vulnerabilities if their database is reachable
 	$(CARGO) fmt --check

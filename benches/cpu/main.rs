@@ -4,6 +4,8 @@
 //! Each proxy has one worker thread and runs during the whole bench; 64 connections load the proxies in turn. The result is the CPU
 //! time of the process, because requests per second depend on other load on a shared machine. Other load also slows CPU time down
 //! for seconds, so the rounds are short and each sample is compared with the first proxy's sample of the same round.
+//!
+//! `BEFORE=PATH` names the binary of an earlier switchover: it is measured in the same rounds, and all are compared with it.
 
 #![expect(clippy::print_stdout, reason = "its report")]
 
@@ -12,7 +14,7 @@ mod load;
 mod proxies;
 mod swap;
 
-use std::{error::Error, net::SocketAddr};
+use std::{error::Error, net::SocketAddr, path::Path};
 
 use proxies::Proxy;
 use tokio_rustls::TlsConnector;
@@ -45,11 +47,12 @@ fn main() -> Outcome<()> {
         return bare::run(listen, origin);
     }
     let folder = tempfile::tempdir()?;
-    compare(folder.path())?;
+    let before = std::env::var_os("BEFORE").filter(|path| !path.is_empty());
+    compare(folder.path(), before.as_deref().map(Path::new))?;
     swap::run(folder.path())
 }
 
-fn compare(folder: &std::path::Path) -> Outcome<()> {
+fn compare(folder: &Path, before: Option<&Path>) -> Outcome<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let origin = runtime.block_on(async {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
@@ -64,7 +67,7 @@ fn compare(folder: &std::path::Path) -> Outcome<()> {
         });
         Ok::<SocketAddr, std::io::Error>(origin)
     })?;
-    let mut proxies = proxies::start(origin, folder)?;
+    let mut proxies = proxies::start(origin, folder, before)?;
     let tls = load::connector(&folder.join(proxies::CERTIFICATE))?;
     for proxy in &mut proxies {
         runtime.block_on(load::until_it_answers(proxy.address))?;

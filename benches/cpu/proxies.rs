@@ -25,13 +25,18 @@ pub(super) struct Proxy {
     child: Child,
 }
 
-/// Starts what there is.
-pub(super) fn start(origin: SocketAddr, folder: &Path) -> Outcome<Vec<Proxy>> {
+/// Starts every proxy that is there; first `before`, an earlier switchover, so that the others are compared with it.
+pub(super) fn start(origin: SocketAddr, folder: &Path, before: Option<&Path>) -> Outcome<Vec<Proxy>> {
     let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])?;
     fs::write(folder.join(CERTIFICATE), made.cert.pem())?;
     fs::write(folder.join(KEY), made.signing_key.serialize_pem())?;
     fs::write(folder.join("haproxy.pem"), made.cert.pem() + &made.signing_key.serialize_pem())?;
-    let mut proxies = vec![bare(origin)?, switchover(origin, folder)?];
+    let mut proxies = Vec::new();
+    if let Some(before) = before {
+        proxies.push(switchover("before", before, origin, folder)?);
+    }
+    proxies.push(bare(origin)?);
+    proxies.push(switchover("switchover", Path::new(env!("CARGO_BIN_EXE_switchover")), origin, folder)?);
     for (name, start) in [("nginx", nginx as fn(SocketAddr, &Path) -> Outcome<Proxy>), ("haproxy", haproxy)] {
         if is_installed(name) {
             proxies.push(start(origin, folder)?);
@@ -49,18 +54,18 @@ fn bare(origin: SocketAddr) -> Outcome<Proxy> {
     Proxy::start("bare Pingora", address, None, command)
 }
 
-fn switchover(origin: SocketAddr, folder: &Path) -> Outcome<Proxy> {
+fn switchover(name: &'static str, binary: &Path, origin: SocketAddr, folder: &Path) -> Outcome<Proxy> {
     let (address, tls, admin) = (free_address()?, free_address()?, free_address()?);
-    let file = folder.join("switchover.yaml");
+    let file = folder.join(name).with_extension("yaml");
     let text = format!(
         "listeners:\n  - address: {address}\n  - address: {tls}\n    tls: {{certificates: [{{certificate: {CERTIFICATE}, key: {KEY}}}]}}\n\
          admin: {{address: \"{admin}\"}}\nthreads: 1\nservices:\n  bench:\n    active: blue\n    \
          pools: {{blue: {{peers: [\"{origin}\"]}}}}\n"
     );
     fs::write(&file, text)?;
-    let mut command = Command::new(env!("CARGO_BIN_EXE_switchover"));
+    let mut command = Command::new(binary);
     command.args(["run", "--config"]).arg(file);
-    Proxy::start("switchover", address, Some(tls), command)
+    Proxy::start(name, address, Some(tls), command)
 }
 
 fn nginx(origin: SocketAddr, folder: &Path) -> Outcome<Proxy> {
