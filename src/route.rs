@@ -21,7 +21,7 @@ pub struct RouteTable<T> {
 
 #[derive(Clone)]
 struct Route<T> {
-    /// Normalized by [`normal`].
+    /// Normalized by [`normal_prefix`].
     prefix: Vec<u8>,
     target: T,
     /// Index of the rule; a rule with several hosts has one route for each.
@@ -42,7 +42,7 @@ impl<T: Clone> RouteTable<T> {
     pub fn new<'a>(routes: impl Iterator<Item = (&'a [String], &'a str, T)>) -> Self {
         let mut table = Self { exact: HashMap::new(), wildcard: Vec::new(), any: Vec::new() };
         for (rule, (hosts, prefix, target)) in routes.enumerate() {
-            let route = Route { prefix: normal(prefix.as_bytes(), Slashes::Plain).into_owned(), target, rule };
+            let route = Route { prefix: normal_prefix(prefix).into_owned(), target, rule };
             if hosts.is_empty() {
                 table.any.push(route.clone());
             }
@@ -93,6 +93,11 @@ impl<T: Clone> RouteTable<T> {
         let covering = self.wildcard.iter().filter(|(suffix, _)| host.len() > suffix.len() && host.ends_with(suffix.as_str()));
         exact.or_else(|| covering.into_iter().find_map(|(_, routes)| find(routes, path))).or_else(|| find(&self.any, path))
     }
+}
+
+/// Normalizes a `path_prefix`. Two prefixes with the same result match the same requests.
+pub fn normal_prefix(prefix: &str) -> Cow<'_, [u8]> {
+    normal(prefix.as_bytes(), Slashes::Plain)
 }
 
 fn find<'a, T>(routes: &'a [Route<T>], path: &[u8]) -> Option<&'a Route<T>> {

@@ -1,6 +1,7 @@
 //! What keys have to do with each other, once each of them is fine by itself. Called by `parse` alone; pure.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     net::SocketAddr,
     path::{Component, PathBuf},
@@ -11,6 +12,7 @@ use super::{
     reader::{Aside, nearest, shown},
     yaml::{Kind, Node},
 };
+use crate::route::normal_prefix;
 
 /// Every problem between keys; `document` has their places, and what could not be read of it is in `aside`.
 pub(super) fn problems(config: &Config, document: &Node, aside: &Aside) -> Vec<Problem> {
@@ -198,15 +200,15 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || everywhere(a, b) || everywhere(b, a))
 }
 
-/// Two services cannot take the same requests.
+/// Two services cannot take the same requests, however their prefixes are written.
 fn routes(config: &Config, root: &Spot<'_>) -> Vec<Problem> {
-    let mut taken: HashMap<(&str, &str), &str> = HashMap::new();
+    let mut taken: HashMap<(&str, Cow<'_, [u8]>), &str> = HashMap::new();
     let mut problems = Vec::new();
     for (name, service) in &config.services {
         let hosts: Vec<&str> =
             if service.hosts.is_empty() { vec![""] } else { service.hosts.iter().map(String::as_str).collect() };
         for (i, host) in hosts.into_iter().enumerate() {
-            let Some(other) = taken.insert((host, &service.path_prefix), name) else { continue };
+            let Some(other) = taken.insert((host, normal_prefix(&service.path_prefix)), name) else { continue };
             let spot = root.key("services").key(name);
             let (host, spot) = match host {
                 "" => ("any host", spot),
