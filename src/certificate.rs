@@ -25,11 +25,11 @@ pub struct Pair {
     /// The pair for rustls.
     pub key: Arc<CertifiedKey>,
     /// Names and validity period of the first certificate.
-    pub facts: Facts,
+    pub metadata: Metadata,
 }
 
 /// Names and validity period of the first certificate of a file.
-pub struct Facts {
+pub struct Metadata {
     /// Its DNS names, lower case.
     pub names: Vec<String>,
     /// Seconds since 1970.
@@ -38,7 +38,7 @@ pub struct Facts {
     pub not_after: i64,
 }
 
-impl Facts {
+impl Metadata {
     /// The reason if `now` (seconds since 1970) is outside of the validity period, so that clients reject the certificate.
     pub fn untimely(&self, now: i64) -> Option<String> {
         let date = |seconds| DateTime::from_timestamp(seconds, 0).map_or("?".to_owned(), |at| at.format("%Y-%m-%d").to_string());
@@ -71,8 +71,8 @@ pub fn read(path: &Path) -> Result<Vec<u8>, String> {
 ///
 /// # Errors
 /// When the file cannot be read or holds no certificate.
-pub fn facts(path: &Path) -> Result<Facts, String> {
-    facts_of(&certificates(&read(path)?, path)?, path)
+pub fn metadata(path: &Path) -> Result<Metadata, String> {
+    metadata_of(&certificates(&read(path)?, path)?, path)
 }
 
 /// Parses a certificate and its private key from the bytes of their files, which may be one file; the paths are for messages.
@@ -84,10 +84,10 @@ pub fn pair(certificate: (&[u8], &Path), key: (&[u8], &Path), provider: &CryptoP
     let (key_file, certificate_file) = (key.1.display(), certificate.1.display());
     let key = PrivateKeyDer::from_pem_slice(key.0)
         .map_err(|_| format!("{key_file} holds no private key in PEM; expected -----BEGIN PRIVATE KEY-----"))?;
-    let facts = facts_of(&chain, certificate.1)?;
+    let metadata = metadata_of(&chain, certificate.1)?;
     let key = CertifiedKey::from_der(chain, key, provider)
         .map_err(|e| format!("{key_file} is not the key of {certificate_file}, or one of the two cannot be used: {e}"))?;
-    Ok(Pair { key: Arc::new(key), facts })
+    Ok(Pair { key: Arc::new(key), metadata })
 }
 
 /// A verifier that accepts clients with a certificate signed by a CA in the file.
@@ -124,7 +124,7 @@ fn certificates(bytes: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>
     Ok(chain)
 }
 
-fn facts_of(chain: &[CertificateDer<'_>], path: &Path) -> Result<Facts, String> {
+fn metadata_of(chain: &[CertificateDer<'_>], path: &Path) -> Result<Metadata, String> {
     let first = chain.first().map(|first| first.as_ref()).unwrap_or_default();
     let (_, parsed) = parse_x509_certificate(first).map_err(|e| format!("{} holds no X.509 certificate: {e}", path.display()))?;
     let alternative = parsed.subject_alternative_name().ok().flatten();
@@ -136,7 +136,7 @@ fn facts_of(chain: &[CertificateDer<'_>], path: &Path) -> Result<Facts, String> 
         })
         .collect();
     let validity = parsed.validity();
-    Ok(Facts { names, not_before: validity.not_before.timestamp(), not_after: validity.not_after.timestamp() })
+    Ok(Metadata { names, not_before: validity.not_before.timestamp(), not_after: validity.not_after.timestamp() })
 }
 
 /// Files that may be replaced at any time: the value parsed from their last good content, and their present problem.
@@ -212,9 +212,9 @@ mod tests {
 
     #[test]
     fn a_certificate_outside_of_its_validity_period_is_untimely() {
-        let facts = Facts { names: vec!["a.test".to_owned(), "b.test".to_owned()], not_before: 86_400, not_after: 172_800 };
-        assert_eq!(facts.untimely(90_000), None);
-        assert_eq!(facts.untimely(0).unwrap(), "the certificate for a.test,b.test is not valid before 1970-01-02");
-        assert_eq!(facts.untimely(172_801).unwrap(), "the certificate for a.test,b.test expired on 1970-01-03");
+        let metadata = Metadata { names: vec!["a.test".to_owned(), "b.test".to_owned()], not_before: 86_400, not_after: 172_800 };
+        assert_eq!(metadata.untimely(90_000), None);
+        assert_eq!(metadata.untimely(0).unwrap(), "the certificate for a.test,b.test is not valid before 1970-01-02");
+        assert_eq!(metadata.untimely(172_801).unwrap(), "the certificate for a.test,b.test expired on 1970-01-03");
     }
 }

@@ -74,21 +74,22 @@ fn tls(found: &mut Findings, at: &str, files: &config::Tls, folder: &Path) {
     let mut names: Vec<String> = Vec::new();
     for (i, files) in files.certificates.iter().enumerate() {
         let at = format!("{at}.certificates[{i}]");
-        let facts = match pair(files, folder, &provider) {
-            Ok(pair) => pair.facts,
+        let metadata = match pair(files, folder, &provider) {
+            Ok(pair) => pair.metadata,
             Err((key, why)) => {
                 found.problems.push(Problem::new(&format!("{at}.{key}"), why));
                 continue;
             }
         };
         let warning = |why| Problem::new(&format!("{at}.certificate"), why);
-        found.warnings.extend(facts.untimely(certificate::now()).map(warning));
+        found.warnings.extend(metadata.untimely(certificate::now()).map(warning));
         // Only a warning: a renewal may change the names at any time, and must not prevent a start.
-        if i > 0 && facts.names.iter().all(|name| names.contains(name)) {
-            let why = format!("is never shown, because certificates before it have all of its names: {}", facts.names.join(", "));
+        if i > 0 && metadata.names.iter().all(|name| names.contains(name)) {
+            let why =
+                format!("is never shown, because certificates before it have all of its names: {}", metadata.names.join(", "));
             found.warnings.push(warning(why));
         }
-        names.extend(facts.names);
+        names.extend(metadata.names);
     }
     if let Some(file) = &files.client_ca {
         let path = folder.join(file);
@@ -110,7 +111,7 @@ fn pair(
 ) -> Result<certificate::Pair, (&'static str, String)> {
     let [certificate, key] = [&files.certificate, &files.key].map(|file| folder.join(file));
     let chain = certificate::read(&certificate).map_err(|why| ("certificate", why))?;
-    certificate::facts(&certificate).map_err(|why| ("certificate", why))?;
+    certificate::metadata(&certificate).map_err(|why| ("certificate", why))?;
     let bytes = certificate::read(&key).map_err(|why| ("key", why))?;
     certificate::pair((&chain, &certificate), (&bytes, &key), provider).map_err(|why| ("key", why))
 }

@@ -24,7 +24,7 @@ const EDIT_LIMIT: f64 = 150.0;
 const PROMOTE_LIMIT: f64 = 50.0;
 const POOLS: [&str; 2] = ["blue ", "green"];
 /// No step of this takes longer, unless something is broken.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) fn run(folder: &Path) -> Outcome<()> {
     let (address, admin, file) = (free_address()?, free_address()?, folder.join("swap.yaml"));
@@ -124,8 +124,8 @@ fn until(mut is_so: impl FnMut() -> Outcome<bool>) -> Outcome<()> {
     loop {
         match is_so() {
             Ok(true) => return Ok(()),
-            Ok(false) if began.elapsed() < PATIENCE => {}
-            Err(_) if began.elapsed() < PATIENCE => thread::sleep(Duration::from_millis(10)),
+            Ok(false) if began.elapsed() < TIMEOUT => {}
+            Err(_) if began.elapsed() < TIMEOUT => thread::sleep(Duration::from_millis(10)),
             Ok(false) => return Err("it did not come true in time".into()),
             Err(e) => return Err(e),
         }

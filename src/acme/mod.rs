@@ -118,14 +118,14 @@ impl Acme {
     /// The reason to order a certificate; none while the stored one is good.
     fn due(&self) -> Option<String> {
         // A certificate that cannot be read is replaced, whatever the reason.
-        let facts = match certificate::facts(&self.store.certificate()) {
-            Ok(facts) => facts,
+        let metadata = match certificate::metadata(&self.store.certificate()) {
+            Ok(metadata) => metadata,
             Err(why) => return Some(why),
         };
-        if let Some(missing) = self.config.names.iter().find(|name| !facts.names.contains(name)) {
-            return Some(format!("it is for {}, not for {missing}", facts.names.join(",")));
+        if let Some(missing) = self.config.names.iter().find(|name| !metadata.names.contains(name)) {
+            return Some(format!("it is for {}, not for {missing}", metadata.names.join(",")));
         }
-        let renew = facts.not_before + (facts.not_after - facts.not_before) / 3 * 2;
+        let renew = metadata.not_before + (metadata.not_after - metadata.not_before) / 3 * 2;
         let date = |seconds| DateTime::from_timestamp(seconds, 0).map_or("?".to_owned(), |at| at.format("%F %R UTC").to_string());
         let now = certificate::now();
         let late = || format!("two thirds of its time ended at {}; the clock says {}, is it right?", date(renew), date(now));

@@ -25,7 +25,7 @@ pub enum CallError {
     /// No response, or one that cannot be parsed.
     Unreachable(String),
     /// switchover rejected the call, or the call failed.
-    Refused(ApiError),
+    Api(ApiError),
 }
 
 impl Client {
@@ -113,7 +113,7 @@ impl Client {
         }
         let text = answer.body_mut().read_to_string().unwrap_or_default();
         match serde_json::from_str(&text) {
-            Ok(error) => Err(CallError::Refused(error)),
+            Ok(error) => Err(CallError::Api(error)),
             Err(_) => Err(CallError::Unreachable(format!(
                 "{} is not switchover's admin address: it answered {}",
                 self.address,
@@ -127,8 +127,8 @@ impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable(message) => f.write_str(message),
-            Self::Refused(error) if error.problems.is_empty() => f.write_str(&error.message),
-            Self::Refused(error) => {
+            Self::Api(error) if error.problems.is_empty() => f.write_str(&error.message),
+            Self::Api(error) => {
                 let lines: Vec<String> = error.problems.iter().map(ToString::to_string).collect();
                 f.write_str(&lines.join("\n"))
             }

@@ -19,7 +19,7 @@ use tokio::{sync::oneshot, time::timeout};
 use super::{Admin, error};
 use crate::{
     config,
-    controller::{Accepted, Command, Promotion, Refusal, Reply, Target, Trigger, View},
+    controller::{Accepted, Command, CommandError, Promotion, Reply, Target, Trigger, View},
     status::{ApiError, Applied, Outcome, Phase, Promote, ServiceSwap, Swap, Wait},
 };
 
@@ -46,7 +46,7 @@ pub(super) async fn reload(State(admin): State<Admin>, Query(query): Query<WaitQ
         Ok(wait) => wait,
         Err(response) => return *response,
     };
-    match send(&admin, |reply| Command::Reload { trigger: Trigger::Asked, reply: Some(reply) }).await {
+    match send(&admin, |reply| Command::Reload { trigger: Trigger::AdminApi, reply: Some(reply) }).await {
         Ok(accepted) => follow(admin, None, accepted, wait).await,
         Err(response) => *response,
     }
@@ -105,7 +105,7 @@ async fn send<T>(admin: &Admin, make: impl FnOnce(Reply<T>) -> Command) -> Resul
         debug_assert!(sent.is_err(), "a command was accepted and never answered");
         return Err(Box::new(error(StatusCode::SERVICE_UNAVAILABLE, "stopping", "switchover is stopping".to_owned())));
     };
-    outcome.map_err(|refusal| Box::new(refused(&refusal)))
+    outcome.map_err(|error| Box::new(rejected(&error)))
 }
 
 /// Waits as requested by `wait`, and builds the response. `service` is the service that the command names, if any.
@@ -204,10 +204,10 @@ pub(super) async fn safe_to_stop(
     {
         let view = admin.view.borrow();
         let Some(pools) = view.pools(&service) else {
-            return refused(&Refusal::UnknownService(service, view.services().map(str::to_owned).collect()));
+            return rejected(&CommandError::UnknownService(service, view.services().map(str::to_owned).collect()));
         };
         if !pools.contains(&pool.as_str()) {
-            return refused(&Refusal::UnknownPool(pool, pools.into_iter().map(str::to_owned).collect()));
+            return rejected(&CommandError::UnknownPool(pool, pools.into_iter().map(str::to_owned).collect()));
         }
     }
     // A pool that is removed from the file during the wait is safe to stop once it has drained.
@@ -238,12 +238,13 @@ fn parse_wait(wait: Option<&str>) -> Result<Wait, Box<Response>> {
     }
 }
 
-fn refused(refusal: &Refusal) -> Response {
-    let status = match refusal {
-        Refusal::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
-        Refusal::StaticChanged(_) | Refusal::NotWritable(_) | Refusal::NothingToCancel(_) => StatusCode::CONFLICT,
-        Refusal::UnknownService(..) | Refusal::UnknownPool(..) => StatusCode::NOT_FOUND,
+fn rejected(rejection: &CommandError) -> Response {
+    let status = match rejection {
+        CommandError::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        CommandError::StaticChanged(_) | CommandError::NotWritable(_) | CommandError::NothingToCancel(_) => StatusCode::CONFLICT,
+        CommandError::UnknownService(..) | CommandError::UnknownPool(..) => StatusCode::NOT_FOUND,
     };
-    let error = ApiError { code: refusal.code().to_owned(), message: refusal.to_string(), problems: refusal.problems().to_vec() };
+    let error =
+        ApiError { code: rejection.code().to_owned(), message: rejection.to_string(), problems: rejection.problems().to_vec() };
     (status, Json(error)).into_response()
 }

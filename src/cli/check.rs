@@ -62,5 +62,5 @@ fn is_running(config: &Config) -> bool {
     if address.ip().is_unspecified() {
         address.set_ip(if address.is_ipv4() { IpAddr::from([127, 0, 0, 1]) } else { IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]) });
     }
-    matches!(Client::new(&address.to_string(), None).status(), Ok(_) | Err(CallError::Refused(_)))
+    matches!(Client::new(&address.to_string(), None).status(), Ok(_) | Err(CallError::Api(_)))
 }

@@ -190,7 +190,7 @@ impl From<CallError> for Failure {
     fn from(error: CallError) -> Self {
         let code = match &error {
             CallError::Unreachable(_) => 1,
-            CallError::Refused(refused) => match refused.code.as_str() {
+            CallError::Api(refused) => match refused.code.as_str() {
                 "not-ready" | "drain-timed-out" => 3,
                 "unknown-service" | "unknown-pool" => 2,
                 "invalid-config" | "static-changed" => INVALID_CONFIG,

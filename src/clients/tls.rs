@@ -140,7 +140,7 @@ impl Files {
         };
         let mut renewed = Vec::new();
         for pair in &mut self.pairs {
-            if pair.refresh(parse, |pair| pair.facts.untimely(now)) {
+            if pair.refresh(parse, |pair| pair.metadata.untimely(now)) {
                 renewed.push(pair.label.clone());
             }
         }
@@ -165,7 +165,7 @@ impl Files {
 
     fn settings(&self, provider: &Arc<CryptoProvider>) -> Result<ServerConfig, String> {
         let pairs = || self.pairs.iter().filter_map(|pair| pair.used.as_ref());
-        let names: Vec<_> = pairs().flat_map(|pair| pair.facts.names.iter().map(|name| (name.clone(), &pair.key))).collect();
+        let names: Vec<_> = pairs().flat_map(|pair| pair.metadata.names.iter().map(|name| (name.clone(), &pair.key))).collect();
         // The first pair that has a name is the one for it.
         let names = names.into_iter().rev().map(|(name, key)| (name, Arc::clone(key))).collect();
         let by_name = ByName { names, default: pairs().next().map(|pair| Arc::clone(&pair.key)) };
@@ -202,7 +202,7 @@ impl Files {
                 (None, None) => {}
             }
         }
-        let names = |pair: &Pair| (pair.facts.names.join(","), pair.facts.not_after);
+        let names = |pair: &Pair| (pair.metadata.names.join(","), pair.metadata.not_after);
         let used: Vec<_> = self.pairs.iter().filter_map(|pair| pair.used.as_ref()).map(names).collect();
         for gone in self.names.drain(..).filter(|name| !used.iter().any(|(used, _)| used == name)) {
             // An error says that it was not there.

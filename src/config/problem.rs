@@ -1,18 +1,18 @@
-//! What is wrong with a configuration, and where: the one form in which every command, log line and answer shows it.
+//! A problem of a configuration file and its place, in the one form that every command, log line and response shows.
 //!
-//! Made by everything that reads or judges a configuration. Knows nothing of what the keys mean.
+//! Built by everything that reads or checks a configuration. Knows no key by name.
 
 use std::{fmt, path::Path};
 
 use super::yaml;
 
-/// One thing that is wrong with a configuration.
+/// One problem of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Problem {
-    /// The configuration file, as its path was given; empty for a text that is in no file.
+    /// The path of the configuration file, as it was given; empty for text that does not come from a file.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub file: String,
-    /// Where: `services.shop.active`; empty where the file as a whole is meant.
+    /// The path of the key, such as `services.shop.active`; empty for a problem of the whole file.
     pub at: String,
     /// 1-based, where known.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -31,7 +31,7 @@ impl Problem {
     }
 }
 
-/// `shop.yaml:5:13: services.shop.active: no pool "gren"; …`: the one form, in every command, log line and answer.
+/// Writes `shop.yaml:5:13: services.shop.active: no pool "gren"; …`.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.file.is_empty() {
@@ -48,10 +48,10 @@ impl fmt::Display for Problem {
     }
 }
 
-/// A file that holds no valid configuration, with everything that is wrong with it.
+/// All problems of an invalid configuration file.
 #[derive(Debug)]
 pub struct LoadError {
-    /// In the order of their lines; never empty.
+    /// Sorted by line; never empty.
     pub problems: Vec<Problem>,
 }
 
@@ -62,7 +62,7 @@ impl fmt::Display for LoadError {
     }
 }
 
-/// Names the file in problems of it, and finds the line and column of those that have none by where they are in `text`.
+/// Sets the file of each problem, and the line and column of those without one, from the position of their key in `text`.
 pub fn place(path: &Path, text: &str, problems: &mut [Problem]) {
     let document = yaml::parse(text).unwrap_or_default();
     for problem in problems {

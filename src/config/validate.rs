@@ -131,7 +131,7 @@ fn active(service: &Service, spot: &Spot<'_>) -> Option<Problem> {
 
 fn health_check(check: &HealthCheck, spot: &Spot<'_>) -> Vec<Problem> {
     let written = HealthCheck::HTTP_KEYS.iter().map(|key| spot.key(key)).filter(|spot| check.tcp && spot.node.is_some());
-    written.map(|spot| spot.problem("means nothing with tcp: true; remove one of the two")).collect()
+    written.map(|spot| spot.problem("has no effect with tcp: true; remove one of the two")).collect()
 }
 
 fn upstream(service: &Service, spot: &Spot<'_>) -> Option<Problem> {

@@ -5,9 +5,9 @@ use std::{collections::BTreeSet, path::Path, sync::Arc, time::Instant};
 use log::{info, warn};
 
 use super::{
-    Accepted, Controller, Promotion, Refusal, Service, Target, Trigger,
+    Accepted, CommandError, Controller, Promotion, Service, Target, Trigger,
     promotion::Edit,
-    service::{Source, Taken},
+    service::{Change, Source},
     view::LastReload,
 };
 use crate::{
@@ -31,8 +31,8 @@ pub(super) struct Changes {
 }
 
 impl Controller {
-    pub(super) fn reload(&mut self, trigger: Trigger) -> Result<Accepted, Refusal> {
-        let (text, config) = config::load(&self.path).map_err(|e| self.refuse(Refusal::Invalid(e.problems)))?;
+    pub(super) fn reload(&mut self, trigger: Trigger) -> Result<Accepted, CommandError> {
+        let (text, config) = config::load(&self.path).map_err(|e| self.reject(CommandError::Invalid(e.problems)))?;
         self.check(&text, &config)?;
         let changes = self.apply(config, None);
         let result = if changes.any() { ReloadResult::Applied } else { ReloadResult::Unchanged };
@@ -53,25 +53,25 @@ impl Controller {
         Ok(Accepted { result, generation: self.generation, targets: targets.collect() })
     }
 
-    pub(super) fn promote(&mut self, promotion: Promotion) -> Result<Accepted, Refusal> {
+    pub(super) fn promote(&mut self, promotion: Promotion) -> Result<Accepted, CommandError> {
         let Promotion { service, pool, version, timeout } = promotion;
-        let (text, config) = config::load(&self.path).map_err(|e| self.refuse(Refusal::Invalid(e.problems)))?;
+        let (text, config) = config::load(&self.path).map_err(|e| self.reject(CommandError::Invalid(e.problems)))?;
         self.check(&text, &config)?;
         let Some(known) = config.services.get(&service) else {
-            return Err(Refusal::UnknownService(service, config.services.keys().cloned().collect()));
+            return Err(CommandError::UnknownService(service, config.services.keys().cloned().collect()));
         };
         let Some(of_pool) = known.pools.get(&pool) else {
-            return Err(Refusal::UnknownPool(pool, known.pools.keys().cloned().collect()));
+            return Err(CommandError::UnknownPool(pool, known.pools.keys().cloned().collect()));
         };
         let mut wanted = known.clone();
         let mut edit = None;
         if known.active != pool || (version.is_some() && version != of_pool.version) {
             let needed = Edit { service: service.clone(), pool: pool.clone(), version, base: known.clone() };
-            let invalid = |text: &str, problems| Refusal::Invalid(self.placed(text, problems));
+            let invalid = |text: &str, problems| CommandError::Invalid(self.placed(text, problems));
             let after = needed.applied_to(&text).map_err(|problems| invalid(&text, problems))?;
             let after = config::parse_in(self.folder(), &after).map_err(|problems| invalid(&after, problems))?;
             wanted = after.services.get(&service).unwrap_or(known).clone();
-            config::write::check_writable(&self.path).map_err(|e| Refusal::NotWritable(e.to_string()))?;
+            config::write::check_writable(&self.path).map_err(|e| CommandError::NotWritable(e.to_string()))?;
             edit = Some(Box::new(needed));
         }
         let wanted = Wanted { service: service.clone(), config: wanted, source: Source::Promotion { edit, timeout } };
@@ -85,11 +85,11 @@ impl Controller {
         Ok(Accepted { result, generation: self.generation, targets: vec![Target { service, pool, swap }] })
     }
 
-    pub(super) fn cancel(&mut self, name: &str) -> Result<Cancelled, Refusal> {
+    pub(super) fn cancel(&mut self, name: &str) -> Result<Cancelled, CommandError> {
         let Some(service) = self.services.get_mut(name) else {
-            return Err(Refusal::UnknownService(name.to_owned(), self.services.keys().cloned().collect()));
+            return Err(CommandError::UnknownService(name.to_owned(), self.services.keys().cloned().collect()));
         };
-        service.cancel(Instant::now()).map_err(Refusal::NothingToCancel)
+        service.cancel(Instant::now()).map_err(CommandError::NothingToCancel)
     }
 
     /// Applies the written file like a reload, because it may have further edits that others saved.
@@ -103,10 +103,10 @@ impl Controller {
     }
 
     /// Rejects a valid configuration that changes static values or has unusable files.
-    fn check(&mut self, text: &str, config: &Config) -> Result<(), Refusal> {
+    fn check(&mut self, text: &str, config: &Config) -> Result<(), CommandError> {
         let problems = config::diff::static_changes(&self.config, config);
         if !problems.is_empty() {
-            return Err(self.refuse(Refusal::StaticChanged(self.placed(text, problems))));
+            return Err(self.reject(CommandError::StaticChanged(self.placed(text, problems))));
         }
         let changed = |name: &String, service: &config::Service| {
             self.config.services.get(name).is_none_or(|known| known.upstream != service.upstream)
@@ -118,7 +118,7 @@ impl Controller {
         };
         let services = config.services.iter().filter(|(name, service)| changed(name, service));
         let problems: Vec<Problem> = services.filter_map(unreadable).collect();
-        if problems.is_empty() { Ok(()) } else { Err(self.refuse(Refusal::Invalid(self.placed(text, problems)))) }
+        if problems.is_empty() { Ok(()) } else { Err(self.reject(CommandError::Invalid(self.placed(text, problems)))) }
     }
 
     /// Accepts a valid configuration. Services that need no proof are published at once, in one store.
@@ -132,11 +132,11 @@ impl Controller {
                 Some(promoted) => (promoted.config, promoted.source),
                 None => (in_file.clone(), Source::File),
             };
-            let taken = service.want(wanted, source, now);
-            if taken != Taken::Unchanged {
+            let change = service.apply(wanted, source, now);
+            if change != Change::Unchanged {
                 changed.insert(name.clone());
             }
-            if taken == Taken::Publish {
+            if change == Change::Publish {
                 ready.push(name.clone());
             }
         }
@@ -155,16 +155,16 @@ impl Controller {
         Changes { services: changed, common }
     }
 
-    fn refuse(&mut self, refusal: Refusal) -> Refusal {
-        let (result, problems) = match &refusal {
-            Refusal::StaticChanged(problems) => (ReloadResult::StaticChanged, problems),
-            Refusal::Invalid(problems) => (ReloadResult::Invalid, problems),
-            _ => return refusal,
+    fn reject(&mut self, error: CommandError) -> CommandError {
+        let (result, problems) = match &error {
+            CommandError::StaticChanged(problems) => (ReloadResult::StaticChanged, problems),
+            CommandError::Invalid(problems) => (ReloadResult::Invalid, problems),
+            _ => return error,
         };
-        warn!("configuration rejected; the previous one stays in use result={} problems={refusal}", result.label());
+        warn!("configuration rejected; the previous one stays in use result={} problems={error}", result.label());
         let problems = problems.clone();
         self.reloaded(result, problems);
-        refusal
+        error
     }
 
     pub(super) fn reloaded(&mut self, result: ReloadResult, problems: Vec<Problem>) {

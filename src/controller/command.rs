@@ -49,13 +49,13 @@ pub struct Promotion {
 }
 
 /// Channel for a reply.
-pub type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
+pub type Reply<T> = oneshot::Sender<Result<T, CommandError>>;
 
 /// The source of a reload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trigger {
     /// The admin API.
-    Asked,
+    AdminApi,
     /// SIGHUP.
     Signal,
     /// The file has changed.
@@ -84,7 +84,7 @@ pub struct Target {
 
 /// A command that was rejected; nothing has changed.
 #[derive(Clone, Debug)]
-pub enum Refusal {
+pub enum CommandError {
     /// The file cannot be read or is invalid.
     Invalid(Vec<Problem>),
     /// The file changes static values, which need a restart.
@@ -102,7 +102,7 @@ pub enum Refusal {
 /// Channel to the controller.
 pub type Commands = mpsc::Sender<Command>;
 
-impl Refusal {
+impl CommandError {
     /// The error code of the admin API; stable, kebab-case.
     pub const fn code(&self) -> &'static str {
         match self {
@@ -124,7 +124,7 @@ impl Refusal {
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let unknown = |what: &str, name: &str, known: &[String]| {
             let hint = nearest(name, known.iter().map(String::as_str));

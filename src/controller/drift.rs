@@ -13,43 +13,43 @@ use crate::{config, status};
 /// The drift of one service.
 #[derive(Default)]
 pub(super) struct Drift {
-    refused: Option<(config::Service, String)>,
+    failed: Option<(config::Service, String)>,
     shown: Option<status::Drift>,
 }
 
 impl Drift {
     /// Records that the configuration of the file failed or was cancelled.
-    pub(super) fn refuse(&mut self, wish: config::Service, reason: &str) {
-        self.refused = Some((wish, reason.to_owned()));
+    pub(super) fn failed(&mut self, wanted: config::Service, reason: &str) {
+        self.failed = Some((wanted, reason.to_owned()));
     }
 
-    /// Forgets the failure: the configuration of the file is tried again, or runs.
+    /// Forgets the failure, because the configuration of the file is retried or runs.
     pub(super) fn forget(&mut self) {
-        self.refused = None;
+        self.failed = None;
     }
 
-    /// Whether `wish` still is the failed configuration: nothing that its proof depends on has changed. Its other settings are
-    /// not applied either, since the configuration of a service is published as a whole.
-    pub(super) fn holds(&self, wish: &config::Service) -> bool {
-        let same = |refused: &config::Service| {
-            refused.active == wish.active
-                && refused.pools.get(&refused.active) == wish.pools.get(&wish.active)
-                && refused.health_check == wish.health_check
-                && refused.upstream == wish.upstream
-                && refused.promotion == wish.promotion
+    /// Whether `wanted` has already failed: nothing that its proof depends on has changed since. Other changed settings are not
+    /// applied either, because the configuration of a service is published as a whole.
+    pub(super) fn has_failed(&self, wanted: &config::Service) -> bool {
+        let same = |failed: &config::Service| {
+            failed.active == wanted.active
+                && failed.pools.get(&failed.active) == wanted.pools.get(&wanted.active)
+                && failed.health_check == wanted.health_check
+                && failed.upstream == wanted.upstream
+                && failed.promotion == wanted.promotion
         };
-        self.refused.as_ref().is_some_and(|(refused, _)| same(refused))
+        self.failed.as_ref().is_some_and(|(failed, _)| same(failed))
     }
 
-    /// Updates the published drift, and logs its begin and end. `proving`: the configuration of the file is being proven.
+    /// Updates the published drift, and logs its start and end. `proving` means that the configuration of the file is being proven.
     pub(super) fn update(&mut self, service: &str, file: &config::Service, running: &config::Service, proving: bool) {
-        if file == running || (proving && !self.holds(file)) {
+        if file == running || (proving && !self.has_failed(file)) {
             if self.shown.take().is_some() {
                 info!("the file and what serves agree again service={service} serves={}", running.active);
             }
             return;
         }
-        let reason = self.refused.as_ref().map_or("it was not taken", |(_, reason)| reason).to_owned();
+        let reason = self.failed.as_ref().map_or("it was not taken", |(_, reason)| reason).to_owned();
         let (file, serves) = (file.active.clone(), running.active.clone());
         let same = |shown: &&status::Drift| (&shown.file, &shown.serves, &shown.reason) == (&file, &serves, &reason);
         if self.shown.as_ref().filter(same).is_none() {

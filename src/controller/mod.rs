@@ -31,7 +31,7 @@ use pingora::connectors::http::Connector;
 use tokio::sync::{Notify, mpsc, watch};
 
 pub use self::{
-    command::{Accepted, Command, Commands, Promotion, Refusal, Reply, Target, Trigger},
+    command::{Accepted, Command, CommandError, Commands, Promotion, Reply, Target, Trigger},
     view::View,
 };
 use self::{
@@ -194,7 +194,7 @@ impl Controller {
         }
     }
 
-    fn answer<T: Send + 'static>(&mut self, reply: Reply<T>, outcome: Result<T, Refusal>) {
+    fn answer<T: Send + 'static>(&mut self, reply: Reply<T>, outcome: Result<T, CommandError>) {
         self.answers.push(Box::new(move || {
             if reply.send(outcome).is_err() {
                 info!("the sender of a command disconnected; the command was executed");

@@ -150,7 +150,7 @@ impl View {
         }));
         metrics.set_config_drift(self.services.iter().map(|service| (service.name.as_str(), service.drift.is_some())));
         for view in pools.flat_map(|(_, pool)| &pool.peers) {
-            view.peer.metrics.set(&view.peer.facts(view.draining));
+            view.peer.metrics.set(&view.peer.gauges(view.draining));
         }
     }
 }

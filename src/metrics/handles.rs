@@ -134,7 +134,7 @@ pub struct PeerMetrics {
 }
 
 /// The state of a peer at a scrape. The peer keeps it; the gauges are set from it just before each scrape.
-pub struct PeerFacts {
+pub struct PeerGauges {
     /// Requests and upgraded connections.
     pub in_flight: usize,
     /// Upgraded connections.
@@ -165,11 +165,11 @@ impl PeerMetrics {
     }
 
     /// Sets the gauges, just before a scrape.
-    pub fn set(&self, facts: &PeerFacts) {
-        self.in_flight.set(i64::try_from(facts.in_flight).unwrap_or(i64::MAX));
-        self.upgraded.set(i64::try_from(facts.upgraded).unwrap_or(i64::MAX));
-        self.ready.set(i64::from(facts.ready));
-        self.draining.set(i64::from(facts.draining));
+    pub fn set(&self, gauges: &PeerGauges) {
+        self.in_flight.set(i64::try_from(gauges.in_flight).unwrap_or(i64::MAX));
+        self.upgraded.set(i64::try_from(gauges.upgraded).unwrap_or(i64::MAX));
+        self.ready.set(i64::from(gauges.ready));
+        self.draining.set(i64::from(gauges.draining));
     }
 }
 

@@ -6,7 +6,7 @@
 mod handles;
 
 pub use self::handles::{
-    BrokenBy, CertificateMetrics, ErrorKind, PeerFacts, PeerMetrics, PoolMetrics, RequestCounter, ServiceMetrics,
+    BrokenBy, CertificateMetrics, ErrorKind, PeerGauges, PeerMetrics, PoolMetrics, RequestCounter, ServiceMetrics,
 };
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -1,7 +1,7 @@
-//! A pool as requests see it: the peers of one release, and which of them is next.
+//! A pool: the peers of one release, and the choice of one for each request.
 //!
-//! Part of the snapshot, so nothing here changes after it is made but counters. Picking admits and counts in one step and
-//! takes no lock. Who is in a pool, and who may be let in, is the controller's business.
+//! A pool is part of the snapshot: after construction only counters change. [`Pool::pick`] checks admission and counts the
+//! request in one step, and takes no lock. The controller decides which peers a pool has and which of them are open.
 
 pub mod health;
 pub mod local;
@@ -23,19 +23,19 @@ use crate::{config::Balance, metrics::PoolMetrics};
 
 /// The peers of one release.
 pub struct Pool {
-    /// Its name in the file.
+    /// Its name in the configuration.
     pub name: String,
-    /// Its handles.
+    /// Its metric handles.
     pub metrics: Arc<PoolMetrics>,
     slots: Vec<Slot>,
     balance: Balance,
     fail_open: bool,
-    /// Indices into `slots`, each as often as its weight, spread out. Empty unless the balance is round robin.
+    /// Indices into `slots`, each repeated by its weight and spread evenly. Empty unless the balance is round robin.
     rotation: Vec<u16>,
     next: AtomicUsize,
 }
 
-/// A peer and its share.
+/// A peer and its weight.
 pub struct Slot {
     /// The peer.
     pub peer: Arc<Peer>,
@@ -45,15 +45,15 @@ pub struct Slot {
 
 /// Why no peer could be picked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// The pool drains: a newer snapshot serves.
+pub enum PickError {
+    /// All its peers are closed: the pool drains, and a newer snapshot serves.
     Draining,
-    /// Nobody is ready, or everybody who is was tried.
-    NobodyReady,
+    /// No open peer is ready, or every ready peer was tried already.
+    NoReadyPeer,
 }
 
 impl Pool {
-    /// A pool over peers that the controller keeps.
+    /// Creates a pool of peers that the controller owns.
     pub fn new(name: &str, slots: Vec<Slot>, balance: Balance, fail_open: bool, metrics: Arc<PoolMetrics>) -> Self {
         let rotation = if balance == Balance::RoundRobin { rotation(&slots) } else { Vec::new() };
         Self { name: name.to_owned(), metrics, slots, balance, fail_open, rotation, next: AtomicUsize::new(0) }
@@ -64,29 +64,29 @@ impl Pool {
         &self.slots
     }
 
-    /// Picks a peer that is not in `tried` and counts the request in.
+    /// Picks a peer that is not in `tried`, and leases it.
     ///
     /// # Errors
-    /// [`Refused`], when there is none.
-    pub fn pick(&self, tried: &[Arc<Peer>]) -> Result<Lease, Refused> {
+    /// [`PickError`], if there is no such peer.
+    pub fn pick(&self, tried: &[Arc<Peer>]) -> Result<Lease, PickError> {
         let untried = |slot: &Slot| !tried.iter().any(|peer| Arc::ptr_eq(peer, &slot.peer));
         let ready = |slot: &Slot| slot.peer.health.is_ready() && untried(slot);
         if let Some(lease) = self.pick_among(ready) {
             return Ok(lease);
         }
-        // Fail open: probes may be wrong about everybody at once, so who was ready before is still better than nobody.
+        // Fail open: when all probes fail at once, the probes may be wrong; a peer that was ready before is better than a 503.
         let was_ready = |slot: &Slot| slot.peer.health.was_ready() && untried(slot);
-        let nobody_is = || !self.slots.iter().any(|slot| slot.peer.health.is_ready());
+        let none_ready = || !self.slots.iter().any(|slot| slot.peer.health.is_ready());
         if self.fail_open
-            && nobody_is()
+            && none_ready()
             && let Some(lease) = self.pick_among(was_ready)
         {
             return Ok(lease);
         }
-        if self.slots.iter().any(|slot| slot.peer.is_open()) { Err(Refused::NobodyReady) } else { Err(Refused::Draining) }
+        if self.slots.iter().any(|slot| slot.peer.is_open()) { Err(PickError::NoReadyPeer) } else { Err(PickError::Draining) }
     }
 
-    /// A peer can close between being chosen and being leased; then the next best is chosen, at most once for each slot.
+    /// A peer can be closed between the choice and the lease. The choice is then repeated, at most once for each slot.
     fn pick_among(&self, eligible: impl Fn(&Slot) -> bool) -> Option<Lease> {
         self.slots.iter().find_map(|_| {
             let open = |slot: &Slot| slot.peer.is_open() && eligible(slot);
@@ -98,8 +98,8 @@ impl Pool {
         })
     }
 
-    /// The fewest requests for its weight, counting the one to come. Equals take turns: a pool with little to do should not
-    /// send everything to its first peer.
+    /// The peer with the fewest requests for its weight, the new request included. The search starts at another slot each time,
+    /// so that equal peers share the load of a pool with few requests.
     fn least_requests(&self, eligible: impl Fn(&Slot) -> bool) -> Option<&Slot> {
         let start = if self.slots.len() > 1 { self.next.fetch_add(1, Relaxed) % self.slots.len() } else { 0 };
         let (after, before) = (self.slots.iter().skip(start), self.slots.iter().take(start));
@@ -109,8 +109,8 @@ impl Pool {
         })
     }
 
-    /// Every look moves the shared position on, also past somebody who is not eligible: so the others keep their shares,
-    /// instead of his successor getting his.
+    /// Every step moves the shared position, also past a peer that is not eligible: the share of that peer goes to all others,
+    /// not only to the next one in the rotation.
     fn round_robin(&self, eligible: impl Fn(&Slot) -> bool) -> Option<&Slot> {
         self.rotation.iter().find_map(|_| {
             let position = self.next.fetch_add(1, Relaxed) % self.rotation.len();
@@ -120,8 +120,8 @@ impl Pool {
     }
 }
 
-/// Smooth weighted round robin, as nginx does it, laid out for one whole turn: at each step everybody gains its weight, who
-/// has most is next and pays the sum of all weights.
+/// One full turn of smooth weighted round robin (the algorithm of nginx): at each step every slot's credit grows by its weight,
+/// the slot with the most credit is next, and the sum of all weights is taken from its credit.
 fn rotation(slots: &[Slot]) -> Vec<u16> {
     let divisor = slots.iter().fold(0, |divisor, slot| gcd(divisor, slot.weight)).max(1);
     let weights: Vec<i64> = slots.iter().map(|slot| i64::from(slot.weight / divisor)).collect();
@@ -130,7 +130,7 @@ fn rotation(slots: &[Slot]) -> Vec<u16> {
     (0..total)
         .filter_map(|_| {
             credit.iter_mut().zip(&weights).for_each(|(credit, weight)| *credit += weight);
-            // The first of equals, so that a turn begins in the order of the file.
+            // The first of equal slots, so that a turn starts in the order of the file.
             let (index, most) = credit.iter_mut().enumerate().rev().max_by_key(|(_, credit)| **credit)?;
             *most -= total;
             u16::try_from(index).ok()

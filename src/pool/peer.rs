@@ -1,7 +1,7 @@
-//! One server of a pool: where it is, whether it takes requests, and how many run on it.
+//! One server of a pool: its address, whether it takes requests, and how many requests it has.
 //!
-//! The controller makes peers and opens and closes them, probes say whether they are ready, requests lease them. Readiness
-//! and admission are two facts and never one enum: a passing probe must not re-open a peer that drains.
+//! The controller creates, opens and closes peers, probes set their readiness, and requests lease them. Readiness and admission
+//! are separate: a successful probe must not reopen a peer that drains.
 
 use std::{
     net::SocketAddr,
@@ -19,32 +19,32 @@ use tokio::sync::Notify;
 use super::health::Health;
 use crate::{
     config::PeerAddress,
-    metrics::{PeerFacts, PeerMetrics},
+    metrics::{PeerGauges, PeerMetrics},
 };
 
-/// When the other end of a connection is asked whether it is still there: a host that lost its power says nothing, and a WebSocket or
-/// an event stream may be quiet for as long as it likes. One that is gone is noticed within a minute. Of clients' connections as well.
+/// TCP keepalive, for connections to peers and to clients. A host that loses power closes no connection, and a WebSocket or an
+/// event stream may be idle without limit; keepalive finds a dead connection within a minute.
 pub const KEEPALIVE: TcpKeepalive = TcpKeepalive {
     idle: Duration::from_secs(30),
     interval: Duration::from_secs(10),
     count: 3,
-    // The system's: a peer that is slow to take an upload is there.
+    // 0 leaves the default of the system: a peer that reads an upload slowly is not dead.
     user_timeout: Duration::ZERO,
 };
 
-/// One server of a pool, with everything that must survive a reload.
+/// One server of a pool, with all state that must survive a reload.
 pub struct Peer {
-    /// Name of its service.
+    /// The name of its service.
     pub service: String,
-    /// Name of its pool.
+    /// The name of its pool.
     pub pool: String,
-    /// As written in the file: its identity within the pool.
+    /// The address as written in the configuration; it identifies the peer within the pool.
     pub address: PeerAddress,
-    /// What probes say.
+    /// Its readiness, set by probes.
     pub health: Health,
     /// Its counters.
     pub metrics: PeerMetrics,
-    /// Wakes the resolver: the address may be an old one.
+    /// Wakes the resolver, because the address may be outdated.
     pub connect_failed: Notify,
     target: ArcSwapOption<Target>,
     unresolved: ArcSwapOption<String>,
@@ -55,26 +55,27 @@ pub struct Peer {
     changed: Arc<Notify>,
 }
 
-/// Where a peer is now.
+/// The addresses of a peer at the moment.
 #[derive(Debug)]
 pub struct Target {
-    /// Every address its name has.
+    /// Every address that its name resolves to.
     pub addresses: Vec<SocketAddr>,
-    /// Ready to be cloned for a request; it names the first of `addresses`.
+    /// Cloned for each request; has the first of `addresses`.
     http_peer: HttpPeer,
 }
 
-/// One counted use of a peer, by a request or an upgraded connection; dropping it is the only way to end it.
+/// One counted use of a peer by a request or an upgraded connection. Only dropping it ends the use.
 pub struct Lease {
     peer: Arc<Peer>,
     upgraded: bool,
 }
 
-/// Pingora keeps unused connections by this number, so that a peer's next life never meets a socket of an earlier one.
+/// Part of the key of Pingora's connection pool, so that a peer that is opened again, or resolved again, reuses no older
+/// connection.
 static INCARNATION: AtomicU64 = AtomicU64::new(1);
 
 impl Peer {
-    /// A closed peer whose address is not known yet. `changed` is notified of everything the controller may wait for.
+    /// Creates a closed peer without an address. It notifies `changed` of every change that the controller may wait for.
     pub fn new(service: &str, pool: &str, address: PeerAddress, metrics: PeerMetrics, changed: Arc<Notify>) -> Self {
         Self {
             service: service.to_owned(),
@@ -92,7 +93,7 @@ impl Peer {
         }
     }
 
-    /// Lets requests in. Connections kept from before are not used again: whoever listened there may have been replaced.
+    /// Lets requests in. Idle connections from before are not reused, because another process may listen there now.
     pub fn open(&self) {
         if self.open.load(SeqCst) {
             return;
@@ -103,7 +104,7 @@ impl Peer {
         self.open.store(true, SeqCst);
     }
 
-    /// Lets no further request in. To drain, close first and read [`Peer::in_flight`] afterwards: see [`Lease::new`].
+    /// Lets no more requests in. To drain, close first and read [`Peer::in_flight`] afterwards: see [`Lease::new`].
     pub fn close(&self) {
         self.open.store(false, SeqCst);
     }
@@ -123,13 +124,13 @@ impl Peer {
         self.upgraded.load(SeqCst)
     }
 
-    /// Where it is; none until its name is resolved.
+    /// Its addresses; none until its name is resolved.
     pub fn target(&self) -> Option<Arc<Target>> {
         self.target.load_full()
     }
 
-    /// What a request is to be sent to; none until its name is resolved. A `fresh` one is connected to anew, instead of taking a
-    /// connection from those kept: for a second try, after a kept one had died.
+    /// The upstream for one request; none until its name is resolved. With `fresh`, Pingora opens a new connection instead of
+    /// reusing an idle one: for the retry after an idle connection turned out to be closed.
     pub fn http_peer(&self, fresh: bool) -> Option<Box<HttpPeer>> {
         let mut http_peer = Box::new(self.target.load().as_ref()?.http_peer.clone());
         if fresh {
@@ -138,7 +139,7 @@ impl Peer {
         Some(http_peer)
     }
 
-    /// Says where it is. The first address is used; the list is never empty.
+    /// Sets its addresses, of which the first is used. An empty list is ignored.
     pub fn set_target(&self, addresses: &[SocketAddr]) {
         if let Some(first) = addresses.first() {
             let mut http_peer = HttpPeer::new(first, false, String::new());
@@ -148,7 +149,7 @@ impl Peer {
         }
     }
 
-    /// Says why its name means nothing, if it does not; an address known from before stays in use.
+    /// Sets the reason why its name cannot be resolved, or removes it. Addresses from an earlier lookup stay in use.
     pub fn set_unresolved(&self, cause: Option<&str>) {
         self.unresolved.store(cause.map(|cause| {
             let cause = cause.strip_prefix("failed to lookup address information: ").unwrap_or(cause);
@@ -156,19 +157,19 @@ impl Peer {
         }));
     }
 
-    /// Why its name means nothing.
+    /// The reason why its name cannot be resolved, if so.
     pub fn unresolved(&self) -> Option<String> {
         self.unresolved.load().as_ref().map(|cause| cause.to_string())
     }
 
-    /// Tells the controller that something it may wait for has changed.
+    /// Notifies the controller of a change.
     pub fn notify(&self) {
         self.changed.notify_one();
     }
 
-    /// Facts for a scrape.
-    pub fn facts(&self, draining: bool) -> PeerFacts {
-        PeerFacts { in_flight: self.in_flight(), upgraded: self.upgraded(), ready: self.health.is_ready(), draining }
+    /// The values of its gauges, for one scrape.
+    pub fn gauges(&self, draining: bool) -> PeerGauges {
+        PeerGauges { in_flight: self.in_flight(), upgraded: self.upgraded(), ready: self.health.is_ready(), draining }
     }
 }
 
@@ -179,9 +180,10 @@ fn next_incarnation() -> u64 {
 impl Lease {
     /// Counts a request in, unless the peer is closed.
     ///
-    /// Count first, look second. A drain does the reverse: it closes, then reads the count. In the single order of these four
-    /// sequentially consistent steps, either the drain sees this request or this request sees the drain; without it both could
-    /// miss each other, and a peer would be reported drained with a request on its way to it.
+    /// Increments the count first and checks admission second. A drain does the reverse: it closes the peer, then reads the count.
+    /// These four operations are sequentially consistent, so either the drain sees this request or this request sees that the
+    /// peer is closed. With the check before the count, both could miss each other: a peer would be reported drained while a request
+    /// is on its way to it.
     pub fn new(peer: &Arc<Peer>) -> Option<Self> {
         peer.in_flight.fetch_add(1, SeqCst);
         let lease = Self { peer: Arc::clone(peer), upgraded: false };
@@ -193,7 +195,7 @@ impl Lease {
         &self.peer
     }
 
-    /// Counts it as an upgraded connection from now on.
+    /// Counts it as an upgraded connection from here on.
     pub fn upgrade(&mut self) {
         if !self.upgraded {
             self.upgraded = true;

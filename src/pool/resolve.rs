@@ -1,7 +1,7 @@
-//! Names to addresses, off the way of requests.
+//! Resolves the names of peers in the background, so that no request waits for DNS.
 //!
-//! The controller runs one [`run`] task per peer. A container that is made anew has a new address and nobody edits a file to
-//! say so: names are looked up when the peer is made, every five seconds, and at once after a failed connection.
+//! The controller runs one [`run`] task per peer. A recreated container has a new address although the configuration is
+//! unchanged. Therefore a name is resolved when the peer is created, every five seconds, and after a failed connection.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -14,15 +14,15 @@ use tokio::{net::lookup_host, time::timeout};
 
 use super::{local::is_local, peer::Peer};
 
-/// How old an address may be.
+/// Time between two lookups of a resolved name.
 const REFRESH: Duration = Duration::from_secs(5);
-/// How long a look-up may take. A name server that passes unknown names on to one that never answers would otherwise hide for
-/// long that the name has become known.
-const LOOKUP: Duration = Duration::from_secs(2);
-/// How often failing connections may ask, and how soon an unknown name is asked for again.
+/// Timeout of one lookup. A name server may forward an unknown name to another server that never answers; without this bound, a
+/// name that becomes known meanwhile would be found late.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// Minimum time between two lookups, whatever the reason; time between lookups of a name that cannot be resolved.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// Finds out for the first time where `peer` is; a peer named by its IP address needs no more than that.
+/// Sets the first addresses of `peer`. A peer with an IP address needs no further lookup.
 pub async fn first(peer: &Peer) {
     match peer.address.host.parse::<IpAddr>() {
         Ok(ip) => peer.set_target(&[SocketAddr::new(ip, peer.address.port)]),
@@ -32,7 +32,7 @@ pub async fn first(peer: &Peer) {
     }
 }
 
-/// Keeps `peer` pointed at what its name means.
+/// Keeps the addresses of `peer` current. Returns at once for a peer with an IP address.
 pub async fn run(peer: Arc<Peer>) {
     if peer.address.host.parse::<IpAddr>().is_ok() {
         return;
@@ -41,7 +41,7 @@ pub async fn run(peer: Arc<Peer>) {
     loop {
         tokio::time::sleep(PAUSE).await;
         let mut failed = false;
-        // A name that means nothing is that of a container on its way, more often than not.
+        // An unresolvable name is usually a container that is still starting: retry soon.
         if known {
             tokio::select! {
                 () = tokio::time::sleep(REFRESH - PAUSE) => {}
@@ -52,27 +52,27 @@ pub async fn run(peer: Arc<Peer>) {
     }
 }
 
-/// Looks the name up, and says whether it means something; `failed` says that the address in use could not be connected to.
+/// Looks the name up; returns whether it is resolved. `failed` means that connecting to the current address failed.
 async fn resolve(peer: &Peer, failed: bool) -> bool {
-    let mut addresses: Vec<SocketAddr> = match timeout(LOOKUP, lookup_host((peer.address.host.as_str(), peer.address.port))).await
-    {
-        Ok(Ok(found)) => found.collect(),
-        // That says nothing about the name.
-        Ok(Err(e)) if is_local(&e) => {
-            warn!("cannot look up peer={} reason={e}", peer.address);
-            return peer.target().is_some();
-        }
-        Ok(Err(e)) => {
-            peer.set_unresolved(Some(&e.to_string()));
-            return false;
-        }
-        Err(_) => {
-            peer.set_unresolved(Some("no answer"));
-            return false;
-        }
-    };
+    let mut addresses: Vec<SocketAddr> =
+        match timeout(TIMEOUT, lookup_host((peer.address.host.as_str(), peer.address.port))).await {
+            Ok(Ok(found)) => found.collect(),
+            // A local error, such as no free descriptors, is no statement about the name.
+            Ok(Err(e)) if is_local(&e) => {
+                warn!("cannot look up peer={} reason={e}", peer.address);
+                return peer.target().is_some();
+            }
+            Ok(Err(e)) => {
+                peer.set_unresolved(Some(&e.to_string()));
+                return false;
+            }
+            Err(_) => {
+                peer.set_unresolved(Some("no answer"));
+                return false;
+            }
+        };
     peer.set_unresolved(None);
-    // IPv4 first: containers often have an IPv6 name and an application that listens on IPv4 alone.
+    // IPv4 first: the name of a container often has IPv6 addresses while its application listens on IPv4 only.
     addresses.sort_by_key(|address| (address.is_ipv6(), *address));
     addresses.dedup();
     let before = peer.target();
@@ -82,11 +82,11 @@ async fn resolve(peer: &Peer, failed: bool) -> bool {
             if !failed || addresses.len() < 2 {
                 return true;
             }
-            // The name has others: let them have a turn.
+            // Connecting failed: try the next address of the name.
             addresses = before.to_vec();
             addresses.rotate_left(1);
         } else if addresses.contains(current) {
-            // The order of a name's addresses means nothing; the one in use stays in use for as long as it is there.
+            // DNS does not order addresses. The current one stays in use while the name has it.
             addresses.sort_by_key(|address| address != current);
         } else if let Some(new) = addresses.first() {
             info!("peer has a new address peer={} old={current} new={new}", peer.address);

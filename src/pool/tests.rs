@@ -76,7 +76,7 @@ fn a_peer_that_was_tried_or_is_not_ready_is_not_picked() {
     let (a, b, c) = (peer(1, true), peer(2, false), peer(3, true));
     let pool = pool(Balance::LeastRequests, true, &[(&a, 1), (&b, 1), (&c, 1)]);
     assert_eq!(pool.pick(&[Arc::clone(&a)]).ok().unwrap().peer().address.port, 3);
-    assert_eq!(pool.pick(&[a, c]).err(), Some(Refused::NobodyReady));
+    assert_eq!(pool.pick(&[a, c]).err(), Some(PickError::NoReadyPeer));
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn when_nobody_is_ready_those_who_were_are_tried_unless_told_otherwise() {
     let (was, never) = (peer(1, true), peer(2, false));
     probed(&was, false);
     assert_eq!(shares(&pool(Balance::LeastRequests, true, &[(&never, 1), (&was, 1)]), 10), HashMap::from([(1, 10)]));
-    assert_eq!(pool(Balance::LeastRequests, false, &[(&never, 1), (&was, 1)]).pick(&[]).err(), Some(Refused::NobodyReady));
+    assert_eq!(pool(Balance::LeastRequests, false, &[(&never, 1), (&was, 1)]).pick(&[]).err(), Some(PickError::NoReadyPeer));
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn a_closed_pool_says_so() {
     let a = peer(1, true);
     let pool = pool(Balance::RoundRobin, true, &[(&a, 1)]);
     a.close();
-    assert_eq!(pool.pick(&[]).err(), Some(Refused::Draining));
+    assert_eq!(pool.pick(&[]).err(), Some(PickError::Draining));
     a.open();
     assert!(pool.pick(&[]).is_ok());
 }

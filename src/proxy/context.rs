@@ -14,7 +14,7 @@ use super::{failure::Failure, forwarding::RequestId, workarounds::Corkable};
 use crate::{
     clients::connection,
     metrics::ErrorKind,
-    pool::{Lease, Peer, Refused},
+    pool::{Lease, Peer, PickError},
     route::NoRoute,
     snapshot::{Service, Snapshot, SnapshotCell},
 };
@@ -100,8 +100,8 @@ impl RequestCtx {
         for _ in 0..SNAPSHOTS_TRIED {
             match self.service.as_ref()?.active.pick(&self.tried) {
                 Ok(lease) => return Some(lease),
-                Err(Refused::NobodyReady) => return None,
-                Err(Refused::Draining) => {
+                Err(PickError::NoReadyPeer) => return None,
+                Err(PickError::Draining) => {
                     let seen = self.snapshot.as_ref().map(|snapshot| snapshot.generation);
                     if current.load().generation == seen? || self.route(current, request).is_err() {
                         return None;

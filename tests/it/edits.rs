@@ -244,7 +244,7 @@ fn a_promotion_that_cannot_be_written_says_why_and_the_old_pool_serves() {
     }
 }
 
-/// The folder may not be written, and the file belongs to somebody else: what an administrator makes of /etc.
+/// In /etc the folder is often not writable for the process, and the file has another owner.
 #[test]
 fn a_file_of_another_owner_is_written_in_place() {
     use std::os::unix::{

@@ -101,7 +101,7 @@ fn a_probe_that_cannot_be_sent_is_no_verdict() {
     assert_eq!(switchover.pool("blue")["peers"][0]["ready"], true);
 }
 
-/// A connection that is refused keeps its descriptor while it is told so. There is a bound to that.
+/// A rejected connection keeps its descriptor until the client has the response. The number of these is bounded.
 #[test]
 fn refused_connections_do_not_pile_up() {
     let (_blue, config) = shop("{connections: 5, header_timeout: 60s}");

@@ -78,7 +78,7 @@ const REQUESTS: &[Case] = &[
         None,
         Refused,
     ),
-    // Whom it is for.
+    // Authority and Host.
     Case("a user", with!("GET", "http", "user@shop.test", "/"), Yes, None, Refused),
     Case("a space in the authority", with!("GET", "http", "shop test", "/"), Yes, None, Refused),
     Case("a list of authorities", with!("GET", "http", "shop.test,other.test", "/"), Yes, None, Refused),
@@ -131,7 +131,7 @@ const CONTINUATION: u8 = 9;
 const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
-/// What a status of 200 is, among the fields that everybody knows (RFC 7541, appendix A).
+/// The index of `:status: 200` in the static table (RFC 7541, appendix A), as an indexed field.
 const STATUS_200: u8 = 0x88;
 
 const LONG: &str = "yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy";

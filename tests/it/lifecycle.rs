@@ -11,7 +11,7 @@ use std::{
 use nix::sys::signal::{Signal, kill};
 
 use crate::support::{
-    Client, ConfigFile, Gate, Load, Origin, PATIENCE, Switchover, eventually,
+    Client, ConfigFile, Gate, Load, Origin, Switchover, TIMEOUT, eventually,
     load::mixed,
     one_pool,
     origin::{Act, ok},
@@ -204,7 +204,7 @@ fn systemd_is_notified_of_ready_reloading_and_stopping() {
     let config = ConfigFile::new(&[("blue", &[blue.address()])]);
     let path = config.folder().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     let notified = || {
         let mut buffer = [0; 256];
         let length = socket.recv(&mut buffer).unwrap();

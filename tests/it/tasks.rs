@@ -37,7 +37,7 @@ impl Fragile {
     }
 }
 
-/// Without these the process is of no use: what runs ends, and whatever supervises the process is told.
+/// The process cannot work without these tasks: it lets running requests end, and stops with 1 for its supervisor to see.
 #[test]
 fn the_process_stops_when_a_task_that_it_needs_has_ended() {
     for task in ["controller", "watcher", "admin", "listener"] {

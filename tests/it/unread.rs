@@ -201,7 +201,7 @@ fn clients_that_do_not_read_hold_up_no_other_request_to_an_h2_peer() {
     drop(clients);
 }
 
-/// What waits for clients that do not read is bounded for the whole process, and others are told to come again.
+/// The number of responses that clients do not read is bounded for the whole process; requests above it get 503 and Retry-After.
 #[test]
 fn further_requests_are_refused_while_too_many_responses_are_not_read() {
     let blue = Origin::start("blue");

@@ -84,7 +84,7 @@ fn drained_means_safe_to_stop_however_often_it_is_asked() {
         let (status, error) = promote(&switchover, "shop", "green", "drained");
         assert_eq!((status, &error["code"]), (504, &"drain-timed-out".into()), "{error}");
         assert_eq!(error["message"], "green serves, but blue is not safe to stop: 1 request still runs");
-        assert!(began.elapsed().as_millis() >= 300, "each waits anew: {:?}", began.elapsed());
+        assert!(began.elapsed().as_millis() >= 300, "each request waits for the drain timeout: {:?}", began.elapsed());
         assert_eq!(switchover.cli(&["promote", "green"]).code, 3);
         let (status, error) = switchover.admin_post("/v1/reload?wait=drained", "{}");
         assert_eq!((status, &error["code"]), (504, &"drain-timed-out".into()), "{error}");

@@ -43,9 +43,9 @@ impl Service {
             }
             _ => info!("swap given up service={name} to={to} outcome={} reason={why}", outcome.label()),
         }
-        let refused = matches!(outcome, Outcome::NotReady | Outcome::Cancelled);
-        if refused && candidate.edit.is_none() && !candidate.published {
-            self.drift.refuse(candidate.config, why);
+        let failed = matches!(outcome, Outcome::NotReady | Outcome::Cancelled);
+        if failed && candidate.edit.is_none() && !candidate.published {
+            self.drift.failed(candidate.config, why);
         }
         self.history.show(&candidate.swap);
         self.history.ended(&candidate.swap);

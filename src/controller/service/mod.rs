@@ -76,13 +76,13 @@ pub(super) enum Source {
     },
 }
 
-/// The result of accepting a wanted configuration.
+/// The effect of a wanted configuration on a service.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Taken {
+pub(super) enum Change {
     /// It already runs, is being proven, or has failed.
     Unchanged,
     /// It waits for its proof or for the write of its edit, or it already runs and another candidate was dropped.
-    Applied,
+    Pending,
     /// It can be published at once.
     Publish,
 }
@@ -116,7 +116,7 @@ impl Service {
     }
 
     /// Accepts a wanted configuration; it replaces a candidate that is still being proven.
-    pub(super) fn want(&mut self, wanted: config::Service, source: Source, now: Instant) -> Taken {
+    pub(super) fn apply(&mut self, wanted: config::Service, source: Source, now: Instant) -> Change {
         self.removed = false;
         let from_file = matches!(source, Source::File);
         let (edit, timeout) = match source {
@@ -129,28 +129,28 @@ impl Service {
                 // The file already has the edit, so it need not be written.
                 candidate.edit = edit;
                 candidate.swap.deadline = timeout.map_or(candidate.swap.deadline, |timeout| now + timeout);
-                return Taken::Unchanged;
+                return Change::Unchanged;
             }
             // The file is unchanged since the promotion began, so this is no newer configuration.
             if from_file && candidate.edit.as_ref().is_some_and(|edit| edit.base == wanted) {
-                return Taken::Unchanged;
+                return Change::Unchanged;
             }
         }
-        if from_file && self.drift.holds(&wanted) {
-            return Taken::Unchanged;
+        if from_file && self.drift.has_failed(&wanted) {
+            return Change::Unchanged;
         }
         let superseded = self.give_up(Outcome::Superseded, Some("a newer edit took its place".to_owned()), now);
         if edit.is_none() {
             self.drift.forget();
             if self.running.as_ref().is_some_and(|running| running.config == wanted) {
-                return if superseded { Taken::Applied } else { Taken::Unchanged };
+                return if superseded { Change::Pending } else { Change::Unchanged };
             }
         }
         let timeout = timeout.unwrap_or(wanted.promotion.ready_timeout);
         self.begin(wanted, edit, timeout, now)
     }
 
-    fn begin(&mut self, wanted: config::Service, edit: Option<Box<Edit>>, timeout: Duration, now: Instant) -> Taken {
+    fn begin(&mut self, wanted: config::Service, edit: Option<Box<Edit>>, timeout: Duration, now: Instant) -> Change {
         let running = self.running.as_ref();
         // A pool that never served can take other settings without a proof.
         let first = running.is_none_or(|running| {
@@ -172,7 +172,7 @@ impl Service {
         let swap = Swap::new(from, wanted.active.clone(), proof, timeout, now);
         self.candidate = Some(Candidate { config: wanted, swap, edit, written: false, published: false });
         self.probe_settings();
-        if publish { Taken::Publish } else { Taken::Applied }
+        if publish { Change::Publish } else { Change::Pending }
     }
 
     /// Which peers have to pass before `wanted` may serve; none if it needs no proof.

@@ -48,7 +48,7 @@ impl Service {
         let to = config.active.clone();
         let reason = self.running.as_ref().map(|running| start::missing(&running.snapshot.active)).unwrap_or_default();
         if let Some(file) = &self.file {
-            self.drift.refuse(file.clone(), &format!("{reason}; {to} served last"));
+            self.drift.failed(file.clone(), &format!("{reason}; {to} served last"));
         }
         if let Some(candidate) = &mut self.candidate {
             candidate.published = false;

@@ -36,7 +36,7 @@ struct Site {
 impl Site {
     fn new(what: &str) -> Self {
         let site = Self { name: format!("switchover-{what}-{}", std::process::id()), folder: tempfile::tempdir().unwrap() };
-        // The container's user is nobody that this machine knows.
+        // The user of the container does not exist on this machine.
         fs::set_permissions(site.folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
         site.write(CONFIG);
         podman(&["network", "create", &site.name]);
@@ -186,7 +186,7 @@ fn swaps_of_containers_by_folder_by_promote_and_with_a_new_address() {
     podman(&["stop", "-t", "30", &site.container("switchover")]);
     // 137 if it had been killed when the 30 seconds were over.
     assert_eq!(podman(&["inspect", "-f", "{{.State.ExitCode}}", &site.container("switchover")]).trim(), "0");
-    // Nobody could connect after the end, and that is all that went wrong.
+    // Connections fail after the process has ended. There is no other kind of failure.
     let mut failures = load.stop().failures;
     let not_connected = ["Connection refused", "No route to host", "connection timed out"];
     failures.retain(|(_, reason)| !not_connected.iter().any(|what| reason.contains(what)));

@@ -60,7 +60,7 @@ fn a_release_that_cannot_be_asked_or_is_not_ready_is_refused_and_the_reason_is_t
     }
 }
 
-/// Tomcat closes a connection after so many requests, and when nobody used it for a while; what it says at its end is 503.
+/// Tomcat closes a connection after a number of requests and after an idle timeout, and responds with 503 while it stops.
 #[test]
 #[ignore = "needs a JVM: make test-deploy"]
 fn what_tomcat_does_with_kept_connections_is_seen_by_no_client() {

@@ -1,4 +1,4 @@
-//! TLS as a scanner sees it: sslyze, by what Mozilla recommends for servers that everybody reaches ("intermediate").
+//! A TLS scan by sslyze, against Mozilla's recommendation for public servers ("intermediate").
 
 use std::{path::Path, process::Command};
 

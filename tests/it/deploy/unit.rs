@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::support::{ConfigFile, Origin, Switchover};
 
-/// Whom the harness runs the program as.
+/// The user ID that the harness runs the program under.
 const USER: u32 = 65534;
 
 fn root() -> &'static Path {

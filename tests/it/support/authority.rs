@@ -1,4 +1,4 @@
-//! Certificates for tests, signed by an authority of their own.
+//! Certificates for tests, signed by a certificate authority that each test creates.
 
 use std::{
     fs,
@@ -9,7 +9,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd,
 };
 
-/// Somebody who signs.
+/// A certificate authority.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::PATIENCE;
+use super::TIMEOUT;
 
 /// One connection.
 pub struct Client {
@@ -39,12 +39,12 @@ impl Response {
 
 impl Client {
     pub fn connect(address: SocketAddr) -> io::Result<Self> {
-        TcpStream::connect_timeout(&address, PATIENCE).map(Self::over)
+        TcpStream::connect_timeout(&address, TIMEOUT).map(Self::over)
     }
 
     /// Over a connection that is there.
     pub fn over(stream: TcpStream) -> Self {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         stream.set_nodelay(true).unwrap();
         Self { stream, buffer: Vec::new() }
     }
@@ -145,7 +145,7 @@ impl Client {
 
     /// Whether the other side closes the connection, without another byte, before the default `idle_timeout` would.
     pub fn is_closed(&mut self) -> bool {
-        self.is_closed_within(PATIENCE / 2)
+        self.is_closed_within(TIMEOUT / 2)
     }
 
     pub fn is_closed_within(&mut self, limit: Duration) -> bool {
@@ -156,7 +156,7 @@ impl Client {
             Ok(_) => panic!("sent something instead of closing"),
             Err(e) => e.kind() == io::ErrorKind::ConnectionReset,
         };
-        self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        self.stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         closed
     }
 }

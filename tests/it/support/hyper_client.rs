@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::PATIENCE;
+use super::TIMEOUT;
 
 /// What a client speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +143,7 @@ impl Connection {
             let body = body.collect().await.map_err(|e| format!("the body broke off: {e:?}"))?.to_bytes();
             Ok(Response::from_parts(head, body))
         };
-        tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(|_| Err("no answer".to_owned()))
+        tokio::time::timeout(TIMEOUT, answer).await.unwrap_or_else(|_| Err("no answer".to_owned()))
     }
 }
 

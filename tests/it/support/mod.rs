@@ -42,11 +42,11 @@ pub use self::{
 
 /// How long a test waits before it takes what it waits for to be lost. No test passes or fails by this on a slow machine: what
 /// takes longer hangs.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Waits for a fact; reports what was seen last if it does not come.
 pub fn eventually<T, E: Debug>(what: &str, mut look: impl FnMut() -> Result<T, E>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         match look() {
             Ok(fact) => return fact,

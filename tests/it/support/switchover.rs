@@ -16,7 +16,7 @@ use nix::{
 use serde_json::Value;
 use switchover::status::{Phase, PoolState, PoolStatus, ServiceStatus, Status};
 
-use super::{Client, ConfigFile, PATIENCE, eventually};
+use super::{Client, ConfigFile, TIMEOUT, eventually};
 
 /// A running switchover; ended with the test.
 pub struct Switchover {
@@ -247,7 +247,7 @@ impl Switchover {
         let began = Instant::now();
         eventually("it ends", || match self.child.try_wait().unwrap() {
             Some(status) => Ok((status, began.elapsed())),
-            None if began.elapsed() > PATIENCE => Err(self.log()),
+            None if began.elapsed() > TIMEOUT => Err(self.log()),
             None => Err(String::new()),
         })
     }
