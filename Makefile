@@ -5,8 +5,8 @@ CARGO ?= cargo
 ARGS ?=
 PREFIX ?= /usr/local
 SHARE = $(DESTDIR)$(PREFIX)/share
-# .ci/run installs cargo-deny here.
-export PATH := $(CURDIR)/target/tools/bin:$(PATH)
+# .ci/run installs cargo-deny into the first folder, `make test-deploy` installs typos into the last.
+export PATH := $(CURDIR)/target/tools/bin:$(PATH):$(CURDIR)/target/deploy/venv/bin
 
 demo: tools ## Build, and show swaps between two small built-in applications (ARGS=--once ends after the last swap)
 	$(CARGO) build --locked
@@ -47,10 +47,14 @@ man: tools ## Build the man pages: target/man/switchover.1 and one for each comm
 bench: tools ## Measure CPU per request beside a bare Pingora proxy, nginx and HAProxy, and the time of a swap (BEFORE=BINARY: and an earlier build)
 	BEFORE=$(abspath $(BEFORE)) $(CARGO) bench --locked --bench cpu
 
-check: tools ## Check format, lints, documentation, licences, and known vulnerabilities if their database is reachable
+check: tools ## Check format, lints, documentation, prose, spelling, licences, and known vulnerabilities if their database is reachable
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+	tests/prose
+	@if command -v typos >/dev/null; then typos; \
+	elif [ -n "$$CI" ]; then echo "typos is missing; run: make test-deploy, or: cargo install --locked typos-cli"; exit 1; \
+	else echo "typos: NOT RUN, it is not installed; run: cargo install --locked typos-cli"; fi
 	@if ! $(CARGO) deny --version >/dev/null 2>&1; then \
 	echo "cargo deny: NOT RUN, it is not installed; run: cargo install --locked cargo-deny"; exit 0; fi; \
 	$(CARGO) deny --locked check licenses bans sources || exit 1; \
