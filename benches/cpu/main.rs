@@ -11,6 +11,9 @@
 
 mod bare;
 mod load;
+#[allow(clippy::unwrap_used, unreachable_pub, reason = "a module of the integration tests, which allow these")]
+#[path = "../../tests/it/support/port.rs"]
+mod port;
 mod proxies;
 mod swap;
 
@@ -70,7 +73,7 @@ fn compare(folder: &Path, before: Option<&Path>) -> Outcome<()> {
     let mut proxies = proxies::start(origin, folder, before)?;
     let tls = load::connector(&folder.join(proxies::CERTIFICATE))?;
     for proxy in &mut proxies {
-        runtime.block_on(load::until_it_answers(proxy.address))?;
+        runtime.block_on(load::until_it_answers(proxy.port.address))?;
         proxy.idle = proxy.memory()?;
     }
     for measure in &MEASURES {
@@ -86,7 +89,7 @@ fn run(measure: &Measure, proxies: &mut [Proxy], runtime: &tokio::runtime::Runti
     };
     let mut asked: Vec<(SocketAddr, &mut Proxy)> = Vec::new();
     for proxy in proxies {
-        if let Some(address) = if measure.tls { proxy.tls_address } else { Some(proxy.address) } {
+        if let Some(address) = if measure.tls { proxy.tls_port.as_ref() } else { Some(&proxy.port) }.map(|port| port.address) {
             proxy.samples.clear();
             // Warm up: connections, caches and the allocator's pages.
             ask(address, measure.requests)?;

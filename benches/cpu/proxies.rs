@@ -1,31 +1,31 @@
-//! The proxies that are compared: each a process with one worker, in front of the same origin.
+//! Starts the proxies to compare: each is a process with one worker thread, in front of the same origin.
 
 use std::{
     fs,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::Path,
     process::{Child, Command, Stdio},
 };
 
-use super::Outcome;
+use super::{Outcome, port::Port};
 
-/// What TLS is shown with, in files of the bench's folder.
+/// The certificate for TLS, in the folder of the bench.
 pub(super) const CERTIFICATE: &str = "bench.crt";
 const KEY: &str = "bench.key";
 
-/// A running proxy; killed with this value.
+/// A running proxy; dropping it kills the process.
 pub(super) struct Proxy {
     pub name: &'static str,
-    pub address: SocketAddr,
-    pub tls_address: Option<SocketAddr>,
-    /// Microseconds of CPU per request, round by round, of what is measured now.
+    pub port: Port,
+    pub tls_port: Option<Port>,
+    /// Microseconds of CPU per request, one for each round of the current measurement.
     pub samples: Vec<f64>,
     /// MiB before the first request.
     pub idle: f64,
     child: Child,
 }
 
-/// Starts every proxy that is there; first `before`, an earlier switchover, so that the others are compared with it.
+/// Starts every proxy that is installed; first `before`, an earlier switchover, so that the others are compared with it.
 pub(super) fn start(origin: SocketAddr, folder: &Path, before: Option<&Path>) -> Outcome<Vec<Proxy>> {
     let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])?;
     fs::write(folder.join(CERTIFICATE), made.cert.pem())?;
@@ -48,28 +48,30 @@ pub(super) fn start(origin: SocketAddr, folder: &Path, before: Option<&Path>) ->
 }
 
 fn bare(origin: SocketAddr) -> Outcome<Proxy> {
-    let address = free_address()?;
+    let port = Port::reserve();
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["bare", &address.to_string(), &origin.to_string()]);
-    Proxy::start("bare Pingora", address, None, command)
+    command.args(["bare", &port.address.to_string(), &origin.to_string()]);
+    Proxy::start("bare Pingora", port, None, command)
 }
 
 fn switchover(name: &'static str, binary: &Path, origin: SocketAddr, folder: &Path) -> Outcome<Proxy> {
-    let (address, tls, admin) = (free_address()?, free_address()?, free_address()?);
+    let (port, tls_port) = (Port::reserve(), Port::reserve());
+    let (address, tls) = (port.address, tls_port.address);
     let file = folder.join(name).with_extension("yaml");
     let text = format!(
         "listeners:\n  - address: {address}\n  - address: {tls}\n    tls: {{certificates: [{{certificate: {CERTIFICATE}, key: {KEY}}}]}}\n\
-         admin: {{address: \"{admin}\"}}\nthreads: 1\nservices:\n  bench:\n    active: blue\n    \
+         admin: {{address: \"127.0.0.1:0\"}}\nthreads: 1\nservices:\n  bench:\n    active: blue\n    \
          pools: {{blue: {{peers: [\"{origin}\"]}}}}\n"
     );
     fs::write(&file, text)?;
     let mut command = Command::new(binary);
     command.args(["run", "--config"]).arg(file);
-    Proxy::start(name, address, Some(tls), command)
+    Proxy::start(name, port, Some(tls_port), command)
 }
 
 fn nginx(origin: SocketAddr, folder: &Path) -> Outcome<Proxy> {
-    let (address, tls) = (free_address()?, free_address()?);
+    let (port, tls_port) = (Port::reserve(), Port::reserve());
+    let (address, tls) = (port.address, tls_port.address);
     let file = folder.join("nginx.conf");
     let at = folder.display();
     let text = format!(
@@ -83,11 +85,12 @@ fn nginx(origin: SocketAddr, folder: &Path) -> Outcome<Proxy> {
     fs::write(&file, text)?;
     let mut command = Command::new("nginx");
     command.arg("-c").arg(file);
-    Proxy::start("nginx", address, Some(tls), command)
+    Proxy::start("nginx", port, Some(tls_port), command)
 }
 
 fn haproxy(origin: SocketAddr, folder: &Path) -> Outcome<Proxy> {
-    let (address, tls) = (free_address()?, free_address()?);
+    let (port, tls_port) = (Port::reserve(), Port::reserve());
+    let (address, tls) = (port.address, tls_port.address);
     let file = folder.join("haproxy.cfg");
     let text = format!(
         "global\n  nbthread 1\ndefaults\n  mode http\n  timeout connect 2s\n  timeout client 60s\n  timeout server 60s\n  http-reuse always\n  option forwardfor\n\
@@ -97,22 +100,17 @@ fn haproxy(origin: SocketAddr, folder: &Path) -> Outcome<Proxy> {
     fs::write(&file, text)?;
     let mut command = Command::new("haproxy");
     command.arg("-f").arg(file);
-    Proxy::start("HAProxy", address, Some(tls), command)
+    Proxy::start("HAProxy", port, Some(tls_port), command)
 }
 
 impl Proxy {
-    pub(super) fn start(
-        name: &'static str,
-        address: SocketAddr,
-        tls_address: Option<SocketAddr>,
-        mut command: Command,
-    ) -> Outcome<Self> {
+    pub(super) fn start(name: &'static str, port: Port, tls_port: Option<Port>, mut command: Command) -> Outcome<Self> {
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        Ok(Self { name, address, tls_address, samples: Vec::new(), idle: f64::NAN, child })
+        Ok(Self { name, port, tls_port, samples: Vec::new(), idle: f64::NAN, child })
     }
 
-    /// CPU time so far, in microseconds. The scheduler counts it in nanoseconds, thread by thread, and these proxies start theirs
-    /// once; the clock ticks of `/proc/PID/stat` would ask for rounds a hundred times as long.
+    /// CPU time of the process so far, in microseconds. Adds up `schedstat` of its threads, which has nanoseconds; `/proc/PID/stat` has
+    /// clock ticks of 10 ms, and the rounds would have to be a hundred times as long. The proxies start all their threads first.
     pub(super) fn cpu(&self) -> Outcome<f64> {
         let mut nanoseconds = 0.0;
         for thread in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
@@ -140,8 +138,4 @@ impl Drop for Proxy {
 fn is_installed(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).chain(["/usr/sbin".into()]).any(|folder| folder.join(name).is_file())
-}
-
-pub(super) fn free_address() -> std::io::Result<SocketAddr> {
-    TcpListener::bind("127.0.0.1:0")?.local_addr()
 }

@@ -1,6 +1,6 @@
-//! How long a start and a swap take, with both pools ready and one client sending requests without a pause: from the start of the
-//! process until it accepts connections, from the edit of the file to the first answer of the new pool, and the whole of
-//! `switchover promote`. A swap that takes longer than it should on an otherwise idle machine fails the bench.
+//! Measures a start and swaps, with both pools ready and one client that sends requests without a pause: from the start of the
+//! process until it accepts connections, from an edit of the file to the first response of the new pool, and the duration of
+//! `switchover promote`. The bench fails if a swap takes longer than expected on an idle machine.
 
 use std::{
     fs,
@@ -12,22 +12,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    Outcome,
-    proxies::{Proxy, free_address},
-    quartile,
-};
+use super::{Outcome, port::Port, proxies::Proxy, quartile};
 
 const SWAPS: usize = 20;
-/// Milliseconds; about four times of what is measured on two idle cores.
+/// Milliseconds; about four times the measured value on two idle cores.
 const EDIT_LIMIT: f64 = 150.0;
 const PROMOTE_LIMIT: f64 = 50.0;
 const POOLS: [&str; 2] = ["blue ", "green"];
-/// No step of this takes longer, unless something is broken.
+/// Timeout of each step.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) fn run(folder: &Path) -> Outcome<()> {
-    let (address, admin, file) = (free_address()?, free_address()?, folder.join("swap.yaml"));
+    let (port, admin_port, file) = (Port::reserve(), Port::reserve(), folder.join("swap.yaml"));
+    let (address, admin) = (port.address, admin_port.address);
     let [blue, green] = [origin(POOLS[0])?, origin(POOLS[1])?];
     let text = |active: &str| {
         format!(
@@ -44,7 +41,7 @@ pub(super) fn run(folder: &Path) -> Outcome<()> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_switchover"));
     command.args(["run", "--config"]).arg(&file);
     let started = Instant::now();
-    let _switchover = Proxy::start("switchover", address, None, command)?;
+    let _switchover = Proxy::start("switchover", port, None, command)?;
     until(|| Ok(TcpStream::connect(address).is_ok()))?;
     let start = started.elapsed().as_secs_f64() * 1e3;
     until(|| Ok(status(admin)?.matches("\"ready\":true").count() == 2))?;
@@ -79,7 +76,7 @@ pub(super) fn run(folder: &Path) -> Outcome<()> {
     Ok(())
 }
 
-/// An application that says its colour to everything, probes included.
+/// An application that responds to every request, probes included, with the name of its pool.
 fn origin(colour: &'static str) -> Outcome<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
@@ -98,7 +95,7 @@ fn origin(colour: &'static str) -> Outcome<SocketAddr> {
     Ok(address)
 }
 
-/// One request; the colour that answers, which is all of the body.
+/// Sends one request; returns the body, which is the name of a pool.
 fn ask(client: &mut TcpStream) -> Outcome<String> {
     client.write_all(b"GET / HTTP/1.1\r\nHost: bench.test\r\n\r\n")?;
     let (mut answer, mut buffer) = (Vec::new(), [0; 1024]);
@@ -118,7 +115,7 @@ fn status(admin: SocketAddr) -> Outcome<String> {
     Ok(ureq::get(format!("http://{admin}/v1/status")).call().and_then(|mut answer| answer.body_mut().read_to_string())?)
 }
 
-/// Asks again until it is so; what fails meanwhile, such as the first connection to a process that starts, is not so.
+/// Repeats `is_so` until it is true. Errors count as false, such as a connection to a process that is still starting.
 fn until(mut is_so: impl FnMut() -> Outcome<bool>) -> Outcome<()> {
     let began = Instant::now();
     loop {
@@ -126,7 +123,7 @@ fn until(mut is_so: impl FnMut() -> Outcome<bool>) -> Outcome<()> {
             Ok(true) => return Ok(()),
             Ok(false) if began.elapsed() < TIMEOUT => {}
             Err(_) if began.elapsed() < TIMEOUT => thread::sleep(Duration::from_millis(10)),
-            Ok(false) => return Err("it did not come true in time".into()),
+            Ok(false) => return Err("timed out".into()),
             Err(e) => return Err(e),
         }
     }

@@ -1,4 +1,4 @@
-//! The command line: what it prints, where it looks, how it ends.
+//! The command line: its output, its default files, its exit codes.
 
 use std::{
     collections::BTreeMap,
@@ -13,6 +13,8 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+
+use switchover::status::{Outcome, Phase, ServiceStatus, Status};
 
 use crate::support::{
     ConfigFile, Origin, Switchover,
@@ -72,7 +74,8 @@ fn what_a_peer_answers_never_reaches_the_terminal_as_a_control_sequence() {
     let (_blue, green, _config, switchover) = started();
     green.readiness(503, "\u{1b}]0;owned\u{7}\u{9b}2J\u{202e}evil");
     let proving = spawn(&switchover, &["promote", "green", "--timeout", "1s"]);
-    switchover.await_shop("its reason is known", |shop| shop["swap"]["reason"].as_str().is_some_and(|why| why.contains("evil")));
+    let reason = |shop: &ServiceStatus| shop.swap.as_ref().and_then(|swap| swap.reason.clone()).unwrap_or_default();
+    switchover.await_service("the reason is known", |shop| reason(shop).contains("evil"));
     let status = switchover.cli(&["status"]);
     let json = switchover.cli(&["status", "--json"]);
     signal(&proving, Signal::SIGINT);
@@ -82,11 +85,8 @@ fn what_a_peer_answers_never_reaches_the_terminal_as_a_control_sequence() {
         assert!(controls.is_empty(), "{controls:?} in {text}");
     }
     assert!(status.stdout.contains("503 \\u{1b}]0;owned\\u{7}\\u{9b}2J\\u{202e}evil"), "{status:?}");
-    let json: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
-    assert!(
-        json["services"][0]["swap"]["reason"].as_str().unwrap().contains("\u{1b}]0;owned\u{7}\u{9b}2J\u{202e}evil"),
-        "{json}"
-    );
+    let json: Status = serde_json::from_str(&json.stdout).unwrap();
+    assert!(reason(&json.services[0]).contains("\u{1b}]0;owned\u{7}\u{9b}2J\u{202e}evil"), "{json:?}");
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn ctrl_c_ends_promote_and_not_the_swap_and_cancel_gives_it_up() {
     assert_eq!(output.code, 130, "{output:?}");
     let said = output.stderr.trim();
     assert!(said.starts_with("shop: still proving green for up to 1 m ") && said.ends_with("switchover cancel shop gives it up"));
-    assert_eq!(switchover.shop()["swap"]["phase"], "proving");
+    assert_eq!(switchover.service().swap.unwrap().phase, Phase::Proving);
 
     let mut waiting = spawn(&switchover, &["promote", "green", "--timeout", "90s"]);
     // It shows the swap once switchover has taken its command.
@@ -115,8 +115,7 @@ fn ctrl_c_ends_promote_and_not_the_swap_and_cancel_gives_it_up() {
     let cancelled = switchover.cli(&["cancel"]);
     assert_eq!((cancelled.code, cancelled.stdout.trim()), (0, "shop: cancelled the swap to green, blue serves"), "{cancelled:?}");
     assert_eq!(ended(waiting).code, 1);
-    let shop = switchover.await_shop("it is given up", |shop| shop["last_swap"]["outcome"] == "cancelled");
-    assert_eq!(shop["active"], "blue");
+    assert_eq!(switchover.await_outcome(Outcome::Cancelled).active, "blue");
     assert!(switchover.cli(&["status"]).stdout.contains("blue -> green, cancelled after "));
     let again = switchover.cli(&["cancel", "shop"]);
     assert!(again.code == 1 && !again.stderr.is_empty(), "{again:?}");
@@ -133,7 +132,7 @@ fn promote_in_the_background_of_a_script_ignores_ctrl_c() {
     shell.args(["-c", "trap '' INT; exec \"$0\" promote green", env!("CARGO_BIN_EXE_switchover")]);
     shell.env("SWITCHOVER_ADMIN", switchover.admin.to_string()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let promote = shell.spawn().unwrap();
-    switchover.await_shop("proving", |shop| shop["swap"]["phase"] == "proving");
+    switchover.await_proving();
     signal(&promote, Signal::SIGINT);
     green.readiness(200, "up");
     let output = ended(promote);
@@ -145,7 +144,7 @@ fn promote_writes_the_version_and_status_shows_it() {
     let (_blue, _green, config, switchover) = started();
     let output = switchover.cli(&["promote", "shop", "green", "--version", "2.0.0"]);
     assert_eq!(output.code, 0, "{output:?}");
-    assert_eq!(switchover.pool("green")["version"], "2.0.0");
+    assert_eq!(switchover.pool_status("green").version.as_deref(), Some("2.0.0"));
     assert!(fs::read_to_string(&config.path).unwrap().contains("2.0.0"));
     let status = switchover.cli(&["status"]).stdout;
     assert!(status.lines().any(|line| line.contains("green") && line.contains("2.0.0") && line.contains("active")), "{status}");
@@ -362,5 +361,5 @@ fn an_unknown_name_is_answered_with_the_nearest_one() {
         let output = switchover.cli(args);
         assert_eq!((output.code, output.stderr.trim()), (2, said), "{args:?}");
     }
-    assert_eq!(switchover.shop()["active"], "blue");
+    assert_eq!(switchover.service().active, "blue");
 }

@@ -12,6 +12,8 @@ use std::{
     time::Duration,
 };
 
+use switchover::status::{Outcome, PoolStatus};
+
 use crate::support::{ConfigFile, Load, Origin, Switchover, eventually, load::mixed};
 
 const QUICK: &str = "    health_check: {interval: 100ms}\n    promotion: {ready_timeout: 500ms}\n";
@@ -30,13 +32,14 @@ fn refused(before: &str, after: &str, reason: &str) {
     let text = config.text();
     assert!(text.contains(before), "{text}");
     config.replace_by_rename(&text.replace(before, after));
-    let shop = switchover.await_shop("it is refused", |shop| shop["swap"]["outcome"] == "not_ready");
-    assert_eq!((&shop["swap"]["from"], &shop["swap"]["to"]), (&"blue".into(), &"blue".into()), "{shop}");
-    assert!(shop["swap"]["reason"].as_str().unwrap().contains(reason), "{shop}");
-    assert_eq!((&shop["drift"]["file"], &shop["drift"]["serves"]), (&"blue".into(), &"blue".into()), "{shop}");
+    let shop = switchover.await_outcome(Outcome::NotReady);
+    let (swap, drift) = (shop.swap.unwrap(), shop.drift.unwrap());
+    assert_eq!((swap.from.as_deref(), swap.to.as_str()), (Some("blue"), "blue"), "{swap:?}");
+    assert!(swap.reason.as_ref().unwrap().contains(reason), "{swap:?}");
+    assert_eq!((drift.file.as_str(), drift.serves.as_str()), ("blue", "blue"), "{drift:?}");
     assert!(!switchover.log().contains("peer is not ready"), "the verdict of what serves is its own: {}", switchover.log());
     config.replace_by_rename(&text);
-    switchover.await_shop("no drift", |shop| shop["drift"].is_null());
+    switchover.await_service("no drift", |shop| shop.drift.is_none());
     load.stop().assert_no_failures();
 }
 
@@ -63,13 +66,16 @@ fn settings_that_pass_their_proof_run() {
     let load = Load::start(switchover.address, 4, mixed);
     let edited = config.text().replace("{interval: 100ms}", "{interval: 100ms, path: /healthz}");
     config.replace_by_rename(&edited);
-    switchover
-        .await_shop("it was proven", |shop| shop["last_swap"]["from"] == "blue" && shop["last_swap"]["outcome"] == "drained");
-    // The old path says nothing any more.
+    switchover.await_service("the edit is proven", |shop| {
+        let swap = shop.last_swap.as_ref();
+        swap.is_some_and(|swap| swap.from.as_deref() == Some("blue") && swap.outcome == Some(Outcome::Drained))
+    });
+    // The old path is not probed any more.
     blue.readiness(503, "old");
-    let before = switchover.pool("blue")["peers"][0]["last_probe"]["at"].clone();
-    switchover.await_shop("it is probed", |shop| shop["pools"][0]["peers"][0]["last_probe"]["at"] != before);
-    assert_eq!(switchover.pool("blue")["peers"][0]["ready"], true);
+    let probed = |pool: &PoolStatus| pool.peers[0].last_probe.as_ref().map(|probe| probe.at.clone());
+    let before = probed(&switchover.pool_status("blue"));
+    let pool = switchover.await_pool("blue", "probed again", |pool| probed(pool) != before);
+    assert!(pool.peers[0].ready, "{pool:?}");
     load.stop().assert_no_failures();
 }
 
@@ -83,7 +89,7 @@ fn settings_of_a_pool_that_never_was_ready_are_replaced_at_once() {
         text if text == "blue" => Ok(()),
         text => Err(text),
     });
-    assert_eq!(switchover.shop()["drift"], serde_json::Value::Null);
+    assert_eq!(switchover.drift(), None);
 }
 
 #[test]
@@ -126,7 +132,7 @@ fn what_a_promotion_finds_in_the_file_is_applied() {
         let path = "/v1/services/shop/promote?wait=promoted";
         thread::scope(|scope| {
             let waiter = scope.spawn(|| switchover.admin_post(path, &format!("{{\"pool\": \"{pool}\"}}")));
-            switchover.await_shop("proving", |_| switchover.status()["services"][1]["swap"]["phase"] == "proving");
+            switchover.await_proving();
             // The promotion and the edit come together, at a moment that differs from round to round.
             idle.readiness(200, "up");
             thread::sleep(Duration::from_millis(10 * round % 120));
@@ -137,8 +143,8 @@ fn what_a_promotion_finds_in_the_file_is_applied() {
         });
         let in_file = fs::read_to_string(&config.path).unwrap();
         eventually("what the file says of the other service serves", || {
-            let status = switchover.status();
-            if status["services"][0]["active"] == active { Ok(()) } else { Err((in_file.clone(), status)) }
+            let api = switchover.service_named("api");
+            if api.active == active { Ok(()) } else { Err((in_file.clone(), api)) }
         });
         // The edit may have been made of the text before the promotion: then the file has the last word on that, too.
         switchover.cli(&["promote", "shop", pool]);
@@ -238,8 +244,8 @@ fn a_promotion_that_cannot_be_written_says_why_and_the_old_pool_serves() {
         assert!(
             error["message"].as_str().unwrap().contains("written") || error["message"].as_str().unwrap().contains("cannot write")
         );
-        let shop = switchover.shop();
-        assert_eq!((&shop["active"], &shop["drift"]), (&"blue".into(), &serde_json::Value::Null), "{shop}");
+        let shop = switchover.service();
+        assert_eq!((shop.active.as_str(), &shop.drift), ("blue", &None), "{shop:?}");
         assert_eq!(switchover.get("/").text(), "blue");
     }
 }

@@ -62,7 +62,7 @@ fn a_process_without_descriptors_serves_on() {
     for _ in 0..20 {
         assert_eq!(served.get("/").unwrap().text(), "blue");
         assert_eq!(switchover.admin_get("/livez").0, 200);
-        assert_eq!(switchover.pool("blue")["peers"][0]["ready"], true);
+        assert!(switchover.pool_status("blue").peers[0].ready);
     }
     eventually("it is still probed", || if probed() > seen { Ok(()) } else { Err(seen) });
     assert!(descriptors(&switchover) < 160);
@@ -98,7 +98,7 @@ fn a_probe_that_cannot_be_sent_is_no_verdict() {
     };
     assert!(counted("local") > 5.0);
     assert!(counted("fail") == 0.0);
-    assert_eq!(switchover.pool("blue")["peers"][0]["ready"], true);
+    assert!(switchover.pool_status("blue").peers[0].ready);
 }
 
 /// A rejected connection keeps its descriptor until the client has the response. The number of these is bounded.

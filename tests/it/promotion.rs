@@ -1,6 +1,8 @@
-//! Promotions with a version or a time of their own, cancelled ones, and what they say while they are proven.
+//! Promotions with a version or a timeout, their cancellation, and their status while they are proven.
 
 use std::{fs, thread};
+
+use switchover::status::Outcome;
 
 use crate::support::{ConfigFile, Edit, Origin, Switchover, eventually};
 
@@ -24,7 +26,7 @@ fn the_version_is_written_with_the_promotion_and_only_then() {
     let (status, error) = promote(&switchover, r#"{"pool": "green", "version": "2.0.0", "timeout": "300ms"}"#, "drained");
     assert_eq!((status, &error["code"]), (504, &"not-ready".into()), "{error}");
     assert_eq!(fs::read_to_string(&config.path).unwrap(), before, "a refused release leaves the file alone");
-    assert_eq!(switchover.shop()["drift"], serde_json::Value::Null);
+    assert_eq!(switchover.drift(), None);
     green.readiness(200, "up");
     for version in ["2.0.0", "2.0.1"] {
         let (status, applied) = promote(&switchover, &format!("{{\"pool\": \"green\", \"version\": \"{version}\"}}"), "drained");
@@ -32,7 +34,7 @@ fn the_version_is_written_with_the_promotion_and_only_then() {
         let after = before.replace("active: blue", "active: green");
         let after = after.replace("      green:\n", &format!("      green:\n        version: \"{version}\"\n"));
         assert_eq!(fs::read_to_string(&config.path).unwrap(), after);
-        assert_eq!(switchover.pool("green")["version"], version);
+        assert_eq!(switchover.pool_status("green").version.as_deref(), Some(version));
         let series = format!("switchover_active_pool{{pool=\"green\",service=\"shop\",version=\"{version}\"}}");
         assert_eq!(switchover.metric(&series), Some(1.0));
     }
@@ -54,25 +56,25 @@ fn how_long_it_will_try_is_shown_and_can_be_asked_for() {
     let (_blue, green, _config, switchover) = shop();
     green.readiness(503, "{\"status\":\"OUT_OF_SERVICE\"}");
     assert_eq!(promote(&switchover, r#"{"pool": "green", "timeout": "600s"}"#, "none").0, 200);
-    let swap = switchover.shop()["swap"].clone();
-    assert_eq!(swap["timeout_seconds"], 600.0);
-    let left = swap["deadline_seconds"].as_f64().unwrap();
-    assert!(left > 500.0 && left <= 600.0, "{swap}");
+    let swap = || switchover.service().swap.unwrap();
+    assert_eq!(swap().timeout_seconds, 600.0);
+    let left = swap().deadline_seconds;
+    assert!(left > 0.0 && left <= 600.0, "{left}");
     // A promotion of the same pool joins the swap, with its own time.
     let (status, error) = promote(&switchover, r#"{"pool": "green", "timeout": "300ms"}"#, "promoted");
     let address = green.address();
     assert_eq!((status, &error["code"]), (504, &"not-ready".into()));
     assert_eq!(error["message"], format!("promotion of green failed: {address}: 503 {{\"status\":\"OUT_OF_SERVICE\"}}"));
-    assert_eq!(switchover.shop()["swap"]["deadline_seconds"], 0.0);
+    assert_eq!(swap().deadline_seconds, 0.0);
 }
 
 #[test]
-fn a_dead_port_is_told_apart_from_a_slow_start() {
+fn a_dead_port_differs_from_a_slow_start() {
     let (_blue, green, _config, switchover) = shop();
     green.kill();
     assert_eq!(promote(&switchover, r#"{"pool": "green"}"#, "none").0, 200);
     let address = green.address();
-    let reason = || switchover.shop()["swap"]["reason"].as_str().unwrap_or_default().to_owned();
+    let reason = || switchover.service().swap.unwrap().reason.unwrap_or_default();
     eventually("the reason counts the seconds", || {
         let reason = reason();
         let seconds = reason
@@ -95,22 +97,22 @@ fn a_swap_that_is_being_proven_can_be_cancelled() {
     let before = fs::read_to_string(&config.path).unwrap();
     thread::scope(|scope| {
         let waiter = scope.spawn(|| promote(&switchover, r#"{"pool": "green"}"#, "drained"));
-        switchover.await_shop("proving", |shop| shop["swap"]["phase"] == "proving");
+        switchover.await_proving();
         let (status, cancelled) = switchover.admin_post("/v1/services/shop/cancel", "{}");
         assert_eq!((status, cancelled), (200, serde_json::json!({"service": "shop", "cancelled": "green", "serves": "blue"})));
         let (status, error) = waiter.join().unwrap();
         assert_eq!((status, &error["code"]), (409, &"cancelled".into()), "{error}");
         assert_eq!(error["message"], "promotion of green was cancelled on request");
     });
-    assert_eq!(switchover.shop()["swap"]["outcome"], "cancelled");
+    assert_eq!(switchover.service().swap.unwrap().outcome, Some(Outcome::Cancelled));
     assert_eq!(switchover.metric("switchover_swaps_total{result=\"cancelled\",service=\"shop\"}"), Some(1.0));
     assert_eq!(fs::read_to_string(&config.path).unwrap(), before);
     // One that the file asked for leaves the file as it is, and that is a drift.
     config.set_active("green", Edit::Rename);
-    switchover.await_shop("proving", |shop| shop["swap"]["phase"] == "proving");
+    switchover.await_proving();
     assert_eq!(switchover.admin_post("/v1/services/shop/cancel", "").0, 200);
-    let drift = switchover.shop()["drift"].clone();
-    assert_eq!((&drift["file"], &drift["reason"]), (&"green".into(), &"cancelled on request".into()), "{drift}");
+    let drift = switchover.drift().unwrap();
+    assert_eq!((drift.file.as_str(), drift.reason.as_str()), ("green", "cancelled on request"), "{drift:?}");
     green.readiness(200, "up");
     switchover.await_ready("green");
     assert_eq!(switchover.get("/").text(), "blue");

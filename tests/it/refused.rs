@@ -21,8 +21,8 @@ fn refused(green: &Origin, reason: &str) -> Switchover {
     let (_blue, config) = shop(green);
     let before = std::fs::read_to_string(&config.path).unwrap();
     let switchover = Switchover::start(&config);
-    // One that hangs has had as long as a probe may take before it is promoted with no more than that.
-    switchover.await_shop("green was probed", |shop| !shop["pools"][1]["peers"][0]["last_probe"].is_null());
+    // A peer that hangs uses up the timeout of a probe before it is promoted with a ready_timeout of the same length.
+    switchover.await_pool("green", "probed", |pool| pool.peers[0].last_probe.is_some());
     let load = Load::start(switchover.address, 4, mixed);
     let output = switchover.cli(&["promote", "green"]);
     assert_eq!(output.code, 3, "{output:?}");

@@ -141,8 +141,8 @@ fn a_first_application_started_by_hand_three_releases_and_a_reboot() {
         let output = host.release(version, settings);
         assert!(output.status.success() && stderr(&output).is_empty(), "{output:?}");
         host.assert_serves(version);
-        let (shop, pool) = (host.switchover.shop(), host.switchover.pool(colour));
-        assert_eq!((&shop["active"], &pool["version"]), (&colour.into(), &version.into()), "{shop}");
+        assert_eq!(host.switchover.service().active, colour);
+        assert_eq!(host.switchover.pool_status(colour).version.as_deref(), Some(version));
         let other = if colour == "green" { "blue" } else { "green" };
         assert_eq!(host.pid(other), None, "{other} is stopped");
     }
@@ -166,7 +166,7 @@ fn a_first_application_started_by_hand_three_releases_and_a_reboot() {
 fn a_port_that_another_process_holds_is_refused_and_the_process_named() {
     let host = Host::new();
     assert!(host.release("1.0.0", &[]).status.success());
-    let before = host.switchover.shop()["active"].as_str().unwrap().to_owned();
+    let before = host.switchover.service().active;
     let idle = usize::from(before == "blue");
     let mut foreign = host.by_hand(idle, "0.9.0");
     let output = host.release("2.0.0", &[]);
@@ -175,7 +175,7 @@ fn a_port_that_another_process_holds_is_refused_and_the_process_named() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let said = format!("is held by pid {}, which this script did not start ({BINARY} demo-app", foreign.id());
     assert!(stderr(&output).contains(&said), "{said}: {output:?}");
-    assert_eq!(host.switchover.shop()["active"], before.as_str());
+    assert_eq!(host.switchover.service().active, before);
     host.assert_serves("1.0.0");
 }
 
@@ -184,7 +184,7 @@ fn a_port_that_another_process_holds_is_refused_and_the_process_named() {
 fn a_release_that_does_not_hold_its_port_is_taken_back() {
     let host = Host::new();
     assert!(host.release("1.0.0", &[]).status.success());
-    let before = host.switchover.shop()["active"].as_str().unwrap().to_owned();
+    let before = host.switchover.service().active;
     let stray = host.config.folder().join("stray");
     host.java(&format!(
         "(setsid \"$switchover\" demo-app --name shop --version 0.9.0 --listen 127.0.0.1:$SERVER_PORT --ready-after 0s & echo $! >{})\n\
@@ -196,7 +196,7 @@ fn a_release_that_does_not_hold_its_port_is_taken_back() {
     kill(Pid::from_raw(stray), Signal::SIGKILL).unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(stderr(&output).contains("what was started does not listen on its port"), "{output:?}");
-    assert_eq!(host.switchover.shop()["active"], before.as_str());
+    assert_eq!(host.switchover.service().active, before);
     host.assert_serves("1.0.0");
 }
 
@@ -210,12 +210,12 @@ fn it_can_be_interrupted_where_the_shell_ignores_sigint() {
         shell.args(["-c", "trap '' INT; exec \"$@\"", "sh", "bash", script().to_str().unwrap(), "jar", jar.to_str().unwrap()]);
         host.settings(&mut shell);
         let release = shell.env("READY_AFTER", "1h").spawn().unwrap();
-        host.switchover.await_shop("proving", |shop| shop["swap"]["phase"] == "proving");
+        host.switchover.await_proving();
         kill(Pid::from_raw(release.id().try_into().unwrap()), signal).unwrap();
         let output = release.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(128 + signal as i32), "{output:?}");
         assert!(stderr(&output).contains("left as it was: green is active"), "{output:?}");
-        assert_eq!((host.pid("blue"), host.switchover.shop()["active"].as_str()), (None, Some("green")));
+        assert_eq!((host.pid("blue"), host.switchover.service().active.as_str()), (None, "green"));
         host.assert_serves("1.0.0");
     }
 }
@@ -248,7 +248,7 @@ fn the_mode_of_the_compose_environment_file_stays() {
     let output = release("2.0.0");
     assert!(output.status.success() && stderr(&output).is_empty(), "{output:?}");
     assert_eq!(now(), ("SECRET=x\nGREEN_VERSION=2.0.0\n".to_owned(), 0o600));
-    assert_eq!(switchover.pool("green")["version"], "2.0.0");
+    assert_eq!(switchover.pool_status("green").version.as_deref(), Some("2.0.0"));
     blue.readiness(503, "down");
     let output = release("3.0.0");
     assert_eq!(output.status.code(), Some(3), "{output:?}");

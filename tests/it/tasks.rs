@@ -46,7 +46,7 @@ fn the_process_stops_when_a_task_that_it_needs_has_ended() {
         // It runs for as long as its body is not complete.
         let mut running = fragile.switchover.client();
         running.send("POST / HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 4\r\n\r\nab").unwrap();
-        fragile.switchover.await_shop("it runs", |shop| shop["pools"][0]["in_flight"] == 1);
+        fragile.switchover.await_in_flight("blue", 1);
         assert_eq!(fragile.switchover.admin_get("/livez").0, 200);
         fragile.panic(&name);
         let reason = format!("task=\"{name}\" reason=\"a panic: a test asked {name} to panic\"");
@@ -92,7 +92,7 @@ fn a_task_that_can_begin_again_does() {
         if lines() > 0 { Ok(()) } else { Err(lines()) }
     });
     blue.readiness(503, "down");
-    switchover.await_shop("it is probed again", |shop| shop["pools"][0]["peers"][0]["ready"] == false);
+    switchover.await_pool("blue", "probed again", |pool| !pool.peers[0].ready);
     assert_eq!(switchover.admin_get("/livez").0, 200);
 }
 

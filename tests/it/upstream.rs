@@ -105,7 +105,7 @@ fn an_edit_of_the_name_or_the_authority_of_peers_fails_no_request() {
         config.replace_by_rename(&format!("{}{}{}", &text[..at], service(ca, name), &text[end..]));
         eventually("the edit is taken or refused", || {
             assert_eq!(client.get("/").unwrap().text(), "http1 0 []");
-            if swaps(outcome) > before { Ok(()) } else { Err(switchover.shop()) }
+            if swaps(outcome) > before { Ok(()) } else { Err(switchover.service()) }
         });
         for _ in 0..20 {
             // Also over connections that are made from now on.

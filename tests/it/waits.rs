@@ -1,6 +1,8 @@
-//! What a caller waits for, and what "safe to stop" means.
+//! `wait` of the commands, and the conditions of "safe to stop".
 
 use std::{thread, time::Instant};
+
+use switchover::status::{Phase, PoolState};
 
 use crate::support::{Client, ConfigFile, Edit, Origin, Switchover, origin::Act};
 
@@ -30,9 +32,8 @@ fn websocket(switchover: &Switchover, host: &str) -> Client {
     client
 }
 
-fn service(switchover: &Switchover, name: &str) -> serde_json::Value {
-    let status = switchover.status();
-    status["services"].as_array().unwrap().iter().find(|service| service["name"] == name).unwrap().clone()
+fn phase(switchover: &Switchover, service: &str) -> Phase {
+    switchover.service_named(service).swap.unwrap().phase
 }
 
 fn promote(switchover: &Switchover, service: &str, pool: &str, wait: &str) -> (u16, serde_json::Value) {
@@ -46,12 +47,12 @@ fn a_promotion_waits_for_its_own_service_alone() {
     two.readiness(503, "never");
     config.write_in_place(&(config.text() + &api(&one, &two)));
     let switchover = Switchover::start(&config);
-    switchover.await_shop("api is probed", |_| service(&switchover, "shop")["pools"][1]["peers"][0]["ready"] == true);
+    switchover.await_ready("green");
     assert_eq!(promote(&switchover, "api", "two", "none").0, 200);
     let (status, applied) = promote(&switchover, "shop", "green", "drained");
     assert_eq!((status, applied["swaps"].as_array().unwrap().len()), (200, 1), "{applied}");
     assert_eq!((&applied["swaps"][0]["service"], &applied["swaps"][0]["outcome"]), (&"shop".into(), &"drained".into()));
-    assert_eq!(service(&switchover, "api")["swap"]["phase"], "proving", "it had nothing to do with it");
+    assert_eq!(phase(&switchover, "api"), Phase::Proving, "the promotion of shop does not change api");
 }
 
 #[test]
@@ -68,9 +69,9 @@ fn a_reload_waits_for_what_the_last_change_was_about() {
         config.set_active("green", Edit::Rename);
         let (status, applied) = switchover.admin_post(&format!("/v1/reload?wait={wait}"), "{}");
         assert_eq!(status, 200, "{applied}");
-        switchover.await_shop("green serves", |_| service(&switchover, "shop")["active"] == "green");
+        switchover.await_active("green");
     }
-    assert_eq!(service(&switchover, "api")["swap"]["phase"], "proving");
+    assert_eq!(phase(&switchover, "api"), Phase::Proving);
 }
 
 #[test]
@@ -92,7 +93,7 @@ fn drained_means_safe_to_stop_however_often_it_is_asked() {
     drop(socket);
     assert_eq!(promote(&switchover, "shop", "green", "drained").0, 200);
     assert_eq!(switchover.admin_post("/v1/reload?wait=drained", "{}").0, 200);
-    assert_eq!(switchover.pool("blue")["safe_to_stop"], true);
+    assert!(switchover.pool_status("blue").safe_to_stop);
 }
 
 #[test]
@@ -122,12 +123,12 @@ fn a_pool_that_is_being_proven_is_not_safe_to_stop() {
     switchover.await_safe_to_stop("green");
     green.readiness(503, "starting");
     assert_eq!(promote(&switchover, "shop", "green", "none").0, 200);
-    let pool = switchover.pool("green");
-    assert_eq!((&pool["state"], &pool["safe_to_stop"]), (&"proving".into(), &false.into()), "{pool}");
-    assert_eq!(pool["not_safe_because"], "green is being proven");
+    let pool = switchover.pool_status("green");
+    assert_eq!((pool.state, pool.safe_to_stop), (PoolState::Proving, false), "{pool:?}");
+    assert_eq!(pool.not_safe_because.as_deref(), Some("green is being proven"));
     let (status, error) = switchover.admin_get("/v1/services/shop/pools/green/safe-to-stop");
     assert!(status == 504 && error.contains("green is not safe to stop: green is being proven"), "{status} {error}");
-    assert_eq!(switchover.pool("blue")["not_safe_because"], "blue serves");
+    assert_eq!(switchover.pool_status("blue").not_safe_because.as_deref(), Some("blue serves"));
     assert!(switchover.cli(&["status"]).stdout.contains("proving"));
 }
 
@@ -142,16 +143,14 @@ fn a_pool_whose_process_another_service_uses_is_not_safe_to_stop() {
     let reason = format!("{} also serves api", blue.address());
     assert_eq!((status, &error["code"]), (504, &"drain-timed-out".into()), "{error}");
     assert_eq!(error["message"], format!("green serves, but blue is not safe to stop: {reason}"));
-    let pool = |name: &str| {
-        service(&switchover, "shop")["pools"].as_array().unwrap().iter().find(|p| p["name"] == name).unwrap().clone()
-    };
-    assert_eq!((&pool("blue")["safe_to_stop"], &pool("blue")["not_safe_because"]), (&false.into(), &reason.into()));
+    let not_safe_because = || switchover.pool_status("blue").not_safe_because;
+    assert_eq!(not_safe_because(), Some(reason));
     // The other service leaves that process as well, but not its last request.
     let socket = websocket(&switchover, "api.test");
     assert_eq!(promote(&switchover, "api", "two", "drained").0, 504);
-    assert_eq!(pool("blue")["not_safe_because"], format!("{} still has requests of api", blue.address()));
+    assert_eq!(not_safe_because(), Some(format!("{} still has requests of api", blue.address())));
     drop(socket);
     assert_eq!(promote(&switchover, "api", "two", "drained").0, 200);
     assert_eq!(promote(&switchover, "shop", "green", "drained").0, 200);
-    assert_eq!(pool("blue")["safe_to_stop"], true);
+    assert!(switchover.pool_status("blue").safe_to_stop);
 }

@@ -1,34 +1,35 @@
-//! Certificates from an authority, with Pebble: the ACME server that Let's Encrypt tests clients with.
+//! ACME against Pebble, the server that Let's Encrypt provides for tests of clients.
 
 use std::{
     fs,
-    net::TcpListener,
     path::Path,
     process::{Child, Command, Stdio},
 };
 
 use serde_json::json;
 
-use crate::support::{Authority, ConfigFile, Origin, Switchover, curl, eventually};
+use crate::support::{Authority, ConfigFile, Origin, Port, Switchover, curl, eventually};
 
-/// It looks for its proofs on one port of this host.
+/// A running Pebble. It validates challenges on one port of this host.
 struct Pebble {
     child: Child,
     directory: String,
     roots: String,
+    _ports: [Port; 2],
 }
 
 impl Pebble {
-    fn start(folder: &Path, authority: &Authority, proofs: u16) -> Self {
+    fn start(folder: &Path, authority: &Authority, challenges: u16) -> Self {
         authority.sign(folder, "pebble", &["localhost"], 2040);
-        let [listen, manage] = [free_port(), free_port()];
+        let ports = [Port::reserve(), Port::reserve()];
+        let [listen, manage] = [&ports[0], &ports[1]].map(|port| port.address.port());
         let file = |name: &str| folder.join(name).display().to_string();
         let config = json!({"pebble": {
             "listenAddress": format!("127.0.0.1:{listen}"),
             "managementListenAddress": format!("127.0.0.1:{manage}"),
             "certificate": file("pebble.crt"),
             "privateKey": file("pebble.key"),
-            "httpPort": proofs,
+            "httpPort": challenges,
             "tlsPort": 1,
         }});
         fs::write(folder.join("pebble.json"), config.to_string()).unwrap();
@@ -41,7 +42,7 @@ impl Pebble {
             .unwrap();
         let [directory, roots] =
             [(listen, "dir"), (manage, "roots/0")].map(|(port, path)| format!("https://localhost:{port}/{path}"));
-        let pebble = Self { child, directory, roots };
+        let pebble = Self { child, directory, roots, _ports: ports };
         eventually("Pebble answers", || get(&folder.join("ca.crt"), &pebble.directory));
         pebble
     }
@@ -54,10 +55,6 @@ impl Drop for Pebble {
     }
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 /// What curl prints of a URL whose server is verified by `ca`.
 fn get(ca: &Path, url: &str) -> Result<String, String> {
     curl(url, &["--cacert", ca.to_str().unwrap()])
@@ -65,8 +62,9 @@ fn get(ca: &Path, url: &str) -> Result<String, String> {
 
 #[test]
 #[ignore = "needs Pebble: make test-deploy"]
-fn a_certificate_is_obtained_kept_and_obtained_anew_for_other_names() {
-    let (blue, authority, plain) = (Origin::start("blue"), Authority::new(), free_port());
+fn a_certificate_is_obtained_kept_and_replaced_for_other_names() {
+    let (blue, authority, port) = (Origin::start("blue"), Authority::new(), Port::reserve());
+    let plain = port.address.port();
     let config = ConfigFile::new(&[("blue", &[blue.address()])]);
     let ca = authority.write(config.folder());
     let pebble = Pebble::start(config.folder(), &authority, plain);
@@ -95,10 +93,14 @@ fn a_certificate_is_obtained_kept_and_obtained_anew_for_other_names() {
         use std::os::unix::fs::PermissionsExt;
         assert_eq!(fs::metadata(secret).unwrap().permissions().mode() & 0o777, 0o600, "{}", secret.display());
     }
-    let proof = ureq::get(format!("http://127.0.0.1:{plain}/.well-known/acme-challenge/other")).call().unwrap();
-    assert_eq!(proof.into_body().read_to_string().unwrap(), "blue", "what is not ours is the application's");
+    let challenge = ureq::get(format!("http://127.0.0.1:{plain}/.well-known/acme-challenge/other")).call().unwrap();
+    assert_eq!(
+        challenge.into_body().read_to_string().unwrap(),
+        "blue",
+        "a token of another client is forwarded to the application"
+    );
 
-    // A restart asks for nothing.
+    // A restart orders no certificate.
     let (first, who) = (read(&certificate), read(&account));
     drop(switchover);
     let switchover = Switchover::start(&config);
@@ -106,12 +108,13 @@ fn a_certificate_is_obtained_kept_and_obtained_anew_for_other_names() {
     assert_eq!(get(&issuer, &url(&switchover)), Ok("blue".to_owned()), "at once");
     assert_eq!((read(&certificate), read(&account)), (first.clone(), who.clone()));
 
-    // Another name asks for another certificate, by the same account; one that leads nowhere is refused, and the old one serves on.
+    // A further name needs another certificate, ordered by the same account. The authority rejects a name that does not resolve, and
+    // the old certificate stays in use.
     drop(switchover);
     let config = asking(config, "localhost, nowhere.invalid");
     let switchover = Switchover::start(&config);
     switchover.await_ready("blue");
-    eventually("it says why", || {
+    eventually("the reason is logged", || {
         let log = switchover.log();
         if log.contains("no certificate names=localhost,nowhere.invalid") && log.contains("http://nowhere.invalid:") {
             Ok(())

@@ -11,12 +11,13 @@ use std::{
 use tempfile::TempDir;
 
 use super::spring::patiently;
-use crate::support::{Client, Load, load::mixed};
+use crate::support::{Client, Load, Port, load::mixed};
 
 /// The project of the page, without what cannot be had from Debian's packages: Prometheus' and Grafana's images.
 struct Project {
     folder: TempDir,
     address: SocketAddr,
+    _ports: [Port; 2],
 }
 
 impl Project {
@@ -27,13 +28,13 @@ impl Project {
         for file in ["compose.yaml", "conf/switchover.yaml"] {
             fs::copy(from.join(file), folder.path().join(file)).unwrap();
         }
-        let port = |_| std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let [http, admin] = [0, 1].map(port);
+        let ports = [Port::reserve(), Port::reserve()];
+        let [http, admin] = [&ports[0], &ports[1]].map(|port| port.address.port());
         let owner = fs::metadata(folder.path()).unwrap();
         let (user, group) = (owner.uid(), owner.gid());
         let env = format!("SWITCHOVER_UID={user}\nSWITCHOVER_GID={group}\nHTTP_PORT={http}\nADMIN_PORT={admin}\n");
         fs::write(folder.path().join(".env"), env).unwrap();
-        let project = Self { folder, address: ([127, 0, 0, 1], http).into() };
+        let project = Self { folder, address: ports[0].address, _ports: ports };
         project.compose(&["up", "-d", "--no-build", "switchover", "app-blue", "app-green"]);
         project
     }

@@ -1,11 +1,11 @@
-//! A port of loopback for a process that is started, stopped and started again by a test.
+//! A free loopback port for a process that cannot choose one itself, or that a test restarts. Also used by `make bench`.
 
 use std::net::SocketAddr;
 
 use tokio::net::TcpSocket;
 
-/// Bound, never listening: while the process is stopped nothing can connect, and the system gives the port to no other socket,
-/// not even to an outgoing connection. A listener that sets `SO_REUSEADDR`, as servers do, can still have it.
+/// A socket that is bound and never listens. While it exists, the kernel gives the port to no other socket, not even to an outgoing
+/// connection, and a client cannot connect. A process that sets `SO_REUSEADDR`, as servers do, can listen on the port.
 pub struct Port {
     pub address: SocketAddr,
     _socket: TcpSocket,

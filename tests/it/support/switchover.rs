@@ -1,4 +1,4 @@
-//! The real binary, with its files and its sockets.
+//! Runs the real binary, and talks to its admin API and command line.
 
 use std::{
     io::{BufRead, BufReader},
@@ -14,11 +14,11 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-use switchover::status::{Phase, PoolState, PoolStatus, ServiceStatus, Status};
+use switchover::status::{Drift, Outcome, Phase, PoolState, PoolStatus, ServiceStatus, Status};
 
 use super::{Client, ConfigFile, TIMEOUT, eventually};
 
-/// A running switchover; ended with the test.
+/// A running switchover process; dropping it kills the process.
 pub struct Switchover {
     pub child: Child,
     pub address: SocketAddr,
@@ -27,7 +27,7 @@ pub struct Switchover {
     log: Arc<Mutex<Vec<String>>>,
 }
 
-/// What a command said.
+/// The outcome of a command.
 #[derive(Debug)]
 pub struct Output {
     pub code: i32,
@@ -35,7 +35,7 @@ pub struct Output {
     pub stderr: String,
 }
 
-/// The program with these arguments.
+/// switchover with these arguments, not started yet.
 pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_switchover"));
     command.args(args).env_remove("RUST_LOG");
@@ -50,17 +50,18 @@ pub fn run(args: &[&str]) -> Output {
 }
 
 impl Switchover {
-    /// Starts it, and waits until it says ready.
+    /// Starts it, and waits as [`Self::spawn_and`] does.
     pub fn start(config: &ConfigFile) -> Self {
         Self::spawn(command(&["run", "--config", config.path.to_str().unwrap()]), config)
     }
 
-    /// Starts it by another command.
+    /// Starts it with another command.
     pub fn spawn(command: Command, config: &ConfigFile) -> Self {
         Self::spawn_and(command, config, |_| {})
     }
 
-    /// The same; `then` is given the process as soon as there is one, long before it is ready.
+    /// Starts it with another command, and calls `then` with its process ID at once. Waits until `/readyz` is 200, or says which
+    /// service has no pool to serve.
     pub fn spawn_and(mut command: Command, config: &ConfigFile, then: impl FnOnce(Pid)) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         then(pid_of(&child));
@@ -68,17 +69,17 @@ impl Switchover {
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let kept = Arc::clone(&log);
         thread::spawn(move || lines.map_while(Result::ok).for_each(|line| kept.lock().unwrap().push(line)));
-        let said = |what: &str| {
-            eventually(&format!("it says {what:?}"), || {
+        let logged_address = |what: &str| {
+            eventually(&format!("a log line with {what:?}"), || {
                 let log = log.lock().unwrap();
                 let address = log.iter().find_map(|line| line.split_once(what)).map(|(_, address)| address.parse().unwrap());
                 address.ok_or_else(|| log.clone())
             })
         };
-        let (admin, address) = (said("] admin on "), said("] listening on "));
+        let (admin, address) = (logged_address("] admin on "), logged_address("] listening on "));
         let config = config.path.to_str().unwrap().to_owned();
         let switchover = Self { child, address, admin, config, log };
-        eventually("it serves, or says why it does not", || match switchover.admin_get("/readyz") {
+        eventually("/readyz is 200 or has a reason", || match switchover.admin_get("/readyz") {
             (200, _) => Ok(()),
             (503, why) if why.contains("has no pool to serve") && !why.contains("not probed yet") => Ok(()),
             other => Err(other),
@@ -94,7 +95,7 @@ impl Switchover {
         Client::connect(self.address).unwrap()
     }
 
-    /// One request on a connection of its own.
+    /// Sends one request on a new connection.
     pub fn get(&self, path: &str) -> super::Response {
         self.client().get(path).unwrap()
     }
@@ -128,9 +129,18 @@ impl Switchover {
 
     /// The service `shop`.
     pub fn service(&self) -> ServiceStatus {
-        let mut services = self.read_status().services;
-        let shop = services.iter().position(|service| service.name == "shop").unwrap();
-        services.swap_remove(shop)
+        self.service_named("shop")
+    }
+
+    pub fn service_named(&self, name: &str) -> ServiceStatus {
+        let status = self.read_status();
+        let service = status.services.iter().find(|service| service.name == name);
+        service.unwrap_or_else(|| panic!("no service {name}: {status:?}")).clone()
+    }
+
+    /// The drift of the service `shop`.
+    pub fn drift(&self) -> Option<Drift> {
+        self.service().drift
     }
 
     /// A pool of the service `shop`.
@@ -169,41 +179,25 @@ impl Switchover {
         self.await_service("proving", |service| service.swap.as_ref().is_some_and(|swap| swap.phase == Phase::Proving));
     }
 
+    /// Waits until the last swap of the service `shop` has ended with `outcome`.
+    pub fn await_outcome(&self, outcome: Outcome) -> ServiceStatus {
+        self.await_service(&format!("{outcome:?}"), |service| {
+            service.swap.as_ref().is_some_and(|swap| swap.outcome == Some(outcome))
+        })
+    }
+
     /// Requests that were rejected for this reason so far.
     pub fn rejected(&self, reason: &str) -> f64 {
         let series = format!("switchover_rejected_requests_total{{listener=\"127.0.0.1:0\",reason=\"{reason}\"}}");
         self.metric(&series).unwrap_or_else(|| panic!("no {series}"))
     }
 
-    /// Waits until exactly so many have been.
+    /// Waits until exactly `times` requests were rejected for this reason.
     pub fn await_rejected(&self, reason: &str, times: usize) {
         eventually(&format!("{times} rejected for {reason}"), || match self.rejected(reason) {
             seen if seen == times as f64 => Ok(()),
             seen => Err(seen),
         });
-    }
-
-    /// The status as a script sees it.
-    pub fn status(&self) -> Value {
-        serde_json::to_value(self.read_status()).unwrap()
-    }
-
-    /// The service `shop`, as a script sees it.
-    pub fn shop(&self) -> Value {
-        self.status()["services"][0].clone()
-    }
-
-    pub fn pool(&self, name: &str) -> Value {
-        let shop = self.shop();
-        let pool = shop["pools"].as_array().unwrap().iter().find(|pool| pool["name"] == name);
-        pool.unwrap_or_else(|| panic!("no pool {name}: {shop}")).clone()
-    }
-
-    pub fn await_shop(&self, what: &str, fact: impl Fn(&Value) -> bool) -> Value {
-        eventually(what, || {
-            let shop = self.shop();
-            if fact(&shop) { Ok(shop) } else { Err(shop) }
-        })
     }
 
     pub fn await_active(&self, pool: &str) {
@@ -218,7 +212,7 @@ impl Switchover {
         self.await_pool(pool, "every peer is ready", |pool| pool.peers.iter().all(|peer| peer.ready));
     }
 
-    /// Runs one of the commands that talk to it.
+    /// Runs a command that connects to its admin API.
     pub fn cli(&self, args: &[&str]) -> Output {
         let admin = self.admin.to_string();
         run(&[args, &["--config", &self.config, "--admin", &admin]].concat())
@@ -230,7 +224,7 @@ impl Switchover {
         text
     }
 
-    /// The value of a series, named with its labels as the text has them.
+    /// The value of a series. `series` has the labels in the order of the Prometheus text.
     pub fn metric(&self, series: &str) -> Option<f64> {
         self.metrics().lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
     }
@@ -252,7 +246,7 @@ impl Switchover {
         })
     }
 
-    /// Resident memory in MiB, without the pages of the program's file, of which the system keeps as many as it likes.
+    /// Resident memory in MiB, without the pages of the program's file: how many of these stay in memory is up to the kernel.
     pub fn memory(&self) -> f64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
@@ -260,7 +254,7 @@ impl Switchover {
     }
 }
 
-/// The process of a child, as signals are sent to it.
+/// The process ID of a child.
 pub fn pid_of(child: &Child) -> Pid {
     Pid::from_raw(child.id().try_into().unwrap())
 }
