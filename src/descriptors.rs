@@ -1,4 +1,4 @@
-//! File descriptors: how many the process may have, and how many of them are for clients.
+//! The limit of file descriptors, and the number of client connections that fit into it.
 //!
 //! The composition root raises the limit before it binds; [`crate::clients`] accepts no more connections than fit.
 
@@ -7,15 +7,15 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::config::Config;
 
-/// Of the process itself: listeners, the admin API, probes, files, the runtime.
+/// Reserved for the process itself: listeners, the admin API, probes, files, the runtime.
 const OWN: usize = 128;
-/// Unused connections to peers that may be kept besides those in use; at most a quarter of all descriptors.
+/// Reserved for idle connections to peers; at most a quarter of all descriptors.
 const KEPT: usize = 1024;
-/// A connection from a client, and the one to a peer that it needs.
+/// One connection from a client, and one to a peer.
 const PER_CONNECTION: usize = 2;
 
-/// Raises the soft limit to the hard one, and warns if it does not fit the connections that `config` allows. Returns how many
-/// connections from clients fit.
+/// Raises the soft limit to the hard limit, and warns if the connections that `config` allows do not fit. Returns the number of
+/// client connections that fit.
 pub fn raise(config: &Config) -> usize {
     let limit = match raised() {
         Ok(limit) => limit,
@@ -27,7 +27,7 @@ pub fn raise(config: &Config) -> usize {
     let (fit, wanted) = (fitting(limit), config.connections());
     if fit < wanted {
         warn!(
-            "the limit of file descriptors is too low for limits.connections: further clients will wait to be accepted \
+            "the limit of file descriptors is too low for limits.connections: further connections wait in the backlog \
              limit={limit} connections={wanted} fit={fit} needed={}; raise it (LimitNOFILE=, ulimits, ulimit -n), or lower \
              limits.connections",
             needed(wanted)
@@ -36,12 +36,12 @@ pub fn raise(config: &Config) -> usize {
     fit
 }
 
-/// The limit of descriptors that `connections` connections from clients need.
+/// The limit that `connections` client connections need.
 pub const fn needed(connections: usize) -> usize {
     OWN + KEPT + PER_CONNECTION * connections
 }
 
-/// How many connections from clients fit into `limit` descriptors; at least one.
+/// The number of client connections that fit into `limit` descriptors; at least one.
 fn fitting(limit: usize) -> usize {
     let own = OWN.min(limit / 4) + KEPT.min(limit / 4);
     (limit.saturating_sub(own) / PER_CONNECTION).max(1)
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_needed_fits() {
+    fn the_needed_limit_fits() {
         assert_eq!(fitting(needed(10_000)), 10_000);
         assert!(fitting(1024) < 512 && fitting(0) == 1 && fitting(usize::MAX) > 1_000_000);
     }

@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-/// mimalloc takes a fifth less CPU per request than the system allocator, and its memory does not grow with the number of threads.
+/// mimalloc takes a fifth less CPU per request than the system allocator, and its memory does not grow with the number of
+/// threads.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -48,8 +48,8 @@ type Edge = clients::Edge<HttpProxy<Proxy>>;
 
 /// Connections that wait to be accepted; the system's own limit (`net.core.somaxconn`) is lower almost everywhere.
 const BACKLOG: u32 = 65535;
-/// Bytes that the kernel takes for a client beyond those on their way (tcp(7), TCP_NOTSENT_LOWAT). Without a bound it takes megabytes for a
-/// client that reads nothing, which count as memory of a container.
+/// Bytes that the kernel takes for a client beyond those on their way (tcp(7), TCP_NOTSENT_LOWAT). Without a bound it takes
+/// megabytes for a client that reads nothing, which count as memory of a container.
 const UNSENT: u32 = 128 * 1024;
 /// How long a stopping process leaves an unused connection open: a request may be on its way on it.
 const IDLE_LINGER: Duration = Duration::from_millis(250);

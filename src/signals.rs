@@ -1,4 +1,5 @@
-//! Translates signals into commands: SIGHUP reloads, SIGTERM and SIGINT stop (a second one at once), SIGUSR1 reopens the access log.
+//! Translates signals into commands: SIGHUP reloads, SIGTERM and SIGINT stop (a second one at once), SIGUSR1 reopens the access
+//! log.
 //!
 //! Called by [`crate::server`]: [`catch`] runs first, so that no signal ends the process during the start; [`Caught::listen`]
 //! runs last and handles the signals that arrived in between. SIGQUIT is ignored on purpose: it means "upgrade" to Pingora's

@@ -1,6 +1,7 @@
-//! What `/v1/status` says, shared word for word by the server that writes it and the command line that reads it.
+//! The types of the admin API's responses and request bodies, shared by the server and the command line.
 //!
-//! Plain values only: the controller fills them, the admin API sends them, `switchover status` and `promote` print them.
+//! They are plain values: the controller fills them, the admin API serializes them, and the commands print them. Field names are
+//! stable, because scripts read them.
 
 use std::fmt;
 
@@ -8,64 +9,64 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Problem;
 
-/// Everything an operator or a script may rely on.
+/// The response of `GET /v1/status`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
-    /// Number of the snapshot that serves, from 1.
+    /// Number of the current snapshot, counted from 1.
     pub generation: u64,
-    /// The running program's version.
+    /// Version of the running program.
     pub version: String,
-    /// Where clients connect, with the ports really taken.
+    /// Addresses of the listeners, with their real ports.
     pub listeners: Vec<String>,
-    /// The configuration file and its last reading.
+    /// The configuration file and its last reload.
     pub config: ConfigStatus,
-    /// In the order of their names.
+    /// Sorted by name.
     pub services: Vec<ServiceStatus>,
 }
 
-/// The configuration file and its last reading.
+/// The configuration file and its last reload.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ConfigStatus {
-    /// Path as given.
+    /// Its path, as given.
     pub file: String,
-    /// The last reading of the file.
+    /// The last reload.
     pub last_reload: Reload,
-    /// Where the pools that served last are remembered for a restart; none without `state_dir` in the file.
+    /// The folder of `state_dir`; none if the file has no such key.
     #[serde(default)]
     pub state_dir: Option<StateDir>,
 }
 
-/// Where the pools that served last are remembered.
+/// The folder in which switchover records the pools that served last.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateDir {
-    /// The folder.
+    /// Its path.
     pub path: String,
-    /// Why nothing is remembered there; none while the last write went well.
+    /// Why the last write failed; none if it succeeded.
     pub problem: Option<String>,
 }
 
-/// One reading of the configuration file.
+/// One reload of the configuration file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Reload {
-    /// How it ended.
+    /// Its result.
     pub result: ReloadResult,
-    /// When, RFC 3339.
+    /// Its time, RFC 3339.
     pub at: String,
-    /// Why it was refused; empty when it was not.
+    /// Why it was rejected; empty if it was accepted.
     pub problems: Vec<Problem>,
 }
 
-/// How a reading of the configuration file ended; also the label of `config_reloads_total`.
+/// The result of a reload; also the label of `config_reloads_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReloadResult {
-    /// It runs, or is being proven.
+    /// The configuration runs, or is being proven.
     Applied,
-    /// It says what runs already.
+    /// The configuration already ran.
     Unchanged,
-    /// It could not be read, or something in it is wrong.
+    /// The file cannot be read or is invalid.
     Invalid,
-    /// It changes what only a restart can change.
+    /// The file changes static values, which need a restart.
     StaticChanged,
 }
 
@@ -74,93 +75,94 @@ pub enum ReloadResult {
 pub struct ServiceStatus {
     /// Its name in the file.
     pub name: String,
-    /// The pool that serves.
+    /// The active pool.
     pub active: String,
     /// The swap in progress, or the last one; none before the first.
     pub swap: Option<Swap>,
     /// The last swap that ended.
     pub last_swap: Option<Swap>,
-    /// How the file differs from what serves; none when they agree or while the file's wish is being proven.
+    /// The difference between the file and the running service; none if they agree, or while the file's configuration is being
+    /// proven.
     #[serde(default)]
     pub drift: Option<Drift>,
-    /// In the order of their names.
+    /// Sorted by name.
     pub pools: Vec<PoolStatus>,
 }
 
-/// The file and the process disagree about what serves: the file's wish was refused or cancelled.
+/// The running service differs from the file, because the file's configuration failed or was cancelled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drift {
     /// The pool that the file names.
     pub file: String,
-    /// The pool that serves; the same as `file` when other settings of the service were refused.
+    /// The active pool; the same as `file` if other settings of the service failed.
     pub serves: String,
-    /// Why the file's wish does not run.
+    /// Why the file's configuration does not run.
     pub reason: String,
-    /// Since when, RFC 3339.
+    /// When the drift began, RFC 3339.
     pub since: String,
 }
 
 /// One swap, from the edit to its outcome.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Swap {
-    /// The pool that served before; none at the start of the process.
+    /// The previous active pool; none at the start of the process.
     pub from: Option<String>,
-    /// The pool asked for; the same as `from` when only its peers changed.
+    /// The new active pool; the same as `from` if only its peers or settings change.
     pub to: String,
-    /// Where it stands.
+    /// Its current phase.
     pub phase: Phase,
-    /// How it ended; none while it goes on.
+    /// Its outcome; none while it is in progress.
     pub outcome: Option<Outcome>,
-    /// Why it is not further, or why it failed.
+    /// What it waits for, or why it failed.
     pub reason: Option<String>,
-    /// When the edit was taken, RFC 3339.
+    /// When switchover accepted the edit, RFC 3339.
     pub started_at: String,
-    /// Age, or how long it took in all.
+    /// Its age, or its total duration once it has ended.
     pub seconds: f64,
-    /// How long proving took, once promoted.
+    /// Duration of the proof; none before the promotion.
     pub prove_seconds: Option<f64>,
-    /// How long draining took, once ended.
+    /// Duration of the drain; none before its end.
     pub drain_seconds: Option<f64>,
-    /// How long a pool may take to be proven: `promotion.ready_timeout`, or what the promotion asked for.
+    /// Time limit of the proof: `promotion.ready_timeout`, or the timeout of the command.
     #[serde(default)]
     pub timeout_seconds: f64,
-    /// How much of `timeout_seconds` is left while proving; 0 afterwards.
+    /// The rest of `timeout_seconds` during the proof; 0 afterwards.
     #[serde(default)]
     pub deadline_seconds: f64,
     /// Peers of `to` proven so far.
     pub proven: usize,
     /// Peers of `to` to be proven.
     pub to_prove: usize,
-    /// Requests still running on the peers that are draining, or left when the drain timed out.
+    /// Requests that run on the draining peers, or that ran when the drain timed out.
     pub in_flight: usize,
 }
 
-/// Where a swap stands.
+/// The phase of a swap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// The new pool is being probed; the old one serves.
+    /// The new pool is being proven; the old pool serves.
     #[default]
     Proving,
-    /// The new pool serves; running requests of the old one end.
+    /// The new pool serves; the old pool drains.
     Draining,
-    /// Ended.
+    /// The swap has ended.
     Done,
 }
 
-/// How a swap ended; also the label of `swaps_total`.
+/// The outcome of a swap; also the label of `swaps_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// The new pool serves and the old one has nothing in flight.
+    /// The new pool serves; no request runs on the old pool.
     Drained,
-    /// The new pool serves; the old one still had requests running when `drain.timeout` ran out.
+    /// The new pool serves; requests still ran on the old pool after `drain.timeout`.
     DrainTimedOut,
-    /// The new pool was not ready within `promotion.ready_timeout`, or the file could not be written; the old one serves.
+    /// The old pool serves: the new pool was not ready within `promotion.ready_timeout`, or the file could not be written.
     NotReady,
-    /// A newer edit took its place.
+    /// A newer edit replaced it.
     Superseded,
-    /// It was given up on request; the old pool serves.
+    /// It was cancelled by a command; the old pool serves.
     Cancelled,
 }
 
@@ -169,34 +171,34 @@ pub enum Outcome {
 pub struct PoolStatus {
     /// Its name in the file.
     pub name: String,
-    /// The release it runs, if the file says.
+    /// Its release, if the file has one.
     pub version: Option<String>,
-    /// What it does.
+    /// Its state.
     pub state: PoolState,
-    /// Stopping its processes breaks no request, now or after a swap that has begun.
+    /// Whether its processes can be stopped without a failed request, now and after a swap in progress.
     pub safe_to_stop: bool,
     /// Why it is not safe to stop: `blue serves`, `3 requests still run`, `127.0.0.1:8081 also serves api`.
     #[serde(default)]
     pub not_safe_because: Option<String>,
-    /// Requests and upgraded connections running on it.
+    /// Running requests and upgraded connections.
     pub in_flight: usize,
-    /// Of these, upgraded connections (WebSocket).
+    /// Upgraded connections (WebSocket), which `in_flight` includes.
     pub upgraded: usize,
-    /// In the order of the file; peers that left it and still drain come last.
+    /// In the order of the file; removed peers that still drain come last.
     pub peers: Vec<PeerStatus>,
 }
 
-/// What a pool does.
+/// The state of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PoolState {
     /// It serves.
     Active,
-    /// It takes no new request; running ones end.
+    /// It gets no new requests; its running requests end.
     Draining,
-    /// It is being proven, to serve next.
+    /// It is being proven.
     Proving,
-    /// It is probed and waits.
+    /// It is probed, and gets no requests.
     Standby,
 }
 
@@ -205,19 +207,19 @@ pub enum PoolState {
 pub struct PeerStatus {
     /// As written in the file.
     pub address: String,
-    /// What its name means now; empty while it cannot be resolved.
+    /// The addresses of its name; empty while it cannot be resolved.
     pub resolved: Vec<String>,
-    /// What its share of requests is.
+    /// Its share of the requests, relative to the other peers of the pool.
     pub weight: u16,
-    /// What probes say.
+    /// Whether it is ready, according to its probes.
     pub ready: bool,
-    /// Takes no new request, running ones end.
+    /// Whether it gets no new requests while its running requests end.
     pub draining: bool,
-    /// Requests and upgraded connections running on it.
+    /// Running requests and upgraded connections.
     pub in_flight: usize,
-    /// Of these, upgraded connections.
+    /// Upgraded connections, which `in_flight` includes.
     pub upgraded: usize,
-    /// None before the first.
+    /// The last probe; none before the first one.
     pub last_probe: Option<Probe>,
 }
 
@@ -228,27 +230,27 @@ pub struct Probe {
     pub at: String,
     /// Whether it passed.
     pub ok: bool,
-    /// How long it took.
+    /// Its duration.
     pub milliseconds: u64,
-    /// Why it failed, in words a person can act on.
+    /// Why it failed; none if it passed.
     pub reason: Option<String>,
 }
 
-/// What `POST /v1/reload` and `POST …/promote` answer.
+/// The response of `POST /v1/reload` and `POST …/promote`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Applied {
     /// `applied` or `unchanged`.
     pub result: ReloadResult,
-    /// Number of the snapshot that serves.
+    /// Number of the current snapshot.
     pub generation: u64,
     /// The swaps that this command started or joined.
     pub swaps: Vec<ServiceSwap>,
-    /// The services of this command for which the file says something else than what serves.
+    /// The services of this command whose configuration in the file does not run.
     #[serde(default)]
     pub drift: Vec<ServiceDrift>,
 }
 
-/// A drift and the service it belongs to.
+/// The drift of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceDrift {
     /// Name of the service.
@@ -258,7 +260,7 @@ pub struct ServiceDrift {
     pub drift: Drift,
 }
 
-/// A swap and the service it belongs to.
+/// A swap of a service.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ServiceSwap {
     /// Name of the service.
@@ -268,53 +270,53 @@ pub struct ServiceSwap {
     pub swap: Swap,
 }
 
-/// Body of `POST …/promote`.
+/// The body of `POST …/promote`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Promote {
     /// The pool to make active.
     pub pool: String,
-    /// The release that it runs; written to `pools.*.version` together with `active`.
+    /// Its release, which is written into the file together with `active`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// How long it may take to be proven, as `20s`; `promotion.ready_timeout` otherwise.
+    /// Time limit of the proof, such as `20s`; default: `promotion.ready_timeout`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<String>,
 }
 
-/// What `POST …/cancel` answers.
+/// The response of `POST …/cancel`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cancelled {
     /// Name of the service.
     pub service: String,
     /// The pool that was being proven.
     pub cancelled: String,
-    /// The pool that serves.
+    /// The active pool.
     pub serves: String,
 }
 
-/// The one shape of an error.
+/// The body of every error response.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ApiError {
     /// Stable, kebab-case: `invalid-config`, `unknown-pool`, `not-ready`.
     pub code: String,
     /// One sentence.
     pub message: String,
-    /// What is wrong with the configuration, if that is it.
+    /// The problems of the configuration, if these are the reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<Problem>,
 }
 
-/// How far a caller waits.
+/// How long a command waits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Wait {
-    /// Until the command is taken.
+    /// Until the command is accepted.
     #[default]
     None,
     /// Until the new pool serves.
     Promoted,
-    /// Until the old pool has nothing in flight.
+    /// Until the old pool is safe to stop.
     Drained,
 }
 
@@ -324,7 +326,7 @@ pub fn still_running(requests: usize) -> String {
 }
 
 impl Swap {
-    /// Whether the pool asked for serves.
+    /// Whether the new pool was promoted.
     pub fn promoted(&self) -> bool {
         self.phase == Phase::Draining || matches!(self.outcome, Some(Outcome::Drained | Outcome::DrainTimedOut))
     }

@@ -1,7 +1,7 @@
-//! The tasks of the process, none of which may end without a word.
+//! Supervises the tasks of the process, so that none of them ends unnoticed.
 //!
-//! The composition root starts those that the process cannot do without by [`Tasks::critical`]: when one of them ends, the process
-//! stops. Tasks that can begin again at any moment run in [`restarted`]. Nothing here knows what a task does.
+//! The composition root starts critical tasks with [`Tasks::critical`]: when one of them ends, the process stops. Tasks that can
+//! be restarted at any time run in [`restarted`]. This module does not know what a task does.
 
 use std::{
     any::Any,
@@ -19,8 +19,8 @@ use log::error;
 use prometheus::IntCounterVec;
 use tokio::{runtime::Handle, sync::mpsc};
 
-/// Before a task begins again: one that always panics at once must not keep a processor busy.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Delay before a restart. A task that panics at once, every time, must not keep a CPU busy.
+const RESTART_DELAY: Duration = Duration::from_secs(1);
 
 /// Starts critical tasks.
 #[derive(Clone)]
@@ -30,13 +30,13 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// The receiver gets the name of each critical task that ends while `stopping` is not set.
+    /// Returns a receiver for the name of each critical task that ends before `stopping` is set, or that panics.
     pub fn new(stopping: Arc<AtomicBool>) -> (Self, mpsc::UnboundedReceiver<String>) {
         let (ended, receiver) = mpsc::unbounded_channel();
         (Self { ended, stopping }, receiver)
     }
 
-    /// Runs a task without which the process is of no use.
+    /// Spawns a task that must run until the process stops.
     pub fn critical(&self, runtime: &Handle, name: impl Into<String>, task: impl Future<Output = ()> + Send + 'static) {
         let (name, tasks) = (name.into(), self.clone());
         runtime.spawn(async move {
@@ -45,37 +45,38 @@ impl Tasks {
                 return;
             }
             error!(
-                "a task has ended, the process stops task=\"{name}\" reason=\"{}\"",
+                "a critical task has ended, stopping the process task=\"{name}\" reason=\"{}\"",
                 ended.err().unwrap_or("it returned".into())
             );
-            // Without a receiver the process is stopping already.
+            // Fails only if the process is stopping already.
             drop(tasks.ended.send(name));
         });
     }
 }
 
-/// Runs the task that `make` makes until it returns; one that panics is logged, counted as `name`, and made again.
+/// Runs the future that `make` creates until it returns. If it panics, logs and counts the panic under `name`, and starts a new
+/// one.
 pub async fn restarted<F: Future<Output = ()>>(name: &str, restarts: &IntCounterVec, mut make: impl FnMut() -> F) {
     while let Err(panic) = caught(name, make()).await {
         count_restart(name, &panic, restarts);
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(RESTART_DELAY).await;
     }
 }
 
-/// As [`restarted`], for the body of a thread.
+/// The same as [`restarted`], for the body of a thread.
 pub fn restarted_thread(name: &str, restarts: &IntCounterVec, mut body: impl FnMut()) {
     while let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(&mut body)) {
         count_restart(name, &message(&*panic), restarts);
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(RESTART_DELAY);
     }
 }
 
 fn count_restart(name: &str, panic: &str, restarts: &IntCounterVec) {
     restarts.with_label_values(&[name]).inc();
-    error!("a task has ended and is started again task=\"{name}\" reason=\"{panic}\"");
+    error!("a task has panicked and is restarted task=\"{name}\" reason=\"{panic}\"");
 }
 
-/// Runs `task`; an error is the message of its panic.
+/// Runs `task`. The error is the message of its panic.
 async fn caught(name: &str, task: impl Future<Output = ()>) -> Result<(), String> {
     let task = async {
         tokio::select! {
@@ -92,7 +93,8 @@ fn message(panic: &(dyn Any + Send)) -> String {
     text.map_or_else(|| "a panic".to_owned(), |text| format!("a panic: {text}"))
 }
 
-/// Lets a test end any task: panics when the file that `SWITCHOVER_TEST_PANIC` names holds the name of the task. Not in a release.
+/// Lets a test end any task: panics when the file named by `SWITCHOVER_TEST_PANIC` contains the name of the task. Never panics in
+/// a release build.
 #[cfg(debug_assertions)]
 async fn panic_when_asked(name: &str) {
     if std::env::var_os(TEST_PANIC).is_none() {
@@ -112,9 +114,10 @@ async fn panic_when_asked(_name: &str) {
 #[cfg(debug_assertions)]
 const TEST_PANIC: &str = "SWITCHOVER_TEST_PANIC";
 
-/// As `panic_when_asked`, at this moment. The file is removed, so that the task is asked once.
+/// Checks the file of `panic_when_asked` once. Removes the file before the panic, so that the restarted task does not panic
+/// again.
 #[cfg(debug_assertions)]
-#[allow(clippy::panic, reason = "a test asks for it")]
+#[allow(clippy::panic, reason = "only for tests")]
 pub fn panic_if_asked(name: &str) {
     if let Some(file) = std::env::var_os(TEST_PANIC)
         && std::fs::read_to_string(&file).is_ok_and(|asked| asked == name)
@@ -124,6 +127,6 @@ pub fn panic_if_asked(name: &str) {
     }
 }
 
-/// Nothing, in a release.
+/// Does nothing in a release build.
 #[cfg(not(debug_assertions))]
 pub fn panic_if_asked(_name: &str) {}

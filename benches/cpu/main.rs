@@ -1,9 +1,9 @@
-//! `make bench`: measures CPU per request of switchover, of a bare Pingora proxy with the same allocator, and of nginx and HAProxy if
-//! installed. Measures plain requests, TLS requests and TLS handshakes, then the time of a swap.
+//! `make bench`: measures CPU per request of switchover, of a bare Pingora proxy with the same allocator, and of nginx and
+//! HAProxy if installed. Measures plain requests, TLS requests and TLS handshakes, then the time of a swap.
 //!
-//! Each proxy has one worker thread and runs during the whole bench; 64 connections load the proxies in turn. The result is the CPU
-//! time of the process, because requests per second depend on other load on a shared machine. Other load also slows CPU time down
-//! for seconds, so the rounds are short and each sample is compared with the first proxy's sample of the same round.
+//! Each proxy has one worker thread and runs during the whole bench; 64 connections load the proxies in turn. The result is the
+//! CPU time of the process, because requests per second depend on other load on a shared machine. Other load also slows CPU time
+//! down for seconds, so the rounds are short and each sample is compared with the first proxy's sample of the same round.
 //!
 //! `BEFORE=PATH` names the binary of an earlier switchover: it is measured in the same rounds, and all are compared with it.
 

@@ -109,8 +109,9 @@ impl Proxy {
         Ok(Self { name, port, tls_port, samples: Vec::new(), idle: f64::NAN, child })
     }
 
-    /// CPU time of the process so far, in microseconds. Adds up `schedstat` of its threads, which has nanoseconds; `/proc/PID/stat` has
-    /// clock ticks of 10 ms, and the rounds would have to be a hundred times as long. The proxies start all their threads first.
+    /// CPU time of the process so far, in microseconds. Adds up `schedstat` of its threads, which has nanoseconds;
+    /// `/proc/PID/stat` has clock ticks of 10 ms, and the rounds would have to be a hundred times as long. The proxies start all
+    /// their threads first.
     pub(super) fn cpu(&self) -> Outcome<f64> {
         let mut nanoseconds = 0.0;
         for thread in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {

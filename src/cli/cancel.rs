@@ -1,4 +1,4 @@
-//! `switchover cancel`: gives up a swap that is still being proven; the old pool serves on.
+//! `switchover cancel`: cancels a swap that is still being proven; the old pool continues to serve.
 
 use clap::Args;
 
@@ -12,7 +12,7 @@ const EXAMPLES: &str = "Examples:
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct CancelArgs {
-    /// The service; may be left out where only one is proving a pool
+    /// The service; optional if only one service is proving a pool
     service: Option<String>,
     #[command(flatten)]
     admin: AdminArg,
@@ -28,7 +28,7 @@ pub(super) fn run(args: &CancelArgs) -> Result<(), Failure> {
     out::line(format_args!("{}: cancelled the swap to {}, {} serves", ended.service, ended.cancelled, ended.serves))
 }
 
-/// The one service that is proving a pool.
+/// The only service that is proving a pool.
 fn proving(status: &Status) -> Result<String, Failure> {
     let is_proving = |swap: &crate::status::Swap| swap.phase == Phase::Proving;
     let proving: Vec<&str> =

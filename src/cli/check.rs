@@ -1,4 +1,4 @@
-//! `switchover check`: whether `run` would start with a file, by the same steps, without starting anything.
+//! `switchover check`: checks whether `run` would start with a file, by the same steps, without starting anything.
 
 use std::net::IpAddr;
 
@@ -20,7 +20,7 @@ const EXAMPLES: &str = "Examples:
 pub(super) struct CheckArgs {
     #[command(flatten)]
     config: ConfigArg,
-    /// Print the whole configuration with every default, as YAML; values of probe headers are left out
+    /// Print the whole configuration with every default, as YAML, without the values of probe headers
     #[arg(long)]
     effective: bool,
 }
@@ -30,7 +30,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
     let (text, config) = config::load(&path).map_err(|e| Failure::config(&e))?;
     let found = preflight::look(&path, &text, &config);
     found.warnings.iter().for_each(|warning| out::error(&format!("warning: {warning}")));
-    // Not a problem of the file: a switchover that is running has to listen there, and a restart frees the address first.
+    // Not a problem of the file: a running switchover listens on its addresses, and a restart releases them first.
     if !found.in_use.is_empty() && !is_running(&config) {
         found.in_use.iter().for_each(|in_use| out::error(&format!("warning: {in_use}")));
     }
@@ -56,7 +56,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
     ))
 }
 
-/// Whether a switchover answers at the admin address; one that asks for a token is one as well.
+/// Whether a switchover responds at the admin address, also with an error such as a missing token.
 fn is_running(config: &Config) -> bool {
     let mut address = config.admin.address;
     if address.ip().is_unspecified() {

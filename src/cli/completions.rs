@@ -1,4 +1,4 @@
-//! `switchover completions` and the hidden `switchover man`: what packages install beside the program.
+//! `switchover completions` and the hidden `switchover man`: print the files that packages install beside the program.
 
 use std::path::PathBuf;
 

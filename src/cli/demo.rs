@@ -14,10 +14,10 @@ const EXAMPLES: &str = "Examples:
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct DemoArgs {
-    /// How many swaps to show
+    /// Number of swaps
     #[arg(long, default_value_t = 6)]
     swaps: usize,
-    /// End after the tally, also on a terminal
+    /// End after the last swap, also on a terminal
     #[arg(long)]
     once: bool,
 }
@@ -27,13 +27,13 @@ pub(super) struct DemoAppArgs {
     /// Name of its pool, part of every response
     #[arg(long, default_value = "blue")]
     name: String,
-    /// Release, part of every answer
+    /// Its release, part of every response
     #[arg(long, default_value = "v1")]
     version: String,
-    /// Where to listen
+    /// Address to listen on
     #[arg(long, default_value = "127.0.0.1:8081")]
     listen: SocketAddr,
-    /// How long to stay not ready after the start
+    /// How long it is not ready after its start
     #[arg(long, default_value = "1s", value_parser = humantime::parse_duration)]
     ready_after: Duration,
     /// End when standard input is closed

@@ -1,6 +1,6 @@
-//! Follows a swap while a command waits for it: a line per phase, and on a terminal a live line in between.
+//! Shows the progress of a swap while a command waits for it: one line per phase, and a live line on a terminal.
 //!
-//! The command itself waits at the server and ends this as soon as the server answers; the status is read for display alone.
+//! The result of the command comes from the server's response to it. The status is polled for display only.
 
 use std::{
     fs,
@@ -22,15 +22,15 @@ use crate::{
     status::{Applied, Outcome, Phase, ReloadResult, ServiceSwap, Status, Swap},
 };
 
-/// How often the status is read.
+/// Interval between two reads of the status.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// In a pipe: between two lines about the same, and at least between two lines of one phase.
+/// Without a terminal: interval between two equal lines, and minimum interval between two lines of one phase.
 const REPEAT: Duration = Duration::from_secs(10);
 const AT_LEAST: Duration = Duration::from_secs(1);
-/// What a shell reports of a program that SIGINT has ended.
+/// The exit code that shells report for a program that SIGINT has ended.
 const INTERRUPTED: u8 = 130;
 
-/// Runs `call`, and shows meanwhile how the swap of `service` (of any, if none is named) goes on.
+/// Runs `call`, and meanwhile shows the swap of `service`, or of any service if none is named.
 pub(super) fn follow(
     client: &Client,
     service: Option<&str>,
@@ -59,7 +59,7 @@ pub(super) fn follow(
     let applied = applied?;
     if applied.swaps.is_empty() {
         match (applied.result, service) {
-            (ReloadResult::Unchanged, Some(name)) => out::line(format_args!("{name}: nothing to do, that is what serves"))?,
+            (ReloadResult::Unchanged, Some(name)) => out::line(format_args!("{name}: nothing to do, this pool already serves"))?,
             (ReloadResult::Unchanged, None) => out::line("unchanged")?,
             _ => out::line("applied")?,
         }
@@ -69,7 +69,7 @@ pub(super) fn follow(
     drift.map(|drift| format!("{}: {}", drift.service, status::drift_line(&drift.drift))).try_for_each(out::line)
 }
 
-/// Set at Ctrl-C. In a background job of a script SIGINT is ignored on purpose, and stays so.
+/// Set by Ctrl-C. A shell starts a background job with SIGINT ignored; it stays ignored.
 fn catch_interrupt() -> Result<Arc<AtomicBool>, Failure> {
     let interrupted = Arc::new(AtomicBool::new(false));
     if !is_ignored(SIGINT) {
@@ -90,14 +90,14 @@ fn running_swap(status: &Status, service: Option<&str>) -> Option<ServiceSwap> {
     swaps.into_iter().find(|running| running.swap.phase != Phase::Done)
 }
 
-/// What Ctrl-C leaves behind, and how to stop it.
+/// The message after Ctrl-C: the state of the swap, and the next command.
 fn goes_on(running: Option<&ServiceSwap>) -> String {
     let Some(ServiceSwap { service, swap }) = running else {
-        return "interrupted; switchover status shows what became of the swap".to_owned();
+        return "interrupted; run switchover status to see the swap".to_owned();
     };
     if swap.phase == Phase::Proving {
         let left = out::seconds(swap.deadline_seconds);
-        return format!("{service}: still proving {} for up to {left}; switchover cancel {service} gives it up", swap.to);
+        return format!("{service}: still proving {} for up to {left}; to cancel, run: switchover cancel {service}", swap.to);
     }
     let (from, left) = (swap.from.as_deref().unwrap_or_default(), swap.in_flight);
     format!(
@@ -116,7 +116,7 @@ fn progress(running: &ServiceSwap) -> String {
     format!("{service}: proving {} {}/{}, {age} of {timeout}{why}", swap.to, swap.proven, swap.to_prove)
 }
 
-/// What the end of a swap adds to the lines before.
+/// Prints the lines about the end of a swap.
 fn report(ended: &ServiceSwap) -> Result<(), Failure> {
     let ServiceSwap { service, swap } = ended;
     let milliseconds = |seconds: Option<f64>| (seconds.unwrap_or_default() * 1000.0).round();
@@ -138,10 +138,10 @@ fn report(ended: &ServiceSwap) -> Result<(), Failure> {
     }
 }
 
-/// The progress of a swap: one line that is overwritten on a terminal, and few lines elsewhere.
+/// Prints the progress of a swap: one line that is overwritten on a terminal, a few separate lines elsewhere.
 struct ProgressLine {
     terminal: bool,
-    /// What the last line was about, and when it was printed.
+    /// The phase and the reason of the last line, and when it was printed.
     last: Option<(Swap, Instant)>,
 }
 
@@ -153,7 +153,7 @@ impl ProgressLine {
     fn show(&mut self, running: &ServiceSwap) -> Result<(), Failure> {
         let text = progress(running);
         if self.terminal {
-            // Without automatic wrapping a long reason cannot spill into lines that are not overwritten.
+            // Turns off line wrapping, so that a long reason does not continue on a line that is not overwritten.
             out::raw(&format!("\r\x1b[2K\x1b[?7l{}\x1b[?7h", out::escape(&text)))?;
         } else if self.is_due(&running.swap) {
             out::line(text)?;
@@ -164,7 +164,7 @@ impl ProgressLine {
         Ok(())
     }
 
-    /// Whether something has changed that is worth a line, or nothing was printed for a while.
+    /// Whether to print another line: the phase or the reason has changed, or the last line is old.
     fn is_due(&self, swap: &Swap) -> bool {
         let Some((last, at)) = &self.last else { return true };
         let age = at.elapsed();

@@ -1,4 +1,4 @@
-//! `switchover health`: a container's health check, where there is no curl.
+//! `switchover health`: a health check for containers without curl.
 
 use clap::Args;
 

@@ -1,6 +1,6 @@
 //! The operational log on standard error, as text or as JSON.
 //!
-//! Set up by `switchover run` alone. Messages may quote what a peer has answered, so both formats escape control characters.
+//! Only `switchover run` sets it up. Messages may quote responses of peers, so both formats escape control characters.
 
 use std::io::{self, Write};
 
@@ -9,19 +9,19 @@ use log::Record;
 
 use super::out;
 
-/// Pingora logs every broken connection; those that matter are counted and logged here.
+/// Turns Pingora's log off: it has a line for every broken connection. switchover counts and logs the relevant ones itself.
 const FILTER: &str = "info,pingora_core=off,pingora_proxy=off";
 
-/// How a line of the log looks.
+/// The format of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum LogFormat {
-    /// For people: `[time level target] message`
+    /// Text: `[time level target] message`
     Text,
-    /// One object per line: time, level, target, message
+    /// One JSON object per line: time, level, target, message
     Json,
 }
 
-/// Starts logging; `RUST_LOG` replaces the filter.
+/// Starts logging. `RUST_LOG` replaces the default filter.
 pub(super) fn start(format: LogFormat) {
     let mut builder = Builder::from_env(Env::default().default_filter_or(FILTER));
     match format {

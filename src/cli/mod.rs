@@ -1,6 +1,6 @@
-//! The command line: one file per command, and the exit codes they share.
+//! The command line: one file per command, and their common exit codes.
 //!
-//! Called by `main` alone. A command that talks to a running switchover uses its admin API and decides nothing.
+//! Called by `main`. Commands for a running switchover use its admin API and make no decisions.
 
 mod cancel;
 mod check;
@@ -45,14 +45,14 @@ const EXIT_CODES: &str = "Exit codes:
   0    done
   1    failed, cancelled, or superseded by a newer edit
   2    usage, or an unknown service or pool
-  3    timed out or not ready (the old pool serves on)
+  3    timed out or not ready (the old pool continues to serve)
   78   invalid configuration
-  130  interrupted by Ctrl-C (the swap goes on)
-  141  the reader of standard output has gone away";
+  130  interrupted by Ctrl-C (the swap continues)
+  141  standard output is a closed pipe";
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve until SIGTERM or Ctrl-C; SIGHUP reads the configuration again
+    /// Serve until SIGTERM or Ctrl-C; SIGHUP reloads the configuration
     Run(run::RunArgs),
     /// Validate a configuration file and report every problem in it
     Check(check::CheckArgs),
@@ -63,15 +63,15 @@ enum Command {
     Status(status::StatusArgs),
     /// Make a pool the active one: prove it ready, switch to it, drain the old one
     Promote(promote::PromoteArgs),
-    /// Give up a swap that is still being proven
+    /// Cancel a swap that is still being proven
     Cancel(cancel::CancelArgs),
-    /// Read the configuration file again
+    /// Reload the configuration file
     Reload(reload::ReloadArgs),
-    /// Report by the exit code whether switchover serves, for a container's health check
+    /// Exit with 0 if switchover serves, for the health check of a container
     Health(health::HealthArgs),
-    /// Watch a swap happen: two small applications, steady load, live
+    /// Show swaps between two small built-in applications under load
     Demo(demo::DemoArgs),
-    /// One of the demo's applications
+    /// Run one of the demo's applications
     #[command(hide = true)]
     DemoApp(demo::DemoAppArgs),
     /// Print the completion script of a shell
@@ -81,18 +81,18 @@ enum Command {
     Man(completions::ManArgs),
 }
 
-/// Tried in this order when no file is named.
+/// The default files, in the order in which they are tried.
 const DEFAULT_FILES: [&str; 2] = ["conf/switchover.yaml", "/etc/switchover/switchover.yaml"];
 
 #[derive(Args, Clone)]
 struct ConfigArg {
-    /// The configuration file; by default conf/switchover.yaml, or else /etc/switchover/switchover.yaml
+    /// The configuration file; default: conf/switchover.yaml, then /etc/switchover/switchover.yaml
     #[arg(long, short, env = "SWITCHOVER_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
 impl ConfigArg {
-    /// The file that is named, or the default file that exists.
+    /// The given file, or the first default file that exists.
     fn path(&self) -> Result<PathBuf, Failure> {
         if let Some(path) = &self.config {
             return Ok(path.clone());
@@ -109,18 +109,19 @@ impl ConfigArg {
 struct AdminArg {
     #[command(flatten)]
     config: ConfigArg,
-    /// Address of the admin API; by default the one in the configuration file
+    /// Address of the admin API; default: the one in the configuration file
     #[arg(long, env = "SWITCHOVER_ADMIN", value_parser = admin_address, value_name = "HOST:PORT")]
     admin: Option<String>,
 }
 
 impl AdminArg {
-    /// A client for commands that change something: without `--admin` a file has to name the switchover.
+    /// A client for commands that change something. Without `--admin`, the configuration file must be readable: the default
+    /// address could belong to another switchover.
     fn client(&self) -> Result<Client, Failure> {
         self.connect(Err)
     }
 
-    /// A client for commands that only read: without a readable file they ask the default address.
+    /// A client for commands that only read. Without a readable file, it uses the default address.
     fn reader(&self) -> Result<Client, Failure> {
         self.connect(|unread| {
             out::error(&format!("{}; asking the default admin address {}", unread.message, config::ADMIN_ADDRESS));
@@ -130,7 +131,7 @@ impl AdminArg {
 
     fn connect(&self, without_file: impl Fn(Failure) -> Result<SocketAddr, Failure>) -> Result<Client, Failure> {
         let named = self.config.path().and_then(|path| config::admin(&path).map_err(|e| Failure::config(&e)));
-        // With --admin a command needs no file; if there is one, it names the token.
+        // With --admin no file is required; an existing one provides the token.
         let token_file = named.as_ref().ok().and_then(|admin| admin.token_file.clone());
         let token = token_file.map(|file| admin::token(&file)).transpose().map_err(Failure::failed)?;
         if let Some(address) = &self.admin {
@@ -147,7 +148,7 @@ impl AdminArg {
     }
 }
 
-/// Accepts what people paste: `127.0.0.1:9901`, `localhost:9901`, `http://127.0.0.1:9901/`.
+/// Parses `127.0.0.1:9901`, `localhost:9901` or `http://127.0.0.1:9901/`.
 fn admin_address(text: &str) -> Result<String, String> {
     const FORM: &str = "write HOST:PORT, such as 127.0.0.1:9901";
     if text.starts_with("https://") {
@@ -163,7 +164,7 @@ fn admin_address(text: &str) -> Result<String, String> {
     }
 }
 
-/// EX_CONFIG of sysexits.h.
+/// `EX_CONFIG` of sysexits(3).
 const INVALID_CONFIG: u8 = 78;
 
 /// Why a command failed: its exit code, and a message for standard error, which may be empty.

@@ -1,7 +1,7 @@
-//! What commands print: the one way to standard output, and the escaping of text that peers and files have written.
+//! Prints to standard output and standard error, and escapes text from peers and files.
 //!
-//! Every command prints through here. A reader that has gone away (`switchover check | head -1`) ends a command quietly, and no
-//! byte of a probe's answer or of a name reaches the terminal as a control sequence.
+//! Every command prints through this module. A closed pipe (`switchover check | head -1`) ends a command without a message, and
+//! no text of a peer or a file reaches the terminal as a control sequence.
 
 use std::{
     borrow::Cow,
@@ -11,18 +11,19 @@ use std::{
 
 use super::Failure;
 
-/// What a shell reports of a program that SIGPIPE has ended. Rust ignores that signal, and without `unsafe` it stays ignored.
+/// The exit code that shells report for a program that SIGPIPE has ended. Rust ignores this signal, and only `unsafe` code could
+/// restore it.
 const BROKEN_PIPE: u8 = 141;
 
 /// Prints one line, escaped.
 ///
 /// # Errors
-/// When standard output cannot be written to; silent if its reader has gone away.
+/// When standard output cannot be written to; the error has no message if the pipe is closed.
 pub(super) fn line(text: impl fmt::Display) -> Result<(), Failure> {
     raw(&format!("{}\n", escape(&text.to_string())))
 }
 
-/// Prints text that is escaped already, or is ours alone.
+/// Prints text that is escaped already, or contains only text of this program.
 ///
 /// # Errors
 /// As [`line`].
@@ -34,7 +35,7 @@ pub(super) fn raw(text: &str) -> Result<(), Failure> {
     })
 }
 
-/// Prints an error, line by line. A standard error that is closed changes nothing.
+/// Prints an error, line by line. Ignores a closed standard error.
 pub(super) fn error(message: &str) {
     let mut stderr = io::stderr().lock();
     for line in message.lines() {
@@ -42,7 +43,7 @@ pub(super) fn error(message: &str) {
     }
 }
 
-/// The text with control characters, and those that reorder or hide others, as `\u{1b}`.
+/// Escapes control characters, and characters that reorder or hide text, as `\u{1b}`.
 pub(super) fn escape(text: &str) -> Cow<'_, str> {
     if !text.chars().any(is_unsafe) {
         return Cow::Borrowed(text);
@@ -51,12 +52,12 @@ pub(super) fn escape(text: &str) -> Cow<'_, str> {
     Cow::Owned(text.chars().map(shown).collect())
 }
 
-/// JSON stays JSON: `\u001b`. Characters outside its strings are never unsafe.
+/// Escapes the same characters as JSON does: `\u001b`. They occur only inside of strings, so the result is still JSON.
 pub(super) fn escape_json(json: &str) -> String {
     let mut escaped = String::with_capacity(json.len());
     for c in json.chars() {
         if is_unsafe(c) {
-            // Writing to a string cannot fail, and none of these is longer than four digits.
+            // Writing to a string cannot fail, and all of these characters have at most four digits.
             write!(escaped, "\\u{:04x}", u32::from(c)).unwrap_or_default();
         } else {
             escaped.push(c);
@@ -65,14 +66,14 @@ pub(super) fn escape_json(json: &str) -> String {
     escaped
 }
 
-/// Control characters (terminals obey U+009B as well as ESC), and what changes the order or hides the presence of others.
+/// Control characters (terminals obey U+009B as well as ESC), and characters that reorder or hide text.
 fn is_unsafe(c: char) -> bool {
     c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
-/// Whole seconds as people read them: `12 s`, `1 m 48 s`, `2 m`.
+/// Formats whole seconds: `12 s`, `1 m 48 s`, `2 m`.
 pub(super) fn seconds(seconds: f64) -> String {
-    // A float becomes the nearest whole number, and 0 if it is none.
+    // `as` rounds toward zero, saturates, and turns NaN into 0.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
     let whole = seconds.max(0.0).round() as u64;
     match (whole / 60, whole % 60) {

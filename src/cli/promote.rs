@@ -1,4 +1,4 @@
-//! `switchover promote`: asks for a swap and follows it to its end.
+//! `switchover promote`: starts a swap and waits for its end.
 
 use std::time::Duration;
 
@@ -20,18 +20,18 @@ Ctrl-C ends the command and not the swap; switchover cancel gives up a swap that
 #[derive(Args)]
 #[command(after_help = EXAMPLES, override_usage = "switchover promote [OPTIONS] [SERVICE] POOL")]
 pub(super) struct PromoteArgs {
-    /// [SERVICE] POOL: the pool to make active; the service may be left out where only one has such a pool
+    /// [SERVICE] POOL: the pool to make active; the service is optional if only one service has such a pool
     #[arg(num_args = 1..=2, required = true, value_name = "NAME")]
     names: Vec<String>,
     #[command(flatten)]
     admin: AdminArg,
-    /// How far to follow the swap
+    /// How long to wait for the swap
     #[arg(long, value_enum, default_value_t = Wait::Drained, value_name = "STEP")]
     wait: Wait,
-    /// How long the pool may take to become ready; otherwise promotion.ready_timeout of the file
+    /// Time limit for the pool to become ready; default: promotion.ready_timeout of the file
     #[arg(long, value_parser = humantime::parse_duration, value_name = "DURATION")]
     timeout: Option<Duration>,
-    /// The release that the pool runs, written into the file together with the active pool
+    /// The release of the pool, written into the file together with the active pool
     #[arg(long, value_name = "VERSION")]
     version: Option<String>,
 }
@@ -49,13 +49,13 @@ pub(super) fn run(args: &PromoteArgs) -> Result<(), Failure> {
     follow::follow(&client, Some(&service), move || call.promote(&of, &promote, wait))
 }
 
-/// The one service that has such a pool.
+/// The only service that has such a pool.
 fn service_with(status: &Status, pool: &str) -> Result<String, Failure> {
     let with: Vec<&str> =
         status.services.iter().filter(|s| s.pools.iter().any(|p| p.name == pool)).map(|s| s.name.as_str()).collect();
     match (with.as_slice(), status.services.as_slice()) {
         ([service], _) => Ok((*service).to_owned()),
-        // The server reads the file, which may have such a pool by now.
+        // No error yet: the server reads the file again, which may have such a pool by now.
         ([], [service]) => Ok(service.name.clone()),
         ([], services) => {
             let pools = services.iter().flat_map(|service| &service.pools).map(|known| known.name.as_str());

@@ -1,4 +1,4 @@
-//! `switchover reload`: the same as SIGHUP, with an answer.
+//! `switchover reload`: the same as SIGHUP, with a result.
 
 use clap::Args;
 
@@ -14,7 +14,7 @@ const EXAMPLES: &str = "Examples:
 pub(super) struct ReloadArgs {
     #[command(flatten)]
     admin: AdminArg,
-    /// How far to follow the swaps that it begins
+    /// How long to wait for the swaps that it starts
     #[arg(long, value_enum, default_value_t = Wait::Drained, value_name = "STEP")]
     wait: Wait,
 }

@@ -17,13 +17,13 @@ const EXAMPLES: &str = "Examples:
 pub(super) struct RunArgs {
     #[command(flatten)]
     config: ConfigArg,
-    /// How the log on standard error is written
+    /// Format of the log on standard error
     #[arg(long, value_enum, default_value_t = logging::LogFormat::Text, value_name = "FORMAT")]
     log_format: logging::LogFormat,
 }
 
 pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
-    // Before anything that takes time: an earlier SIGHUP would end the process.
+    // First, because a SIGHUP without a handler ends the process.
     let signals = signals::catch().map_err(|e| Failure::failed(format!("cannot catch signals: {e}")))?;
     logging::start(args.log_format);
     server::run(&args.config.path()?, signals).map_err(|e| match e {

@@ -1,4 +1,4 @@
-//! `switchover schema`: what editors and validators read about the configuration file.
+//! `switchover schema`: prints the JSON Schema of the configuration file, for editors and validators.
 
 use super::{Failure, out};
 use crate::config;

@@ -1,4 +1,4 @@
-//! `switchover status`: everything at a glance, for people; `--json` for scripts.
+//! `switchover status`: prints services, pools, peers and swaps as text, or as JSON for scripts.
 
 use std::{fmt::Write as _, io::IsTerminal, thread, time::Duration};
 
@@ -22,10 +22,10 @@ const EXAMPLES: &str = "Examples:
 pub(super) struct StatusArgs {
     #[command(flatten)]
     admin: AdminArg,
-    /// As the admin API gives it, in one line
+    /// Print the JSON of GET /v1/status, in one line
     #[arg(long)]
     json: bool,
-    /// Again and again, until Ctrl-C
+    /// Print the status repeatedly, until Ctrl-C
     #[arg(long)]
     watch: bool,
 }
@@ -66,7 +66,7 @@ fn table(status: &Status) -> String {
     }
     if let Some(StateDir { path, problem }) = &status.config.state_dir {
         let problem = problem.as_deref().map(|problem| format!(", NOT WRITTEN: {problem}")).unwrap_or_default();
-        put(&mut out, format_args!("{path}  remembers which pools serve, for a restart{problem}"));
+        put(&mut out, format_args!("{path}  records the pools that serve, for a restart{problem}"));
     }
     for service in &status.services {
         put_service(&mut out, service);
@@ -95,7 +95,7 @@ fn put_service(out: &mut String, service: &ServiceStatus) {
         let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         put(out, format_args!("  {}", cells.join("  ").trim_end()));
     }
-    // Of the others the state says it.
+    // The state of the other pools already says why.
     for pool in service.pools.iter().filter(|pool| pool.state == PoolState::Standby) {
         if let Some(why) = &pool.not_safe_because {
             put(out, format_args!("  {} is not safe to stop: {why}", pool.name));
@@ -124,18 +124,20 @@ fn row(pool: &PoolStatus, peer: &PeerStatus) -> [String; 7] {
     };
     let ready = if peer.ready { "yes" } else { "no" };
     let version = pool.version.clone().unwrap_or_default();
-    // Escaped here already, because the widths are computed of what is shown.
+    // Escaped before the column widths are computed, because escaping changes the width.
     [pool.name.clone(), version, state.to_owned(), address, ready.to_owned(), in_flight, probe]
         .map(|cell| out::escape(&cell).into_owned())
 }
 
-/// How the file and what serves differ.
+/// Describes a drift.
 pub(super) fn drift_line(drift: &Drift) -> String {
     let Drift { file, serves, reason, since } = drift;
     if file == serves {
-        return format!("the file asks for other settings of {file}, the earlier ones serve: refused at {since}: {reason}");
+        return format!(
+            "the file has other settings for {file}, which failed at {since}: {reason}; the earlier settings stay in use"
+        );
     }
-    format!("the file asks for {file}, {serves} serves: refused at {since}: {reason}")
+    format!("the file names {file}, which failed at {since}: {reason}; {serves} serves")
 }
 
 fn swap_line(swap: &Swap) -> String {

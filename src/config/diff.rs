@@ -1,4 +1,4 @@
-//! What a reload cannot change. Pure; called by the controller before it applies anything.
+//! Finds changes of static values, which a reload cannot apply. Pure; the controller calls it before it applies a configuration.
 
 use serde_json::Value;
 
@@ -7,12 +7,12 @@ use super::{
     schema::{flow, static_keys},
 };
 
-/// How much of a value is repeated in a message.
+/// Maximum length of a value in a message, in characters.
 const SHOWN: usize = 100;
 
-/// The values of static keys that differ, each with both of them.
+/// Reports each static value that differs, with both values.
 pub fn static_changes(running: &Config, new: &Config) -> Vec<Problem> {
-    // Types that were read from a file can be written as one.
+    // Serializing cannot fail for a configuration that was parsed from a file.
     let [running, new] = [running, new].map(|config| serde_json::to_value(config).unwrap_or_default());
     let mut problems = Vec::new();
     for key in static_keys() {

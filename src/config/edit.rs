@@ -1,8 +1,8 @@
-//! The text of a promotion: `active: blue` becomes `active: green`, with the version of the release where one is given, and
-//! no other byte moves.
+//! Edits the text of the file for a promotion: `active: blue` becomes `active: green`, and the version of the pool is set if one
+//! is given. All other bytes stay the same.
 //!
-//! Called by the controller for `promote`. Replaces tokens by their position, so that comments, order and style stay, and
-//! reads the outcome again: it has to be the configuration that was wanted. Writing the file is [`super::write`]'s.
+//! Called by the controller for `promote`. Replaces tokens by their position, so that comments, order and style stay. Then parses
+//! the new text, which must give exactly the wanted configuration. [`super::write`] writes the file.
 
 use std::ops::Range;
 
@@ -11,10 +11,10 @@ use super::{
     yaml::{self, Kind, Node},
 };
 
-/// The text with another pool as the active one of a service, and with the version of that pool if one is given.
+/// Returns `text` with `pool` as the active pool of `service`, and with the version of that pool if one is given.
 ///
 /// # Errors
-/// The problems of a text that is not valid, or would not be afterwards.
+/// The problems of `text`, or of the new text.
 pub fn promote(text: &str, service: &str, pool: &str, version: Option<&str>) -> Result<String, Vec<Problem>> {
     if let Some(text) = text.strip_prefix(yaml::BYTE_ORDER_MARK) {
         return promote(text, service, pool, version).map(|text| format!("{}{text}", yaml::BYTE_ORDER_MARK));
@@ -40,24 +40,24 @@ pub fn promote(text: &str, service: &str, pool: &str, version: Option<&str>) -> 
             edits = ways.into_iter().map(|way| edits.iter().flatten().cloned().chain([way]).collect()).collect();
         }
     }
-    let mut refused = None;
+    let mut invalid = None;
     for changed in edits.into_iter().map(|edits| replaced(text, edits)) {
         match parse(&changed) {
             Ok(config) if config == wanted => return Ok(changed),
             Ok(_) => {}
-            Err(problems) => refused = Some(problems),
+            Err(problems) => invalid = Some(problems),
         }
     }
-    // With a version, problems are those of a guess where to put it.
-    Err(refused
+    // With a version, these problems may come from a wrong guess of its position.
+    Err(invalid
         .filter(|_| version.is_none())
         .unwrap_or_else(|| problem("active", "cannot be changed by itself; edit it by hand")))
 }
 
-/// A release's label, if it can be one.
+/// Checks the version of a release.
 ///
 /// # Errors
-/// What is allowed.
+/// When it is not allowed; says what is.
 pub fn check_version(version: &str) -> Result<(), String> {
     value::label(version).map(drop)
 }
@@ -66,7 +66,7 @@ type Replacement = (Range<usize>, String);
 
 fn replaced(text: &str, mut edits: Vec<Replacement>) -> String {
     let mut changed = text.to_owned();
-    // From the end, so that the places of the others stay.
+    // From the end, so that the positions of the remaining edits stay valid.
     edits.sort_by_key(|(range, _)| std::cmp::Reverse(range.start));
     for (range, new) in edits {
         changed.replace_range(range, &new);
@@ -74,8 +74,8 @@ fn replaced(text: &str, mut edits: Vec<Replacement>) -> String {
     changed
 }
 
-/// Ways to give a pool its version: in the place of the one that is there, or as a new first line, or as a new first entry
-/// between braces. Which of the last two is right shows when the outcome is read.
+/// Possible edits that set the version of a pool: replace the existing version, or insert a new first line, or insert a new first
+/// entry between braces. The caller parses the results to find which of the last two is right.
 fn versions(text: &str, pool: &Node, version: &str) -> Vec<Replacement> {
     let quoted = format!("\"{}\"", version.replace('\\', "\\\\").replace('"', "\\\""));
     if let Some(node) = pool.get("version") {
@@ -109,7 +109,7 @@ fn token(text: &str, node: &Node) -> Option<Range<usize>> {
     (end > start).then_some(start..end)
 }
 
-/// The length of a quoted scalar, with its quotes; the parser counts what follows it as well.
+/// The length of a quoted scalar with its quotes. The position from the parser also includes the text behind it.
 fn quoted(text: &str, quote: char) -> Option<usize> {
     let mut characters = text.char_indices().skip(1).peekable();
     while let Some((i, character)) = characters.next() {
@@ -126,7 +126,7 @@ fn quoted(text: &str, quote: char) -> Option<usize> {
     None
 }
 
-/// Names are letters, digits, `-` and `_`. Some of them are a boolean, a null or a number for other readers of YAML.
+/// Quotes a name that other YAML parsers would read as a boolean, a null or a number.
 fn plain_or_quoted(name: &str) -> String {
     const WORDS: [&str; 11] = ["true", "false", "yes", "no", "on", "off", "null", "y", "n", "nan", "inf"];
     let letters = name.starts_with(|c: char| c.is_ascii_alphabetic());

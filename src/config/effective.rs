@@ -1,14 +1,14 @@
-//! The whole configuration as a file, with every default: what `check --effective` and `GET /v1/config` print.
+//! Writes the whole configuration as YAML, with every default, for `check --effective` and `GET /v1/config`.
 
 use serde_yaml::{Error, Value};
 
 use super::{Config, HealthCheck};
 
-/// A valid file that is the same configuration. Keys without a value are left out, and so are secrets: a probe's headers have
-/// `***` as their values, and a token is only named by its file.
+/// Returns a valid file with the same configuration, without keys that have no value. Contains no secrets: the headers of probes
+/// have the value `***`, and a token appears only as the name of its file.
 ///
 /// # Errors
-/// None of a configuration that was read from a file.
+/// Never for a configuration that was parsed from a file.
 pub fn effective(config: &Config) -> Result<String, Error> {
     let mut document = serde_yaml::to_value(config)?;
     let services = document.get_mut("services").and_then(Value::as_mapping_mut);

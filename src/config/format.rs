@@ -1,7 +1,7 @@
-//! How a single value is written in the file, as serde and schemars take it: `#[serde(with = "As::<Number<u16, 1, 1000>>")]`.
+//! Adapters between the formats of single values and serde and schemars: `#[serde(with = "As::<Number<u16, 1, 1000>>")]`.
 //!
-//! A [`Format`] reads a text, writes it back and describes it to the JSON Schema, so that a field's range stands in one place
-//! and its type stays a plain one. The formats themselves are in `value`; used by the types of the configuration alone.
+//! A [`Format`] parses a text, writes a value and describes itself in the JSON Schema. With it, a field declares its range once,
+//! and its type stays a standard type. The formats are in `value`. Only the types of the configuration use this module.
 
 use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
@@ -12,19 +12,19 @@ use serde::{
 };
 use serde_json::Value;
 
-/// How one value is written.
+/// The format of one value.
 pub(super) trait Format {
     type Value;
-    /// The error names the value, what is allowed and what to write instead.
+    /// The error has the value, what is allowed, and an example.
     fn read(text: &str) -> Result<Self::Value, String>;
     fn write(value: &Self::Value) -> Value;
     fn schema() -> Schema;
 }
 
-/// A value in a format.
+/// A value in the format `F`.
 pub(super) struct As<F>(PhantomData<F>);
 
-/// A value that may be left out; without a default.
+/// An optional value without a default.
 pub(super) struct Maybe<F>(PhantomData<F>);
 
 /// A value, or `off`.
@@ -33,15 +33,15 @@ pub(super) struct OrOff<F>(PhantomData<F>);
 /// A list of values.
 pub(super) struct List<F>(PhantomData<F>);
 
-/// Values by keys that have a format.
+/// A map whose keys have the format `K`.
 pub(super) struct Map<K, T>(PhantomData<(K, T)>);
 
-/// A value with the traits that serde's own collections ask for.
+/// A value with the traits that serde's collections require.
 struct Item<F: Format>(F::Value);
 
 impl<F: Format> As<F> {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<F::Value, D::Error> {
-        // As a string also where it looks like a number: `version: 1.40` keeps its zero.
+        // Always as a string, even if it looks like a number, so that `version: 1.40` keeps its zero.
         deserializer.deserialize_str(Text::<F>(PhantomData))
     }
 
@@ -144,7 +144,7 @@ impl<'de, F: Format> Deserialize<'de> for Item<F> {
     }
 }
 
-/// The schema of a field stands in the field's own place.
+/// Implements `JsonSchema` with a schema that is inlined in its field.
 macro_rules! inline_schema {
     ([$($bounds:tt)*] $type:ty, $generator:ident => $schema:expr) => {
         impl<$($bounds)*> JsonSchema for $type {
@@ -171,9 +171,9 @@ inline_schema!([K: Format, T: JsonSchema] Map<K, T>, generator => json_schema!({
     "additionalProperties": generator.subschema_for::<T>(),
 }));
 
-/// What is written as one text, or at length as keys or as a list.
+/// A value that can be written as one text, or in its long form as keys or as a list.
 pub(super) trait TextOr: Sized {
-    /// What may be written, for a message about something else.
+    /// The allowed forms, for the message about any other.
     const EXPECTED: &'static str;
 
     fn from_text(text: &str) -> Result<Self, String>;
@@ -200,7 +200,7 @@ pub(super) fn text_or<'de, T: TextOr, D: Deserializer<'de>>(deserializer: D) -> 
             T::from_text(text).map_err(E::custom)
         }
 
-        /// The reader of this file gives texts alone; serde_yaml gives numbers.
+        /// For serde_yaml; the reader of the configuration file passes only strings.
         fn visit_u64<E: Error>(self, number: u64) -> Result<T, E> {
             self.visit_str(&number.to_string())
         }

@@ -1,4 +1,4 @@
-//! Hosts and addresses, and what to write instead of what was written. Pure; called by `value` for its formats.
+//! Parses hosts and addresses; the errors suggest a correction. Pure; called by the formats in `value`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -18,7 +18,7 @@ pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
-/// A network, or a single address.
+/// A network, or a single address. Both are returned as a network.
 pub(super) fn network(text: &str) -> Result<IpNet, String> {
     let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     let network = network.map_err(|_| format!("{} is not a network; write 10.0.0.0/8, fd00::/8 or 192.168.1.4", shown(text)))?;
@@ -58,7 +58,7 @@ pub(super) fn peer_address(text: &str) -> Result<PeerAddress, String> {
     Ok(PeerAddress { host: host.to_ascii_lowercase(), port })
 }
 
-/// Labels of letters, digits and hyphens (RFC 1123); underscores as well, which container names have.
+/// Labels of letters, digits and hyphens (RFC 1123), and underscores, which occur in names of containers.
 fn is_host_name(host: &str) -> bool {
     let host = host.strip_suffix('.').unwrap_or(host);
     let label = |label: &str| {
@@ -70,12 +70,12 @@ fn is_host_name(host: &str) -> bool {
     (1..=253).contains(&host.len()) && host.split('.').all(label)
 }
 
-/// A host that clients ask for, in lower case and without the dot at its end.
+/// A host in requests of clients, in lower case and without its final dot.
 pub(super) fn host_pattern(text: &str) -> Result<String, String> {
     let host = text.to_ascii_lowercase();
     let host = host.strip_suffix('.').unwrap_or(&host);
     if let Some(ip) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).and_then(|ip| ip.parse::<Ipv6Addr>().ok()) {
-        // The one form that clients send (RFC 5952).
+        // Normalized to the form that clients send (RFC 5952).
         return Ok(format!("[{ip}]"));
     }
     let name = host.strip_prefix("*.").unwrap_or(host);
@@ -91,12 +91,12 @@ pub(super) fn host_pattern(text: &str) -> Result<String, String> {
     Err(format!("{} is not a host{hint}; write shop.example.com or *.example.com", shown(text)))
 }
 
-/// Looks like an IPv4 address and is none, such as 10.0.0.256.
+/// Whether a host looks like an IPv4 address but is not one, such as 10.0.0.256.
 fn is_no_address(host: &str) -> bool {
     !host.is_empty() && host.bytes().all(|b| b.is_ascii_digit() || b == b'.') && host.parse::<Ipv4Addr>().is_err()
 }
 
-/// The Host header of a probe, with or without a port; a pattern would be sent as it is, and mean nothing.
+/// The Host header of a probe, with or without a port. Not a pattern: it would be sent literally, and match no host.
 pub(super) fn probe_host(text: &str) -> Result<String, String> {
     let (name, port) = match text.rsplit_once(':') {
         Some((name, port)) if !name.is_empty() && !name.ends_with(':') && !port.ends_with(']') => (name, Some(port)),
@@ -109,7 +109,7 @@ pub(super) fn probe_host(text: &str) -> Result<String, String> {
     Err(format!("{} is not a Host header; write shop.example.com, or shop.example.com:8080", shown(text)))
 }
 
-/// The name that a peer's certificate has to be for: one name or address, since a pattern is never equal to any.
+/// The name in a peer's certificate: one name or address, not a pattern, because certificates are matched against one name.
 pub(super) fn server_name(text: &str) -> Result<String, String> {
     let name = text.to_ascii_lowercase();
     let is_address = name.parse::<IpAddr>().is_ok();
@@ -127,7 +127,7 @@ pub(super) fn server_name(text: &str) -> Result<String, String> {
     ))
 }
 
-/// A name that a certificate can be for by http-01, which proves no wildcards.
+/// A name for a certificate from an ACME authority. Not a wildcard, which http-01 cannot validate (RFC 8555, section 8.3).
 pub(super) fn dns_name(text: &str) -> Result<String, String> {
     let name = text.to_ascii_lowercase();
     if let Some(without) = name.strip_suffix('.').filter(|name| is_host_name(name)) {
@@ -136,18 +136,18 @@ pub(super) fn dns_name(text: &str) -> Result<String, String> {
     if is_host_name(&name) && name.parse::<IpAddr>().is_err() {
         return Ok(name);
     }
-    let hint = if name.starts_with("*.") { ", and a wildcard cannot be proven by http-01" } else { "" };
+    let hint = if name.starts_with("*.") { ", and http-01 cannot validate a wildcard" } else { "" };
     Err(format!("{} is not a host{hint}; write shop.example.com", shown(text)))
 }
 
-/// Where an authority has its directory.
+/// The directory URL of an ACME authority.
 pub(super) fn https_url(text: &str) -> Result<String, String> {
     let uri = text.parse::<http::Uri>().ok().filter(|uri| uri.scheme_str() == Some("https") && uri.host().is_some());
     uri.map(|_| text.to_owned())
         .ok_or_else(|| format!("{} is not an https:// URL; write https://acme.example.com/directory", shown(text)))
 }
 
-/// A mail address, as far as its form tells.
+/// A mail address. Checks only its form.
 pub(super) fn mail_address(text: &str) -> Result<String, String> {
     let fine = text.split_once('@').is_some_and(|(user, host)| !user.is_empty() && is_host_name(host))
         && text.bytes().all(|b| b.is_ascii_graphic());

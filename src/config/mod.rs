@@ -1,7 +1,7 @@
-//! The configuration: what a valid file says, as values that cannot be wrong.
+//! The configuration: parses and validates the file, and reports every problem with its place.
 //!
-//! `check`, `run` and every reload come in through [`load`] and [`parse`]; nothing else reads the file. A [`Config`] that
-//! exists is valid. Nothing here opens a socket, starts a task or knows what runs.
+//! `check`, `run` and every reload use [`load`] and [`parse`]; nothing else reads the file. Both return only valid
+//! configurations. This module opens no socket, starts no task, and does not know the running configuration.
 
 pub mod diff;
 pub mod edit;
@@ -34,20 +34,20 @@ pub use self::{
     },
 };
 
-/// More than any configuration needs, and little enough to read at once.
+/// Maximum size of a file, in bytes: more than any configuration needs, and small enough to be read at once.
 const LARGEST_FILE: usize = 1024 * 1024;
 
-/// Problems of one file that are listed.
+/// Maximum number of reported problems.
 const LISTED: usize = 100;
 
-/// The configuration that a text is.
+/// Parses and validates a configuration.
 ///
 /// # Errors
-/// Every problem of it, in the order of their lines.
+/// Every problem, sorted by line.
 pub fn parse(text: &str) -> Result<Config, Vec<Problem>> {
     let document = yaml::parse(text).map_err(|problem| vec![problem])?;
     let Some(document) = document else {
-        return Err(vec![Problem::new("", "is empty; conf/minimal.yaml is a file to begin with")]);
+        return Err(vec![Problem::new("", "is empty; start from conf/minimal.yaml")]);
     };
     let mut problems = Vec::new();
     let mut aside = schema::structure(&document, &mut problems);
@@ -61,9 +61,9 @@ pub fn parse(text: &str) -> Result<Config, Vec<Problem>> {
     }
 }
 
-/// In the order of their lines, and not more than can be read.
+/// Sorts problems by line, and cuts the list.
 fn listed(mut problems: Vec<Problem>) -> Vec<Problem> {
-    debug_assert!(!problems.is_empty(), "a file that cannot be read without a reason");
+    debug_assert!(!problems.is_empty(), "a file without a configuration has a problem");
     problems.sort_by_key(|problem| (problem.line.unwrap_or(0), problem.column));
     let more = problems.len().saturating_sub(LISTED);
     if more > 0 {
@@ -73,10 +73,10 @@ fn listed(mut problems: Vec<Problem>) -> Vec<Problem> {
     problems
 }
 
-/// As [`parse`], with the error pages read from `folder`.
+/// The same as [`parse`], and reads the error pages from `folder`.
 ///
 /// # Errors
-/// Every problem, and every page that cannot be read.
+/// Every problem, including error pages that cannot be read.
 pub fn parse_in(folder: &Path, text: &str) -> Result<Config, Vec<Problem>> {
     let mut config = parse(text)?;
     let mut problems = Vec::new();
@@ -100,10 +100,10 @@ pub fn parse_in(folder: &Path, text: &str) -> Result<Config, Vec<Problem>> {
     if problems.is_empty() { Ok(config) } else { Err(problems) }
 }
 
-/// Reads a file once, and gives its text and the configuration that it is.
+/// Reads a file once, and returns its text and its configuration.
 ///
 /// # Errors
-/// When it cannot be read, or is not valid.
+/// When it cannot be read or is invalid.
 pub fn load(path: &Path) -> Result<(String, Config), LoadError> {
     let text = read(path)?;
     match parse_in(path.parent().unwrap_or(Path::new("")), &text) {

@@ -1,11 +1,11 @@
-//! What the file says, one type for each mapping of it and one field for each key.
+//! The types of the configuration: one type for each mapping of the file, one field for each key.
 //!
-//! This is the only place that names a key, its default and its range: serde reads and writes these types, schemars makes the
-//! JSON Schema of them, and the descriptions and tables that users read are these comments. Fields are in the order in which
-//! messages and tables list them. Listeners are in `listener`, services in `service`; what keys have to do with each other is `validate`'s.
+//! Each key, its default and its range are declared here and nowhere else: serde reads and writes these types, schemars generates
+//! the JSON Schema from them, and their comments are the descriptions in the documentation. The order of the fields is the order
+//! in messages and tables. Listeners are in `listener`, services in `service`; `validate` checks relations between keys.
 //!
-//! A key that has to be there, but can be empty while the rest of a file is read, has a default for serde and none for the
-//! schema (`schemars(!default)`); `structure` reports it.
+//! A required key has a default for serde, so that the rest of a file without it is still checked, and none for the schema
+//! (`schemars(!default)`); `structure` reports it as missing.
 
 use std::{
     collections::BTreeMap,
@@ -31,7 +31,7 @@ use super::{
     value::{DAY, File, ListenAddress, Name, Network, Number, Span},
 };
 
-/// The default address of the admin API: loopback, so that it cannot be reached from outside until the file says so.
+/// The default address of the admin API: loopback only.
 pub const ADMIN_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
 
 /// The configuration of switchover.
@@ -39,7 +39,7 @@ pub const ADMIN_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCAL
 #[serde(deny_unknown_fields)]
 #[schemars(title = "switchover")]
 pub struct Config {
-    /// Where clients connect.
+    /// Addresses that clients connect to.
     #[serde(default)]
     #[schemars(!default, transform = is_static, length(min = 1), example = json!([{"address": "0.0.0.0:8080"}]))]
     pub listeners: Vec<Listener>,
@@ -47,26 +47,26 @@ pub struct Config {
     #[serde(default)]
     #[schemars(transform = is_static)]
     pub admin: Admin,
-    /// Worker threads that serve requests; without this key one per CPU.
+    /// Number of worker threads for requests. Default: one per CPU.
     #[serde(default, with = "As::<Maybe<Number<usize, 1, 1024>>>", skip_serializing_if = "Option::is_none")]
     #[schemars(transform = is_static)]
     pub threads: Option<usize>,
     /// How long a stopping process waits for running requests.
     #[serde(default = "thirty_seconds", with = "As::<Span<0, DAY>>")]
     pub shutdown_timeout: Duration,
-    /// Networks and addresses of proxies in front: their `X-Forwarded-*` and `X-Real-IP` headers are kept, those of all other
-    /// clients are replaced. IPv4 is written as IPv4, also for a listener on `[::]`.
+    /// Networks and addresses of proxies in front of switchover. Their `X-Forwarded-*` and `X-Real-IP` headers are kept; those of
+    /// all other clients are replaced. Write IPv4 addresses as IPv4, also for a listener on `[::]`.
     #[serde(default, with = "List::<Network>")]
     pub trusted_proxies: Vec<IpNet>,
     /// One line per request: `text` or `json` to standard output, `{format: json, file: FILE}`, or `off`.
     #[serde(default, with = "LogOrOff")]
     #[schemars(transform = is_static)]
     pub access_log: Option<AccessLog>,
-    /// `propagate` adds a `traceparent` header to a request that has neither that nor B3 headers.
+    /// `propagate` adds a `traceparent` header to requests that have neither that nor B3 headers.
     #[serde(default)]
     pub tracing: Tracing,
-    /// A folder in which the pool that served last is remembered for a restart; relative to the configuration file's folder. It
-    /// has to exist and be writable. Without this key nothing is remembered.
+    /// A folder in which switchover records the pool that served last, for its next start; relative to the configuration file's
+    /// folder. It must exist and be writable. Default: no record.
     #[serde(default, with = "As::<Maybe<File>>", skip_serializing_if = "Option::is_none")]
     #[schemars(transform = is_static)]
     pub state_dir: Option<PathBuf>,
@@ -81,20 +81,19 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AccessLog {
-    /// What a line looks like.
+    /// The format of its lines.
     #[schemars(example = &"json")]
     pub format: LogFormat,
-    /// The file to append to, relative to the configuration file's folder, opened again on SIGUSR1; without this key standard
-    /// output.
+    /// The file to append to, relative to the configuration file's folder; reopened on SIGUSR1. Default: standard output.
     #[serde(default, with = "As::<Maybe<File>>", skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
 }
 
-/// What a line of the access log looks like.
+/// The format of the access log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {
-    /// The combined log format, with more fields at its end.
+    /// The combined log format, with additional fields at the end.
     Text,
     /// A JSON object.
     Json,
@@ -119,12 +118,12 @@ pub struct Admin {
     #[serde(with = "As::<ListenAddress>")]
     pub address: SocketAddr,
     /// A file with the bearer token that everything under `/v1` requires, 16 characters or more; relative to the configuration
-    /// file's folder, read for each request. Without this key `/v1` is for clients on loopback only.
+    /// file's folder, read for each request. Default: `/v1` accepts clients on loopback only.
     #[serde(with = "As::<Maybe<File>>", skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
 }
 
-/// The access log as keys and values, as a format alone, or `off`.
+/// The access log: keys and values, only a format, or `off`.
 struct LogOrOff;
 
 impl LogOrOff {
@@ -182,21 +181,21 @@ impl Default for Admin {
     }
 }
 
-/// Of the process itself, and of probes, certificates and kept connections.
+/// Memory of the process itself, of probes, certificates and idle connections.
 const OWN_MIB: usize = 32;
-/// A connection of HTTP/1 with a request, TLS included.
+/// Memory of an HTTP/1 connection with a request, including TLS.
 const REQUEST_KIB: usize = 64;
-/// What a response holds on top of that while its client does not read.
+/// Additional memory of a response that its client does not read.
 const UNREAD_KIB: usize = 192;
 
 impl Config {
-    /// Connections from clients that all listeners together allow at a time.
+    /// Maximum number of client connections of all listeners together.
     pub fn connections(&self) -> usize {
         self.listeners.iter().map(|listener| listener.limits.connections).sum()
     }
 
-    /// MiB that those need at most with a request on each, as many responses unread as the limits allow. HTTP/2 is not in it: each
-    /// such connection has `streams_per_connection` requests, and holds up to 4 MiB by default.
+    /// Maximum memory in MiB, with a request on each HTTP/1 connection and as many unread responses as the limits allow. Excludes
+    /// HTTP/2: such a connection has up to `streams_per_connection` requests, and holds up to 4 MiB by default.
     pub fn memory_mib(&self) -> usize {
         let unread: usize = self.listeners.iter().map(|listener| listener.limits.unread_responses).sum();
         let unread = unread.min(self.connections());

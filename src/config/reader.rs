@@ -1,7 +1,7 @@
-//! Gives the position tree to serde, and finds every problem of it, each with its place.
+//! A serde deserializer over the position tree, which reports every problem with its place.
 //!
-//! serde stops at the first problem. [`read`] reports that one, sets its node aside and starts over without it, until what is
-//! left can be read; `structure` finds keys that are missing, since serde names one of them at a time. Called by `parse` and
+//! serde stops at the first problem. [`read`] records it, sets its node aside and deserializes again without that node, until the
+//! rest succeeds. `structure` finds missing keys, because serde reports only one of them at a time. Called by `parse` and
 //! `admin`; knows no key of the configuration.
 
 use std::{
@@ -20,17 +20,17 @@ use super::{
     yaml::{Key, Kind, Node, Place},
 };
 
-/// How much of a wrong value is repeated in a message.
+/// Maximum length of a value in a message, in characters.
 const SHOWN: usize = 60;
 
-/// The problems that are looked for in one file; each of them costs one reading of it.
+/// Maximum number of problems in one file; each costs one more pass.
 const ROUNDS: usize = 100;
 
-/// Nodes that could not be read and are left out, by their addresses.
+/// Nodes that are left out because of a problem, by their addresses.
 pub(super) type Aside = HashSet<*const Node>;
 
-/// Reads a tree. What could not be read has its default, or is left out of its list; nothing is read of a tree that is not keys
-/// and values.
+/// Deserializes a tree. A value with a problem gets its default, or is left out of its list. Returns none if the root is not a
+/// mapping.
 pub(super) fn read<'de, T: Deserialize<'de>>(document: &'de Node, aside: &mut Aside, problems: &mut Vec<Problem>) -> Option<T> {
     for _ in 0..ROUNDS {
         let fault = match T::deserialize(Reader { node: document, at: Path::Root, aside }) {
@@ -47,18 +47,18 @@ pub(super) fn read<'de, T: Deserialize<'de>>(document: &'de Node, aside: &mut As
     None
 }
 
-/// Why a node cannot be read.
+/// The reason why a node cannot be deserialized.
 #[derive(Debug)]
 pub(super) struct Fault {
-    /// The reader of the innermost node fills this in.
+    /// Set by the reader of the innermost node.
     node: Option<*const Node>,
     message: String,
-    /// None for a key that is missing: `structure` reports it, unless it was set aside and that is why.
+    /// None for a missing key: `structure` reports it, unless its value was set aside.
     problem: Option<Box<Problem>>,
 }
 
 impl Fault {
-    /// Adds the place to a fault that has none.
+    /// Sets the node and the place, unless an inner node has set them.
     fn locate(mut self, node: &Node, at: impl Display, place: Place) -> Self {
         if self.node.is_none() {
             self.node = Some(node);
@@ -114,7 +114,7 @@ impl de::Error for Fault {
     }
 }
 
-/// Where a node stands, as a list of steps back to the root; written only for a problem.
+/// The path of a node, as a linked list of steps to the root. Formatted only for a problem.
 #[derive(Clone, Copy)]
 pub(super) enum Path<'a> {
     Root,
@@ -136,7 +136,7 @@ impl Display for Path<'_> {
     }
 }
 
-/// One node, as serde reads it.
+/// A deserializer of one node.
 struct Reader<'a, 'de> {
     node: &'de Node,
     at: Path<'a>,
@@ -160,7 +160,7 @@ impl<'de> Reader<'_, 'de> {
         self.locate(Err(de::Error::custom(message)))
     }
 
-    /// The entries of a mapping; one that is left empty has none.
+    /// The entries of a mapping. An empty value counts as a mapping without entries.
     fn entries<V: Visitor<'de>>(&self, visitor: V, expected: impl Display) -> Result<V::Value, Fault> {
         let entries = match &self.node.kind {
             Kind::Mapping(entries) => entries.as_slice(),
@@ -296,7 +296,7 @@ impl<'de> MapAccess<'de> for Entries<'_, 'de> {
         }
     }
 
-    /// The value first: a bad name of a service must not hide what is wrong within it.
+    /// Reads the value before the key, so that a bad name of a service does not hide problems inside of the service.
     fn next_entry_seed<K, V>(&mut self, key: K, value: V) -> Result<Option<(K::Value, V::Value)>, Fault>
     where
         K: DeserializeSeed<'de>,
@@ -308,7 +308,7 @@ impl<'de> MapAccess<'de> for Entries<'_, 'de> {
     }
 }
 
-/// `(did you mean "green"?)`, if something is near enough.
+/// `(did you mean "green"?)`, if a candidate is similar enough.
 pub(crate) fn nearest<'a>(wrong: &str, right: impl Iterator<Item = &'a str>) -> String {
     if wrong.len() > SHOWN {
         return String::new();
@@ -320,7 +320,7 @@ pub(crate) fn nearest<'a>(wrong: &str, right: impl Iterator<Item = &'a str>) -> 
     }
 }
 
-/// A value as it is repeated in a message: on one line, and not longer than a line.
+/// Formats a value for a message: on one line, cut to `SHOWN` characters.
 pub(super) fn shown(text: &str) -> String {
     let mut escaped: String = text.chars().take(SHOWN).flat_map(char::escape_debug).collect();
     if text.chars().count() > SHOWN {

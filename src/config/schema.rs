@@ -1,7 +1,7 @@
-//! The JSON Schema of the file, and what is read by it: which keys are missing, and what is empty that must not be.
+//! The JSON Schema of the configuration file, and the checks that use it: missing, duplicate and empty keys.
 //!
-//! serde names one missing key of a mapping at a time and none of those that others hide, so [`structure`] looks for them in the
-//! tree before the types are read. Called by `parse`, by `switchover schema` and by the tests of the documentation.
+//! serde reports only one missing key of a mapping at a time, so [`structure`] looks for all of them in the tree before the types
+//! are deserialized. Called by `parse`, by `switchover schema` and by the tests of the documentation.
 
 use std::{collections::HashMap, sync::LazyLock};
 
@@ -17,7 +17,7 @@ use super::{
 const STATIC: &str = "x-static";
 
 static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
-    // Doc comments are wrapped at the width of the source.
+    // Doc comments have line breaks of the source.
     let unwrap = RecursiveTransform(|schema: &mut Schema| {
         if let Some(Value::String(description)) = schema.get_mut("description") {
             *description = description.replace('\n', " ");
@@ -32,7 +32,7 @@ pub fn schema() -> &'static Value {
     &SCHEMA
 }
 
-/// For a field: a reload cannot change it.
+/// Marks a field as static: a reload cannot change it.
 pub(super) fn is_static(field: &mut Schema) {
     field.insert(STATIC.to_owned(), true.into());
     let description = field.get("description").and_then(Value::as_str).unwrap_or_default();
@@ -46,7 +46,7 @@ pub(super) fn static_keys() -> impl Iterator<Item = &'static str> {
     properties.filter(|(_, field)| field.get(STATIC).is_some()).map(|(key, _)| key.as_str())
 }
 
-/// Reports keys that are there twice or missing, and lists and mappings that must not be empty. Gives what is there twice.
+/// Reports duplicate and missing keys, and lists and mappings that must not be empty. Returns the nodes of duplicate keys.
 pub(super) fn structure(document: &Node, problems: &mut Vec<Problem>) -> Aside {
     let mut walk = Walk { aside: Aside::new(), problems };
     walk.node(document, &SCHEMA, Path::Root);
@@ -76,7 +76,7 @@ impl Walk<'_> {
                 let item = schema.get("items").unwrap_or(&Value::Null);
                 items.iter().enumerate().for_each(|(i, node)| self.node(node, item, Path::Index(&at, i)));
             }
-            // No keys at all: those of a mapping that has to have some are missing.
+            // An empty value instead of a mapping: all its required keys are missing.
             Kind::Scalar { .. } if node.is_null() => self.mapping(node, &[], schema, at),
             Kind::Scalar { .. } => {}
         }
@@ -87,7 +87,7 @@ impl Walk<'_> {
         for (key, value) in entries {
             let here = Path::Key(&at, &key.name);
             if let Some(line) = first.get(key.name.as_str()) {
-                let message = format!("is there twice, first in line {line}; keep one");
+                let message = format!("is a duplicate, first in line {line}; keep one");
                 self.problems.push(Problem::at(&here.to_string(), key.place, message));
                 self.aside.insert(value);
                 continue;
@@ -105,7 +105,7 @@ impl Walk<'_> {
     }
 }
 
-/// The schema that a node has to match: what a reference leads to, and of several the one for this kind of node.
+/// The schema for a node: follows references, and picks the alternative for the kind of the node.
 fn resolved<'a>(mut schema: &'a Value, node: &Node) -> &'a Value {
     let kind = match node.kind {
         Kind::Mapping(_) => "object",
@@ -129,7 +129,7 @@ fn example(field: &Value) -> String {
     flow(field.pointer("/examples/0").or(field.get("default")).unwrap_or(&Value::Null))
 }
 
-/// A value as one line of YAML.
+/// Formats a value as one line of YAML.
 pub(super) fn flow(value: &Value) -> String {
     match value {
         Value::String(text) if text.is_empty() || text.contains([':', ',', '[', ']', '{', '}', '#', '"', '\'']) => {

@@ -1,4 +1,4 @@
-//! What the file says of a service: its routes, its pools and how its peers are reached. See `model`.
+//! The types of a service's configuration: its routes, pools, probes and connections to peers. See `model`.
 
 use std::{collections::BTreeMap, fmt, ops::RangeInclusive, path::PathBuf, time::Duration};
 
@@ -16,52 +16,52 @@ use super::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Requests of some hosts and paths, and the pools of peers that can serve them.
+/// Hosts and paths, and the pools of peers that can serve their requests.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Service {
-    /// Hosts without a port: `shop.example.com`, or `*.example.com` for any name in place of the `*`. Empty: any host.
+    /// Hosts without a port: `shop.example.com`, or `*.example.com`, where the `*` matches any name. Empty: any host.
     #[serde(default, with = "List::<HostPattern>")]
     #[schemars(extend("uniqueItems" = true))]
     pub hosts: Vec<String>,
-    /// Beginning of the path, in whole segments: `/api` takes `/api` and `/api/x`, not `/apix`. Compared with a
-    /// request's path as applications read it: decoded, and with `.`, `..` and `//` resolved.
+    /// Prefix of the path, in whole segments: `/api` matches `/api` and `/api/x`, not `/apix`. Compared with the normalized path
+    /// of a request: decoded, and with `.`, `..` and `//` resolved.
     #[serde(default = "root", with = "As::<PathPrefix>")]
     pub path_prefix: String,
-    /// The pool that serves. Edit this line, or run `switchover promote`.
+    /// The pool that serves. To change it, edit this line or run `switchover promote`.
     #[serde(default, with = "As::<Reference>")]
     #[schemars(!default, example = &"blue")]
     pub active: String,
-    /// Pools by name, two or more to switch between. A name has letters, digits, `-` and `_`, at most 63.
+    /// Pools by name, usually two. A name has letters, digits, `-` and `_`, at most 63.
     #[serde(default, with = "Map::<Name, Pool>")]
     #[schemars(!default, extend("minProperties" = 1), example = json!({"blue": {"peers": ["127.0.0.1:8081"]}}))]
     pub pools: BTreeMap<String, Pool>,
-    /// How peers are probed. Every peer of every pool is probed, whether it serves or not.
+    /// Probes of peers. Every peer of every pool is probed, active or not.
     #[serde(default)]
     pub health_check: HealthCheck,
-    /// Switching to another pool.
+    /// The promotion of another pool.
     #[serde(default)]
     pub promotion: Promotion,
-    /// The end of a pool's service.
+    /// The drain of the old pool.
     #[serde(default)]
     pub drain: Drain,
-    /// How peers are connected to.
+    /// Connections to peers.
     #[serde(default)]
     pub upstream: Upstream,
-    /// How a peer is chosen for a request.
+    /// The choice of a peer for a request.
     #[serde(default)]
     pub balance: Balance,
-    /// Files with pages for errors that switchover answers itself, by status (400 to 599): HTML in UTF-8, in which
-    /// `{request_id}` is replaced by the request's id. Relative to the configuration file's folder, read with it.
+    /// Files with pages for the error responses of switchover itself, by status (400 to 599): HTML in UTF-8. `{request_id}` is
+    /// replaced by the ID of the request. Relative to the configuration file's folder, and read again on each reload.
     #[serde(default, with = "Map::<ErrorStatus, ErrorPage>")]
     pub error_pages: BTreeMap<u16, ErrorPage>,
     /// Limits on one request.
     #[serde(default)]
     pub timeouts: Timeouts,
-    /// Further peers to try when one cannot be connected to.
+    /// How many other peers to try when connecting to a peer fails.
     #[serde(default = "two", with = "As::<Number<usize, 0, 10>>")]
     pub retries: usize,
-    /// When no peer is ready: `true` tries the peers that were ready before, `false` answers 503.
+    /// When no peer is ready: `true` tries the peers that were ready before, `false` responds with 503.
     #[serde(default = "yes")]
     pub fail_open: bool,
 }
@@ -70,7 +70,7 @@ pub struct Service {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Pool {
-    /// Label of the release, in the status and in the metric `active_pool`; one line of at most 100 characters.
+    /// Label of the release, for the status and the metric `active_pool`; one line of at most 100 characters.
     #[serde(default, with = "As::<Maybe<Label>>", skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
     /// Peers, each `host:port` or `{address: host:port, weight: 3}`.
@@ -88,7 +88,7 @@ pub struct Peer {
     #[serde(with = "As::<Address>")]
     #[schemars(example = &"app-blue:8081")]
     pub address: PeerAddress,
-    /// Share of the requests, compared with the other peers of the pool.
+    /// Share of the requests, relative to the other peers of the pool.
     #[serde(default = "one", with = "As::<Weight>")]
     pub weight: u16,
 }
@@ -96,90 +96,90 @@ pub struct Peer {
 /// A peer's address as written in the file: `app-blue:8081`, `10.0.0.7:8081`, `[::1]:8081`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerAddress {
-    /// A host name, an IPv4 or an IPv6 address without brackets.
+    /// A host name, an IPv4 address, or an IPv6 address without brackets.
     pub host: String,
     /// 1 to 65535.
     pub port: u16,
 }
 
-/// How peers are probed.
+/// Probes of peers.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(transform = without_http_keys)]
 pub struct HealthCheck {
-    /// `true`: a probe only connects. `path`, `host`, `headers` and `expect_status` cannot be used then.
+    /// `true`: a probe only connects. Excludes `path`, `host`, `headers` and `expect_status`.
     pub tcp: bool,
     /// Path and query of the GET request.
     #[serde(with = "As::<ProbePath>")]
     pub path: String,
-    /// The Host header; without this key the peer's address.
+    /// The Host header. Default: the peer's address.
     #[serde(with = "As::<Maybe<ProbeHost>>", skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
-    /// Further headers, by name. Their values are not shown by `check --effective`.
+    /// Additional headers, by name. `check --effective` does not show their values.
     #[serde(with = "Map::<HeaderName, Secret>")]
     pub headers: BTreeMap<String, Secret>,
-    /// Statuses that pass: `200`, `200-299`, or a list of these.
+    /// Statuses of a successful probe: `200`, `200-299`, or a list of these.
     #[serde(with = "Statuses")]
     pub expect_status: Vec<RangeInclusive<u16>>,
-    /// Another port for probes, such as a management port; without this key the peer's own.
+    /// Another port for probes, such as a management port. Default: the peer's port.
     #[serde(with = "As::<Maybe<Number<u16, 1, 65535>>>", skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
     /// Time between two probes of a peer.
     #[serde(with = "As::<Span<10, HOUR>>")]
     pub interval: Duration,
-    /// Time for a whole probe.
+    /// Time limit of a probe, from connecting to the end of the response.
     #[serde(with = "As::<Span<10, HOUR>>")]
     pub timeout: Duration,
-    /// Passes in a row before a peer is ready.
+    /// Successful probes in a row until a peer is ready.
     #[serde(with = "As::<Number<u32, 1, 1000>>")]
     pub ready_after: u32,
-    /// Failures in a row before a ready peer is not ready.
+    /// Failed probes in a row until a ready peer is not ready.
     #[serde(with = "As::<Number<u32, 1, 1000>>")]
     pub not_ready_after: u32,
 }
 
-/// The value of a probe's header. It may be a secret, so it is never written: not as YAML, and not by `Debug`.
+/// The value of a probe's header. It may be a secret, so neither YAML nor `Debug` output contains it.
 #[derive(Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Secret(#[serde(with = "As::<HeaderText>")] pub String);
 
-/// A page for an error.
+/// An error page.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(transparent)]
 pub struct ErrorPage {
     /// Relative to the configuration file's folder.
     #[serde(with = "As::<File>")]
     pub file: PathBuf,
-    /// The content of the file, read with the configuration.
+    /// The content of the file.
     #[serde(skip)]
     pub text: String,
 }
 
-/// Switching to another pool.
+/// The promotion of another pool.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Promotion {
-    /// How long the new pool may take to become ready; then the promotion fails and the old pool keeps serving.
+    /// Time limit for the new pool to become ready. After that, the promotion fails and the old pool continues to serve.
     #[serde(with = "As::<Span<1, DAY>>")]
     pub ready_timeout: Duration,
 }
 
-/// The end of a pool's service.
+/// The drain of the old pool.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Drain {
-    /// How long to wait for running requests of the old pool. Later they still run, but are not waited for.
+    /// How long to wait for running requests of the old pool. After that, they still run, but switchover stops waiting.
     #[serde(with = "As::<Span<0, DAY>>")]
     pub timeout: Duration,
 }
 
-/// How peers are connected to.
+/// Connections to peers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Upstream {
     /// Protocol of the peers. Probes use it too, unless `health_check.port` names another port.
     pub protocol: Protocol,
-    /// TLS to the peers; `{}` is enough. Without this key no TLS.
+    /// TLS to the peers; `{}` is enough. Default: no TLS.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<UpstreamTls>,
 }
@@ -193,7 +193,7 @@ pub enum Protocol {
     Http1,
     /// HTTP/2 over TLS.
     H2,
-    /// HTTP/2 without TLS, as gRPC servers behind a proxy use it.
+    /// HTTP/2 without TLS, for most gRPC servers behind a proxy.
     H2c,
 }
 
@@ -201,16 +201,16 @@ pub enum Protocol {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct UpstreamTls {
-    /// PEM file of the authorities that sign the peers' certificates; relative to the configuration file's folder, read again
-    /// when it changes. Without this key the system's authorities.
+    /// PEM file of the authorities that sign the peers' certificates; relative to the configuration file's folder, and read again
+    /// when it changes. Default: the authorities of the system.
     #[serde(with = "As::<Maybe<File>>", skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
-    /// One name in the peers' certificates, not a pattern; without this key the host of each peer's address.
+    /// The name in the peers' certificates, not a pattern. Default: the host in each peer's address.
     #[serde(with = "As::<Maybe<ServerName>>", skip_serializing_if = "Option::is_none")]
     pub server_name: Option<String>,
 }
 
-/// How a peer is chosen for a request.
+/// The choice of a peer for a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Balance {
@@ -225,14 +225,14 @@ pub enum Balance {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Timeouts {
-    /// Time to connect to a peer.
+    /// Time limit for connecting to a peer.
     #[serde(with = "As::<Span<1, DAY>>")]
     pub connect: Duration,
-    /// Time until a peer's response header, from the last piece of the request's body; also how long an HTTP/2 peer may refuse to
-    /// take the next piece, except for gRPC. Responses, streams and WebSockets have no limit.
+    /// Time limit for the peer's response header, after the last part of the request's body is sent. Also the time limit for an
+    /// HTTP/2 peer to accept the next part of the body, except for gRPC. Response bodies, streams and WebSockets have no limit.
     #[serde(with = "As::<Span<1, DAY>>")]
     pub response: Duration,
-    /// An unused connection to a peer is closed after this time. Keep it below the application's own keep-alive timeout
+    /// Time after which an unused connection to a peer is closed. Keep it below the keep-alive timeout of the application
     /// (Tomcat: 20s).
     #[serde(with = "As::<Span<1, DAY>>")]
     pub idle: Duration,
@@ -307,7 +307,7 @@ fn yes() -> bool {
 }
 
 impl HealthCheck {
-    /// Keys that mean nothing with `tcp: true`.
+    /// Keys that have no effect with `tcp: true`.
     pub(super) const HTTP_KEYS: [&str; 4] = ["path", "host", "headers", "expect_status"];
 }
 

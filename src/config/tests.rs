@@ -1,4 +1,4 @@
-//! What a file says, what it may leave out, and that no bytes whatever make the reader fall over.
+//! Unit tests of the parser: complete and minimal files, static changes, and input of arbitrary bytes.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What keys have to do with each other, once each of them is fine by itself. Called by `parse` alone; pure.
+//! Validates relations between keys whose single values are valid. Called only by `parse`; pure.
 
 use std::{
     borrow::Cow,
@@ -14,7 +14,8 @@ use super::{
 };
 use crate::route::normal_prefix;
 
-/// Every problem between keys; `document` has their places, and what could not be read of it is in `aside`.
+/// Returns every problem between keys. `document` has their places; `aside` has the nodes that were left out because of a
+/// problem.
 pub(super) fn problems(config: &Config, document: &Node, aside: &Aside) -> Vec<Problem> {
     let root = Spot { at: String::new(), node: Some(document), aside };
     let mut problems = addresses(config, &root);
@@ -36,7 +37,7 @@ pub(super) fn problems(config: &Config, document: &Node, aside: &Aside) -> Vec<P
     problems
 }
 
-/// Where a value stands, and its node unless it is left out.
+/// The path of a value, and its node if the file has it.
 struct Spot<'a> {
     at: String,
     node: Option<&'a Node>,
@@ -49,7 +50,7 @@ impl Spot<'_> {
         Self { at: format!("{}{dot}{name}", self.at), node: self.node.and_then(|node| node.get(name)), aside: self.aside }
     }
 
-    /// The item that was read as the one of this index; those that could not be read are not counted.
+    /// The item at this index of the deserialized list, which does not contain the nodes in `aside`.
     fn item(&self, index: usize) -> Self {
         let items = match self.node.map(|node| &node.kind) {
             Some(Kind::Sequence(items)) => items.as_slice(),
@@ -68,7 +69,7 @@ impl Spot<'_> {
     }
 }
 
-/// Two sockets cannot listen in one place; 0.0.0.0 is everywhere, and so is [::], for IPv4 as well.
+/// Two sockets cannot listen on the same address. 0.0.0.0 includes all IPv4 addresses, and [::] all addresses.
 fn addresses(config: &Config, root: &Spot<'_>) -> Vec<Problem> {
     let mut taken: Vec<(String, SocketAddr)> = Vec::new();
     let mut problems = Vec::new();
@@ -88,7 +89,7 @@ fn addresses(config: &Config, root: &Spot<'_>) -> Vec<Problem> {
     problems
 }
 
-/// An authority validates a name over plain HTTP.
+/// An ACME authority validates names over HTTP without TLS.
 fn challenges(config: &Config, root: &Spot<'_>) -> Vec<Problem> {
     if config.listeners.iter().any(|listener| listener.tls.is_none()) {
         return Vec::new();
@@ -104,7 +105,7 @@ fn tls(listener: &Listener, spot: &Spot<'_>) -> Vec<Problem> {
     let mut problems = Vec::new();
     let redirect = spot.key("redirect_to_https");
     if listener.redirect_to_https {
-        problems.push(redirect.problem("makes a circle with tls; set it on the plain listener"));
+        problems.push(redirect.problem("causes a redirect loop with tls; set it on a listener without tls"));
     }
     if tls.get("certificates").is_none() && tls.get("acme").is_none() && listener.tls.is_some() {
         let at = spot.key("tls").key("certificates").at;
@@ -114,7 +115,7 @@ fn tls(listener: &Listener, spot: &Spot<'_>) -> Vec<Problem> {
     problems
 }
 
-/// Against the pools that the file names, be the rest of them valid or not.
+/// Checks `active` against the names of all pools in the file, valid or not.
 fn active(service: &Service, spot: &Spot<'_>) -> Option<Problem> {
     let active = spot.key("active");
     let pools: Vec<&str> = match &spot.node?.get("pools")?.kind {
@@ -143,27 +144,27 @@ fn upstream(service: &Service, spot: &Spot<'_>) -> Option<Problem> {
     }
 }
 
-/// A client gets one certificate for a name, so a second one for it would never be shown, or never be stored.
+/// A client gets one certificate for a name, so a duplicate would never be used, or never be stored.
 fn certificates(listener: &Listener, spot: &Spot<'_>) -> Vec<Problem> {
     let Some(tls) = &listener.tls else { return Vec::new() };
     let mut problems = Vec::new();
     for (i, pair) in tls.certificates.iter().enumerate() {
         let first = tls.certificates.iter().position(|known| known.certificate == pair.certificate);
         if let Some(first) = first.filter(|first| *first < i) {
-            let message = format!("{} is there twice, first in certificates[{first}]; keep one", pair.certificate.display());
+            let message = format!("{} is a duplicate of certificates[{first}]; keep one", pair.certificate.display());
             problems.push(spot.key("certificates").item(i).key("certificate").problem(message));
         }
     }
     let names = tls.acme.as_ref().map(|acme| acme.names.as_slice()).unwrap_or_default();
     for (i, name) in names.iter().enumerate() {
         if names.iter().take(i).any(|known| known == name) {
-            problems.push(spot.key("acme").key("names").item(i).problem(format!("{name} is there twice; keep one")));
+            problems.push(spot.key("acme").key("names").item(i).problem(format!("{name} is a duplicate; keep one")));
         }
     }
     problems
 }
 
-/// Two listeners that order certificates for overlapping names into one store would take turns to replace each other's.
+/// Two listeners with overlapping names and one store would replace each other's certificates.
 fn orders(config: &Config, root: &Spot<'_>) -> Vec<Problem> {
     let acme = config.listeners.iter().enumerate().filter_map(|(i, listener)| Some((i, listener.tls.as_ref()?.acme.as_ref()?)));
     let acme: Vec<_> = acme.map(|(i, acme)| (root.key("listeners").item(i).key("tls").key("acme"), acme)).collect();
@@ -186,7 +187,7 @@ fn orders(config: &Config, root: &Spot<'_>) -> Vec<Problem> {
     problems
 }
 
-/// In one store, certificates are apart by the host of their authority.
+/// A store has one folder for each authority, by the host of its directory.
 fn shares_store(a: &Acme, b: &Acme) -> bool {
     let parts = |acme: &Acme| {
         let store = acme.store.components().filter(|component| *component != Component::CurDir).collect::<PathBuf>();
@@ -200,7 +201,7 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || everywhere(a, b) || everywhere(b, a))
 }
 
-/// Two services cannot take the same requests, however their prefixes are written.
+/// Two services cannot match the same requests, however their prefixes are written.
 fn routes(config: &Config, root: &Spot<'_>) -> Vec<Problem> {
     let mut taken: HashMap<(&str, Cow<'_, [u8]>), &str> = HashMap::new();
     let mut problems = Vec::new();
@@ -215,7 +216,7 @@ fn routes(config: &Config, root: &Spot<'_>) -> Vec<Problem> {
                 host => (host, spot.key("hosts").item(i)),
             };
             let message = if other == name {
-                format!("{host} is there twice; keep one")
+                format!("{host} is a duplicate; keep one")
             } else {
                 format!(
                     "{host} with path_prefix {} is taken by services.{other}; give one of them other hosts or another path_prefix",
@@ -228,7 +229,7 @@ fn routes(config: &Config, root: &Spot<'_>) -> Vec<Problem> {
     problems
 }
 
-/// A peer in two pools would be stopped with either of them.
+/// A peer in two pools would stop serving both when one of them is stopped.
 fn peers(service: &Service, pools: &Spot<'_>) -> Vec<Problem> {
     let mut taken = HashMap::new();
     let mut problems = Vec::new();
@@ -236,7 +237,7 @@ fn peers(service: &Service, pools: &Spot<'_>) -> Vec<Problem> {
         for (i, peer) in pool.peers.iter().enumerate() {
             let Some(other) = taken.insert(&peer.address, name) else { continue };
             let message = if other == name {
-                format!("{} is there twice in this pool; keep one, and give it a weight", peer.address)
+                format!("{} is a duplicate in this pool; keep one, and give it a weight", peer.address)
             } else {
                 format!(
                     "{} is in pool {other} as well; a peer belongs to one pool, or stopping one would stop both",

@@ -1,6 +1,6 @@
-//! Single values: what they look like, and what to write instead of what was written. Pure.
+//! The formats of single values. Their errors suggest a correction. Pure.
 //!
-//! Each format is a type, so that a field names it where it is declared; `format` makes it known to serde and to the JSON Schema.
+//! Each format is a type, so that a field declares it; `format` connects it to serde and to the JSON Schema.
 
 use std::{marker::PhantomData, net::SocketAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};
 
@@ -16,11 +16,11 @@ use super::{
     service::PeerAddress,
 };
 
-/// In milliseconds, the longest duration of any key.
+/// The longest duration of any key, in milliseconds.
 pub(super) const DAY: u64 = 24 * HOUR;
 pub(super) const HOUR: u64 = 60 * 60 * 1000;
 
-/// A duration between two, in milliseconds.
+/// A duration from `LEAST` to `MOST` milliseconds.
 pub(super) struct Span<const LEAST: u64, const MOST: u64>;
 
 impl<const LEAST: u64, const MOST: u64> Format for Span<LEAST, MOST> {
@@ -53,7 +53,7 @@ fn range<const LEAST: u64, const MOST: u64>() -> String {
     format!("{least} to {most}")
 }
 
-/// A whole number in a range.
+/// An integer from `LEAST` to `MOST`.
 pub(super) struct Number<T, const LEAST: u64, const MOST: u64>(PhantomData<T>);
 
 impl<T, const LEAST: u64, const MOST: u64> Format for Number<T, LEAST, MOST>
@@ -79,7 +79,7 @@ where
     }
 }
 
-/// A peer's share of the requests; one that should get none is left out.
+/// A peer's share of the requests. It cannot be 0: a peer without requests has to be removed.
 pub(super) struct Weight;
 
 impl Format for Weight {
@@ -98,7 +98,7 @@ impl Format for Weight {
     }
 }
 
-/// Formats of texts: what reads one, and what the schema says of it, which may be less strict.
+/// Formats of texts: a parser, and a pattern for the schema, which may be less strict.
 macro_rules! texts {
     ($($(#[$doc:meta])* $name:ident: $value:ty = $read:path, $type:tt, $pattern:expr $(, $write:expr)?;)*) => {$(
         $(#[$doc])*
@@ -126,11 +126,11 @@ macro_rules! texts {
 }
 
 texts! {
-    /// A name of the user's own, which YAML may take for a number.
+    /// A name that the user chooses; YAML may read it as a number.
     Name: String = name, ["string", "integer"], "^[A-Za-z0-9_-]{1,63}$";
-    /// The name of something else in the file.
+    /// A reference to a name.
     Reference: String = reference, ["string", "integer"], "^[A-Za-z0-9_-]{1,63}$";
-    /// One line, which YAML may take for a number.
+    /// One line of text; YAML may read it as a number.
     Label: String = label, ["string", "number"], r"^[^\x00-\x1f]{1,100}$";
     File: PathBuf = file, "string", r"^[^\x00]+$", |path| path.to_string_lossy().into();
     ListenAddress: SocketAddr = host::listen_address, "string", r"^([0-9.]+|\[[0-9A-Fa-f:.]+(%[0-9]+)?\]):[0-9]{1,5}$";
@@ -146,11 +146,11 @@ texts! {
     ProbePath: String = probe_path, "string", r#"^/[!-"$-~]*$"#;
     HeaderName: String = header_name, "string", "^(?![Hh][Oo][Ss][Tt]$)[!#$%&'*+.^_`|~0-9A-Za-z-]+$";
     ErrorStatus: u16 = error_status, "string", "^[45][0-9][0-9]$", |status| (*status).into();
-    /// What a header says may be a secret, and is never written.
+    /// The value of a header, which is never written because it may be a secret.
     HeaderText: String = header_value, "string", r"^[^\x00-\x08\x0a-\x1f]*$", |_| "***".into();
 }
 
-/// A file's path.
+/// The path of a file.
 fn file(text: &str) -> Result<PathBuf, String> {
     if text.is_empty() || text.contains('\0') {
         Err("is no path; write tls/shop.crt".to_owned())
@@ -159,12 +159,12 @@ fn file(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// Any name; `validate` looks for what it refers to.
+/// Accepts any name; `validate` checks that it exists.
 fn reference(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// A name of the user's own.
+/// A name that the user chooses.
 fn name(text: &str) -> Result<String, String> {
     let fine = (1..=63).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
     if fine {
@@ -174,7 +174,7 @@ fn name(text: &str) -> Result<String, String> {
     }
 }
 
-/// Any text of one line, as a label.
+/// A label: any text of one line.
 pub(super) fn label(text: &str) -> Result<String, String> {
     let fine = (1..=100).contains(&text.chars().count()) && !text.chars().any(char::is_control);
     if fine {
@@ -184,30 +184,32 @@ pub(super) fn label(text: &str) -> Result<String, String> {
     }
 }
 
-/// The beginning of a path.
+/// The prefix of a path.
 fn path_prefix(text: &str) -> Result<String, String> {
     let prefix = path(text, false)?;
     let never = |why: &str| Err(format!("{} never matches: {why}", shown(text)));
-    // Requests are routed by the form that RFC 3986, section 6.2.2 makes of their paths.
+    // Requests are routed by their normalized path (RFC 3986, section 6.2.2), so only a normalized prefix can match.
     if prefix.split('/').any(|segment| segment == "." || segment == "..") {
-        return never("the . and .. of a path are resolved first; write the path that they lead to");
+        return never("the . and .. of a path are resolved before matching; write the resolved path");
     }
     if prefix.contains("//") {
-        return never("doubled slashes are one; write one");
+        return never("double slashes are merged before matching; write one slash");
     }
     if encoded(&prefix).any(|byte| byte.is_none_or(|byte| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte))) {
-        return never("letters, digits, - . _ ~ and / are decoded first, and % is followed by two digits; write it decoded");
+        return never(
+            "percent-encoded letters, digits, - . _ ~ and / are decoded before matching, and % needs two hexadecimal digits; write the decoded path",
+        );
     }
     Ok(prefix)
 }
 
-/// The bytes that are percent-encoded in a path; none for a `%` that encodes nothing.
+/// The percent-encoded bytes of a path; none for an invalid encoding.
 fn encoded(path: &str) -> impl Iterator<Item = Option<u8>> {
     let digits = |rest: &str| u8::from_str_radix(rest.get(..2).filter(|digits| !digits.starts_with('+'))?, 16).ok();
     path.split('%').skip(1).map(digits)
 }
 
-/// A path to probe.
+/// The path of a probe.
 fn probe_path(text: &str) -> Result<String, String> {
     path(text, true)
 }
@@ -221,7 +223,7 @@ fn path(text: &str, query: bool) -> Result<String, String> {
     }
 }
 
-/// Statuses that pass: `200`, `200-299`, `200, 204-206`, or a list of these.
+/// Statuses of a successful probe: `200`, `200-299`, `200, 204-206`, or a list of these.
 pub(super) struct Statuses;
 
 impl Statuses {
@@ -282,12 +284,12 @@ impl TextOr for Vec<RangeInclusive<u16>> {
     }
 }
 
-/// A header to send with a probe.
+/// The value of a probe's header.
 fn header_value(text: &str) -> Result<String, String> {
     http::HeaderValue::from_str(text).map(|_| text.to_owned()).map_err(|_| format!("{} cannot be sent in a header", shown(text)))
 }
 
-/// A header's name; the Host header has a key of its own.
+/// The name of a header, except Host, which has its own key.
 fn header_name(text: &str) -> Result<String, String> {
     if text.eq_ignore_ascii_case("host") {
         return Err("is set with health_check.host".to_owned());
@@ -297,7 +299,7 @@ fn header_name(text: &str) -> Result<String, String> {
         .map_err(|_| format!("{} is not a header's name", shown(text)))
 }
 
-/// The status of an error that has a page.
+/// The status of an error page.
 fn error_status(text: &str) -> Result<u16, String> {
     let status = text.parse().ok().filter(|status| (400..=599).contains(status));
     status.ok_or_else(|| format!("{} is not the status of an error; use 400 to 599", shown(text)))

@@ -1,8 +1,8 @@
-//! Replaces the configuration file without losing what others save meanwhile.
+//! Replaces the configuration file without losing edits that other programs save at the same time.
 //!
-//! Called by the controller for `promote`, on a thread that may block. A reader sees the old text or the new one, never a
-//! half-written file. Between reading the file and replacing it there is an fsync, which may take seconds: a save in that time
-//! is noticed, kept, and the change is made again in what was saved.
+//! Called by the controller for `promote`, on a thread that may block. A reader sees the old text or the new text, never a
+//! half-written file. Between the read and the replacement there is an fsync, which may take seconds: a save in this time is
+//! detected and kept, and the change is repeated on the saved text.
 
 use std::{
     fs::{self, File, Metadata, OpenOptions},
@@ -19,41 +19,40 @@ use rustix::{
     process::{getegid, geteuid, getgroups},
 };
 
-/// How often a change is made again because the file was saved meanwhile.
+/// Maximum number of attempts after concurrent saves.
 const ATTEMPTS: usize = 20;
-/// Before another attempt with a file that is missing or not valid: an editor may be in the middle of a save.
+/// Delay before the next attempt with a missing or invalid file: an editor may be in the middle of a save.
 const HALF_SAVED: Duration = Duration::from_millis(50);
-/// Saves of others within the few microseconds of one exchange, in a row, before this gives up.
+/// Maximum number of exchanges in a row that a concurrent save interrupts; each takes a few microseconds.
 const EXCHANGES: usize = 1000;
 
-/// Why a file was not changed.
+/// The reason why a file was not changed.
 #[derive(Debug)]
 pub enum Failure {
-    /// It holds no valid configuration, for these reasons.
+    /// It contains no valid configuration; with the problems.
     Invalid(String),
-    /// What it says now does not allow the change, for this reason.
+    /// Its new content does not allow the change; with the reason.
     Overtaken(String),
     /// It cannot be read or written.
     Io(io::Error),
 }
 
-/// Whether the file can be opened for writing; nothing is written.
+/// Checks whether the file can be opened for writing. Writes nothing.
 ///
 /// # Errors
-/// When it cannot.
+/// When it cannot be opened.
 pub fn check_writable(path: &Path) -> io::Result<()> {
     OpenOptions::new().write(true).open(path).map(drop)
 }
 
-/// Changes the file by `change`, which makes the new text of the old one, and returns what `change` made beside it. Links are
-/// followed; mode and owner are kept. `synced` is called when the new text is on the disk and not yet in place: tests save the
-/// file then.
+/// Changes the file with `change`, which returns the new text and a value; returns that value. Follows links, and keeps mode and
+/// owner. Calls `synced` when the new text is on disk but not yet in place; tests save the file at this point.
 ///
-/// A file that cannot be replaced, because it is a mount point, its folder may not be written or its owner not be kept, is
-/// written in place.
+/// Writes the file in place if it cannot be replaced: it is a mount point, its folder is not writable, or its owner cannot be
+/// kept.
 ///
 /// # Errors
-/// When the change is not possible, or the file can be written in neither way. The file is then as it was.
+/// When the change is not possible, or the file can be neither replaced nor written. The file is then unchanged.
 pub fn update<T>(
     path: &Path,
     change: impl Fn(&str) -> Result<(String, T), Failure>,
@@ -68,7 +67,7 @@ pub fn update<T>(
         });
         match outcome {
             Ok(Some(made)) => return Ok(made),
-            Ok(None) if last => return Err(Failure::Overtaken("the file is being saved all the time".to_owned())),
+            Ok(None) if last => return Err(Failure::Overtaken("other programs keep saving the file; try again".to_owned())),
             Ok(None) => {}
             Err(Failure::Invalid(_)) if !last => thread::sleep(HALF_SAVED),
             Err(Failure::Io(e)) if !last && e.kind() == ErrorKind::NotFound => thread::sleep(HALF_SAVED),
@@ -77,7 +76,7 @@ pub fn update<T>(
     }
 }
 
-/// Replaces a file of no other writer, such as one of our own state: its content is the old text or the new one.
+/// Replaces a file that has no other writer. Its content is always the old text or the new text.
 ///
 /// # Errors
 /// When it cannot be written.
@@ -90,10 +89,10 @@ pub fn replace_own(path: &Path, text: &str) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// A file as it was read.
+/// A file at the time of one read.
 #[derive(PartialEq)]
 struct Seen {
-    /// Where the links lead.
+    /// Its path after following links.
     real: PathBuf,
     /// Device, inode, size and time of the last write.
     file: (u64, u64, u64, Option<SystemTime>),
@@ -108,13 +107,13 @@ impl Seen {
         Ok(Self { real, file: (meta.dev(), meta.ino(), meta.size(), meta.modified().ok()), text })
     }
 
-    /// Whether this is the same file with the same content, wherever it is now.
+    /// Whether both are the same file with the same content; the path may differ.
     fn same_content(&self, other: &Self) -> bool {
         self.file == other.file && self.text == other.text
     }
 }
 
-/// Returns false, and leaves the file alone, if it is not as it was `seen`.
+/// Returns false, without a change, if the file differs from `seen`.
 fn replace_or_write(path: &Path, seen: &Seen, text: &str, synced: &mut impl FnMut()) -> io::Result<bool> {
     match replace(path, seen, text, synced) {
         Err(e) if matches!(e.kind(), ErrorKind::ResourceBusy | ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
@@ -157,22 +156,22 @@ fn replace(path: &Path, seen: &Seen, text: &str, synced: &mut impl FnMut()) -> i
                 return Ok(false);
             }
         }
-        // Not every file system can exchange two names; a plain rename leaves a gap of microseconds.
+        // Some file systems cannot exchange two names. With a rename, a save within a few microseconds can be lost.
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => new.persist(real).map_err(|e| e.error)?,
         Err(e) => return Err(e.into()),
     }
-    // So that the rename outlives a power cut as well.
+    // Makes the rename survive a power failure.
     File::open(folder)?.sync_all()?;
     Ok(true)
 }
 
-/// The file that was displaced is a newer save than the one that was read: it goes back. What that displaces in turn has to be
-/// what was there, or is a still newer save.
+/// Puts a displaced file back, because it is newer than the text that was read. The file that this displaces must be the one
+/// placed before; otherwise it is an even newer save, and is put back in turn.
 fn put_back(new: tempfile::TempPath, real: &Path, mut newest: Seen) -> io::Result<()> {
     let mut placed = Seen::read(real)?.file.1;
     for _ in 0..EXCHANGES {
         if let Err(e) = exchange(&new, real) {
-            // The newest save has the other name now, and must not be removed.
+            // The newest save is now under the temporary name, and must not be removed.
             let kept = new.keep().map_err(|e| e.error)?;
             return Err(io::Error::other(format!("{e}; what was saved last is in {}", kept.display())));
         }
@@ -183,15 +182,15 @@ fn put_back(new: tempfile::TempPath, real: &Path, mut newest: Seen) -> io::Resul
         placed = newest.file.1;
         newest = displaced;
     }
-    Err(io::Error::other("the file is being saved all the time"))
+    Err(io::Error::other("other programs keep saving the file; try again"))
 }
 
 fn exchange(a: &Path, b: &Path) -> rustix::io::Result<()> {
     renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE)
 }
 
-/// A file of another owner stays so, or is written in place. Asks only for what may be granted: a sandbox may end a process that
-/// asks for more.
+/// Keeps the owner of the file; if that is not permitted, the file is written in place. Calls chown only for changes that may be
+/// permitted, because a seccomp filter may kill a process for others.
 fn keep_owner(new: &Path, before: &Metadata) -> io::Result<()> {
     let ours = fs::metadata(new)?;
     let owner = (ours.uid() != before.uid()).then(|| before.uid());
@@ -243,7 +242,7 @@ mod tests {
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left behind");
     }
 
-    /// However slow the disk: the save comes between the fsync and the rename.
+    /// Saves between the fsync and the rename, as on a slow disk.
     #[test]
     fn a_save_while_the_disk_is_slow_is_kept_however_it_is_made() {
         let in_place = |path: &Path| fs::write(path, "saved\n").unwrap();

@@ -1,8 +1,8 @@
-//! YAML as a small tree that remembers where everything stands.
+//! Parses YAML into a small tree with the position of every node.
 //!
-//! Built from parser events, because serde_yaml gives no places for single values: every problem of a file has its line and column,
-//! and `promote` replaces exactly one token. Read by `reader`, `schema`, `validate` and `edit`; knows no key, is the only file
-//! that names the parser, and never follows an alias into more nodes than its budget.
+//! Built from parser events, because serde_yaml has no positions of single values; they are needed for the line and column of
+//! each problem, and for `promote`, which replaces exactly one token. Used by `reader`, `schema`, `validate` and `edit`. Only
+//! this file uses the parser. It knows no key, and limits the number of nodes, so that aliases cannot exhaust the memory.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use saphyr_parser::{Event, Marker, Parser, ScalarStyle, ScanError, Span};
 
 use super::Problem;
 
-/// No configuration is larger; a file that is, is something else.
+/// Maximum number of nodes; no real configuration has as many.
 const NODES: usize = 10_000;
 
 /// One value.
@@ -27,7 +27,7 @@ pub(super) enum Kind {
         plain: bool,
     },
     Sequence(Vec<Node>),
-    /// In the order of the file; a key can be there twice.
+    /// In the order of the file, including duplicate keys.
     Mapping(Vec<(Key, Node)>),
 }
 
@@ -37,21 +37,22 @@ pub(super) struct Key {
     pub place: Place,
 }
 
-/// Where a token stands.
+/// The position of a token.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
-    /// From 1.
+    /// 1-based.
     pub line: usize,
-    /// From 1.
+    /// 1-based.
     pub column: usize,
-    /// Where it begins, counted in characters.
+    /// Offset of its first character, in characters.
     pub start: usize,
-    /// Where a plain scalar or an alias ends; a quoted one ends with its quote, which the parser does not tell.
+    /// Offset of the end of a plain scalar or an alias. Not exact for a quoted scalar: the parser does not report its closing
+    /// quote.
     pub end: usize,
 }
 
 impl Node {
-    /// Written as nothing, `~` or `null`.
+    /// Whether it is empty, `~` or `null`.
     pub(super) fn is_null(&self) -> bool {
         matches!(&self.kind, Kind::Scalar { text, plain: true } if matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL"))
     }
@@ -90,10 +91,10 @@ impl Problem {
     }
 }
 
-/// The mark that some editors put before the first character of UTF-8; no part of the document.
+/// The byte order mark that some editors write at the start of UTF-8; not a part of the document.
 pub(super) const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// The tree of a text that holds one document; none for one that says nothing. Places are counted without a byte order mark.
+/// Parses a text with one document; returns none for an empty one. Positions do not count a byte order mark.
 pub(super) fn parse(text: &str) -> Result<Option<Node>, Problem> {
     let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     let mut tree = Tree { parser: Parser::new_from_str(text), anchors: HashMap::new(), budget: NODES };
@@ -122,12 +123,12 @@ impl<'a> Tree<'a> {
         self.parser.next_event().transpose().map_err(|e| syntax(&e))
     }
 
-    /// What comes inside a collection; the parser never ends within one without an error.
+    /// The next event inside of a collection. The parser reports an error for a collection without an end.
     fn inner(&mut self, outer: Place) -> Result<(Event<'a>, Span), Problem> {
         self.next()?.ok_or_else(|| Problem::at("", outer, "what begins here has no end"))
     }
 
-    /// Recursion is bounded: the parser refuses to nest deeper than 255.
+    /// The recursion is bounded, because the parser rejects more than 255 levels.
     fn node(&mut self, event: Event<'a>, span: Span) -> Result<Node, Problem> {
         let place = place(span);
         self.spend(1, place)?;
@@ -148,7 +149,7 @@ impl<'a> Tree<'a> {
             _ => return Err(Problem::at("", place, "a value is missing here")),
         };
         if tag.is_some() {
-            return Err(Problem::at("", place, "tags (!…) mean nothing here; leave it out"));
+            return Err(Problem::at("", place, "tags (!…) are not supported; remove it"));
         }
         let node = Node { kind, place };
         if anchor > 0 {
@@ -184,7 +185,7 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// Aliases of aliases grow by powers; the budget is what they cannot grow beyond.
+    /// Counts the copied nodes too: aliases of aliases grow exponentially.
     fn spend(&mut self, nodes: usize, place: Place) -> Result<(), Problem> {
         match self.budget.checked_sub(nodes) {
             Some(left) => self.budget = left,

@@ -1,7 +1,7 @@
 //! The draining peers of one service: closed for new requests, with requests that still run.
 //!
-//! Called by [`super::service`], which opens and closes peers and keeps the history of swaps. Each group of peers has its swap and
-//! its deadline.
+//! Called by [`super::service`], which opens and closes peers and keeps the history of swaps. Each group of peers has its swap
+//! and its deadline.
 
 use std::{
     sync::Arc,

@@ -41,19 +41,20 @@ impl Drift {
         self.failed.as_ref().is_some_and(|(failed, _)| same(failed))
     }
 
-    /// Updates the published drift, and logs its start and end. `proving` means that the configuration of the file is being proven.
+    /// Updates the published drift, and logs its start and end. `proving` means that the configuration of the file is being
+    /// proven.
     pub(super) fn update(&mut self, service: &str, file: &config::Service, running: &config::Service, proving: bool) {
         if file == running || (proving && !self.has_failed(file)) {
             if self.shown.take().is_some() {
-                info!("the file and what serves agree again service={service} serves={}", running.active);
+                info!("the running service matches the file again service={service} serves={}", running.active);
             }
             return;
         }
-        let reason = self.failed.as_ref().map_or("it was not taken", |(_, reason)| reason).to_owned();
+        let reason = self.failed.as_ref().map_or("it was not applied", |(_, reason)| reason).to_owned();
         let (file, serves) = (file.active.clone(), running.active.clone());
         let same = |shown: &&status::Drift| (&shown.file, &shown.serves, &shown.reason) == (&file, &serves, &reason);
         if self.shown.as_ref().filter(same).is_none() {
-            warn!("the file and what serves differ service={service} file={file} serves={serves} reason={reason}");
+            warn!("the running service differs from the file service={service} file={file} serves={serves} reason={reason}");
             let since = self.shown.take().map_or_else(|| rfc3339(SystemTime::now()), |shown| shown.since);
             self.shown = Some(status::Drift { file, serves, reason, since });
         }

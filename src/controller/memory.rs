@@ -47,8 +47,8 @@ impl Memory {
         let text = format(&last);
         let problem = problem.or_else(|| replace_own(&file, &text).err().map(|e| e.to_string()));
         match &problem {
-            None => info!("remembering which pool serves file={}", file.display()),
-            Some(e) => warn!("cannot remember which pool serves file={} reason={e}", file.display()),
+            None => info!("recording the active pools file={}", file.display()),
+            Some(e) => warn!("cannot record the active pools file={} reason={e}", file.display()),
         }
         let (pools, receiver) = watch::channel(last.clone());
         let (problems, problem) = watch::channel(problem);
@@ -92,8 +92,8 @@ async fn write(file: PathBuf, mut pools: watch::Receiver<Pools>, problems: watch
 
 fn report(file: &Path, problem: Option<&str>) {
     match problem {
-        None => info!("remembering again which pool serves file={}", file.display()),
-        Some(e) => warn!("cannot remember which pool serves file={} reason={e}", file.display()),
+        None => info!("recording the active pools again file={}", file.display()),
+        Some(e) => warn!("cannot record the active pools file={} reason={e}", file.display()),
     }
 }
 

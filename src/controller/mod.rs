@@ -240,7 +240,8 @@ impl Controller {
     }
 
     /// Stores a new snapshot: the only step that requests see. New peers open before the store, so that a request that loads the
-    /// new snapshot finds them open. Old peers close after it, so that a request that finds them closed can load a newer snapshot.
+    /// new snapshot finds them open. Old peers close after it, so that a request that finds them closed can load a newer
+    /// snapshot.
     fn publish(&mut self, names: &[String], now: Instant) {
         let services = self.services.iter_mut().filter(|(name, _)| names.contains(name));
         let opened: Vec<_> = services.filter_map(|(name, service)| Some((name.clone(), service.open(now)?))).collect();

@@ -180,10 +180,10 @@ fn next_incarnation() -> u64 {
 impl Lease {
     /// Counts a request in, unless the peer is closed.
     ///
-    /// Increments the count first and checks admission second. A drain does the reverse: it closes the peer, then reads the count.
-    /// These four operations are sequentially consistent, so either the drain sees this request or this request sees that the
-    /// peer is closed. With the check before the count, both could miss each other: a peer would be reported drained while a request
-    /// is on its way to it.
+    /// Increments the count first and checks admission second. A drain does the reverse: it closes the peer, then reads the
+    /// count. These four operations are sequentially consistent, so either the drain sees this request or this request sees that
+    /// the peer is closed. With the check before the count, both could miss each other: a peer would be reported drained while a
+    /// request is on its way to it.
     pub fn new(peer: &Arc<Peer>) -> Option<Self> {
         peer.in_flight.fetch_add(1, SeqCst);
         let lease = Self { peer: Arc::clone(peer), upgraded: false };

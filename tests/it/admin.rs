@@ -134,7 +134,7 @@ fn commands_print_what_they_did() {
     let text = std::fs::read_to_string(&config.path).unwrap();
     assert_eq!(text, config.text().replace("active: blue", "active: green"));
     let again = switchover.cli(&["promote", "green"]);
-    assert_eq!((again.code, again.stdout.trim()), (0, "shop: nothing to do, that is what serves"));
+    assert_eq!((again.code, again.stdout.trim()), (0, "shop: nothing to do, this pool already serves"));
     let wrong = switchover.cli(&["promote", "gren"]);
     assert_eq!(wrong.code, 2);
     assert!(wrong.stderr.contains("no pool \"gren\"; pools are blue, green"), "{wrong:?}");

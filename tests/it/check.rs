@@ -3,7 +3,7 @@
 use std::{fs, net::TcpListener};
 
 use crate::support::{
-    Authority, ConfigFile, Edit, Origin, Switchover, eventually,
+    Authority, ConfigFile, Edit, Origin, Switchover,
     switchover::{Output, run},
 };
 
@@ -140,6 +140,6 @@ fn a_problem_has_its_file_line_and_column_everywhere() {
         assert!(problem.file == file.to_string() && problem.line.is_some() && problem.column.is_some(), "{problem:?}");
         let table = switchover.cli(&["status"]);
         assert!(table.stdout.contains(&expected), "{expected}: {table:?}");
-        eventually("the log has it", || if switchover.log().contains(&expected) { Ok(()) } else { Err(switchover.log()) });
+        switchover.await_log(&expected);
     }
 }

@@ -105,7 +105,10 @@ fn ctrl_c_ends_promote_and_not_the_swap_and_cancel_gives_it_up() {
     let output = ended(promote);
     assert_eq!(output.code, 130, "{output:?}");
     let said = output.stderr.trim();
-    assert!(said.starts_with("shop: still proving green for up to 1 m ") && said.ends_with("switchover cancel shop gives it up"));
+    assert!(
+        said.starts_with("shop: still proving green for up to 1 m ")
+            && said.ends_with("; to cancel, run: switchover cancel shop")
+    );
     assert_eq!(switchover.service().swap.unwrap().phase, Phase::Proving);
 
     let mut waiting = spawn(&switchover, &["promote", "green", "--timeout", "90s"]);

@@ -37,7 +37,7 @@ fn a_refused_edit_is_shown_and_the_serving_pool_can_be_written_back() {
     assert_eq!((drift.file.as_str(), drift.serves.as_str()), ("green", "blue"), "{drift:?}");
     assert!(drift.reason.contains("503 {\"status\":\"OUT_OF_SERVICE\"}"), "{drift:?}");
     assert!(humantime::parse_rfc3339(&drift.since).is_ok(), "{drift:?}");
-    assert!(switchover.log().contains("the file and what serves differ service=shop file=green serves=blue"));
+    switchover.await_log("the running service differs from the file service=shop file=green serves=blue");
     assert_eq!(drift_metric(&switchover), Some(1.0));
     let (status, applied) = switchover.admin_post("/v1/reload?wait=drained", "{}");
     assert_eq!((status, &applied["drift"][0]["service"], &applied["drift"][0]["file"]), (200, &"shop".into(), &"green".into()));
@@ -166,7 +166,8 @@ fn a_state_folder_that_cannot_be_written_is_said_and_changes_nothing_else() {
     let switchover = Switchover::start(&config);
     let problem = switchover.read_status().config.state_dir.unwrap().problem.unwrap();
     assert!(problem.contains("No such file"), "{problem}");
-    assert_eq!(switchover.log().matches("cannot remember which pool serves").count(), 1);
+    switchover.await_log("cannot record the active pools");
+    assert_eq!(switchover.log().matches("cannot record the active pools").count(), 1);
     assert_eq!(switchover.cli(&["promote", "green"]).code, 0);
 }
 
@@ -207,9 +208,5 @@ fn one_service_holds_a_start_back_for_its_ready_timeout_at_most() {
         (200, _) => Ok(()),
         other => Err(other),
     });
-    // The kit reads the log in a thread of its own, which can be behind the response.
-    eventually("the reason is logged", || match switchover.log() {
-        log if log.contains("not ready in time, answering 503 until it is service=api") => Ok(()),
-        log => Err(log),
-    });
+    switchover.await_log("not ready in time, requests get 503 until it is service=api");
 }

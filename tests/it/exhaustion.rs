@@ -44,7 +44,8 @@ fn the_limit_of_descriptors_is_raised_and_one_that_does_not_fit_is_warned_of() {
     assert!(log.contains("the limit of file descriptors is too low") && log.contains("limit=200 connections=400"), "{log}");
 }
 
-/// Clients take every descriptor that there is for them. Those that have come are served, the peer stays ready, the admin API answers.
+/// Clients take every descriptor that there is for them. Those that have come are served, the peer stays ready, the admin API
+/// answers.
 #[test]
 fn a_process_without_descriptors_serves_on() {
     let (blue, config) = shop("{header_timeout: 60s, connections: 1000}");

@@ -126,7 +126,7 @@ fn a_second_signal_stops_without_waiting() {
     client.send("GET /hang HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     switchover.await_in_flight("blue", 1);
     switchover.signal(Signal::SIGTERM);
-    eventually("it stops", || if switchover.log().contains("stopping connections=1") { Ok(()) } else { Err(switchover.log()) });
+    switchover.await_log("stopping connections=1");
     switchover.signal(Signal::SIGTERM);
     let (status, _) = switchover.await_exit();
     assert_eq!(status.code(), Some(1));
@@ -141,10 +141,7 @@ fn sigquit_and_sighup_stop_nothing() {
         switchover.signal(Signal::SIGQUIT);
         switchover.signal(Signal::SIGHUP);
     }
-    eventually(
-        "SIGQUIT is logged",
-        || if switchover.log().contains("SIGQUIT is ignored") { Ok(()) } else { Err(switchover.log()) },
-    );
+    switchover.await_log("SIGQUIT is ignored");
     assert_eq!(switchover.get("/").text(), "blue");
     assert!(switchover.child.try_wait().unwrap().is_none());
 }

@@ -32,7 +32,8 @@ fn refused(green: &Origin, reason: &str) -> Switchover {
     let swap = shop.swap.as_ref().unwrap();
     assert_eq!((shop.active.as_str(), swap.outcome), ("blue", Some(Outcome::NotReady)), "{shop:?}");
     assert!(swap.reason.as_ref().is_some_and(|said| said.contains(reason)), "{shop:?}");
-    assert!(switchover.log().contains("outcome=not_ready") && switchover.log().contains(reason));
+    switchover.await_log("outcome=not_ready");
+    switchover.await_log(reason);
     assert_eq!(switchover.metric("switchover_swaps_total{result=\"not_ready\",service=\"shop\"}"), Some(1.0));
     assert_eq!(std::fs::read_to_string(&config.path).unwrap(), before, "a refused release leaves no mark in the file");
     assert_eq!(switchover.get("/").text(), "blue");

@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 
 use crate::support::{Authority, ConfigFile, Origin, Switchover, eventually, switchover::command};
 
-/// A process that lets a task panic when a file asks for it.
+/// A switchover in which a test can make a task panic.
 struct Fragile {
     blue: Origin,
     config: ConfigFile,
@@ -43,41 +43,38 @@ fn the_process_stops_when_a_task_that_it_needs_has_ended() {
     for task in ["controller", "watcher", "admin", "listener"] {
         let mut fragile = fragile();
         let name = if task == "listener" { format!("listener {}", fragile.switchover.address) } else { task.to_owned() };
-        // It runs for as long as its body is not complete.
+        // The request runs until its body is complete.
         let mut running = fragile.switchover.client();
         running.send("POST / HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 4\r\n\r\nab").unwrap();
         fragile.switchover.await_in_flight("blue", 1);
         assert_eq!(fragile.switchover.admin_get("/livez").0, 200);
         fragile.panic(&name);
         let reason = format!("task=\"{name}\" reason=\"a panic: a test asked {name} to panic\"");
-        eventually("the log says so", || match fragile.switchover.log() {
-            log if log.contains(&reason) => Ok(()),
-            log => Err(log),
-        });
-        eventually("it stops", || if fragile.switchover.log().contains("] stopping ") { Ok(()) } else { Err(()) });
+        fragile.switchover.await_log(&reason);
+        fragile.switchover.await_log("] stopping ");
         if task != "admin" {
             assert_eq!(fragile.switchover.admin_get("/livez").0, 503, "{task}");
         }
-        // Asked to read the configuration again, it has failed all the same.
+        // A reload does not change the exit code.
         fragile.switchover.signal(Signal::SIGHUP);
         running.send("cd").unwrap();
         assert_eq!(running.read_response().unwrap().text(), "blue", "{task}: what runs ends");
         let (status, _) = fragile.switchover.await_exit();
         assert_eq!(status.code(), Some(1), "{task}: {}", fragile.switchover.log());
-        assert!(fragile.switchover.log().contains(&format!("stopped because {name} has ended")), "{}", fragile.switchover.log());
+        fragile.switchover.await_log(&format!("stopped because {name} has ended"));
     }
 }
 
-/// The others begin again, and what they were for is done.
+/// Other tasks are restarted and work again.
 #[test]
 fn a_task_that_can_begin_again_does() {
     let fragile = fragile();
     let Fragile { blue, config, switchover, .. } = &fragile;
     for task in ["probe", "access_log", "certificates"] {
         fragile.panic(task);
-        let reason = format!("is started again task=\"{task}\" reason=\"a panic: a test asked {task} to panic\"");
-        eventually("it begins again", || {
-            // The thread of the access log looks when it has a line.
+        let reason = format!("is restarted task=\"{task}\" reason=\"a panic: a test asked {task} to panic\"");
+        eventually("it is restarted", || {
+            // The thread of the access log checks for a panic only when it writes a line.
             switchover.get("/");
             match switchover.log() {
                 log if log.contains(&reason) => Ok(()),

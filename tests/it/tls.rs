@@ -64,25 +64,24 @@ fn renewed_certificates_are_used_once_they_are_whole_and_valid() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
     assert!(ends("shop.test").is_some_and(|end| end > now));
     let serves = |name: &str| assert_eq!(ask(switchover.address, &ca, name, &[]), Ok("blue".to_owned()), "{name}");
-    let said = |what: &str| eventually(what, || if switchover.log().contains(what) { Ok(()) } else { Err(switchover.log()) });
 
     // Half of a pair, one that has expired, and no certificate at all: the old one serves on.
     let elsewhere = tempfile::tempdir().unwrap();
     authority.sign(elsewhere.path(), "shop", &["new.test"], 2041);
     fs::copy(elsewhere.path().join("shop.crt"), folder.join("shop.crt")).unwrap();
-    said("is not the key of");
+    switchover.await_log("is not the key of");
     serves("shop.test");
     authority.sign(&folder, "shop", &["old.test"], 2021);
-    said("the certificate for old.test expired on 2021-01-01");
+    switchover.await_log("the certificate for old.test expired on 2021-01-01");
     serves("shop.test");
     fs::write(folder.join("shop.crt"), "nonsense").unwrap();
-    said("holds no certificate in PEM");
+    switchover.await_log("holds no certificate in PEM");
     serves("shop.test");
 
     for file in ["shop.crt", "shop.key"] {
         fs::copy(elsewhere.path().join(file), folder.join(file)).unwrap();
     }
-    said("certificate renewed");
+    switchover.await_log("certificate renewed");
     serves("new.test");
     assert_eq!((ends("new.test").is_some(), ends("shop.test")), (true, None));
 }
@@ -112,9 +111,8 @@ fn one_bad_pair_leaves_the_others_renewing() {
             other => Err((other, switchover.log())),
         });
     };
-    let said = |what: &str| eventually(what, || if switchover.log().contains(what) { Ok(()) } else { Err(switchover.log()) });
-    said("file=more.crt");
-    said("the certificate for more.test expired on 2021-01-01");
+    switchover.await_log("file=more.crt");
+    switchover.await_log("the certificate for more.test expired on 2021-01-01");
     problem("more.crt", 1.0);
     problem("shop.crt", 0.0);
 
@@ -123,7 +121,7 @@ fn one_bad_pair_leaves_the_others_renewing() {
     serves("second.test");
     // One cannot be read: the other one is renewed.
     fs::remove_file(folder.join("more.key")).unwrap();
-    said("there is no file");
+    switchover.await_log("there is no file");
     authority.sign(&folder, "shop", &["shop.test", "third.test"], 2040);
     serves("third.test");
     // The bad one is taken as soon as it is good, and the metric agrees.
@@ -152,12 +150,11 @@ fn a_pair_is_read_again_without_a_sign_of_a_change() {
         fs::File::options().write(true).open(&new).unwrap().set_modified(written).unwrap();
         fs::rename(&new, path).unwrap();
     };
-    let said = |what: &str| eventually(what, || if switchover.log().contains(what) { Ok(()) } else { Err(switchover.log()) });
     let good = fs::read(&key).unwrap();
     with_old_date(&key, &vec![b'x'; good.len()]);
-    said("holds no private key in PEM");
+    switchover.await_log("holds no private key in PEM");
     with_old_date(&key, &good);
-    said("certificate in order again");
+    switchover.await_log("certificate in order again");
     assert_eq!(ask(switchover.address, &ca, "shop.test", &[]), Ok("blue".to_owned()));
 }
 

@@ -36,12 +36,12 @@ impl Service {
         let (name, to, why) = (&self.name, &status.to, status.reason.as_deref().unwrap_or_default());
         match outcome {
             Outcome::NotReady if candidate.published => {
-                warn!("not ready in time, answering 503 until it is service={name} pool={to} reason={why}");
+                warn!("not ready in time, requests get 503 until it is service={name} pool={to} reason={why}");
             }
             Outcome::NotReady => {
                 warn!("promotion failed, the old pool serves service={name} to={to} outcome=not_ready reason={why}");
             }
-            _ => info!("swap given up service={name} to={to} outcome={} reason={why}", outcome.label()),
+            _ => info!("swap ended before its promotion service={name} to={to} outcome={} reason={why}", outcome.label()),
         }
         let failed = matches!(outcome, Outcome::NotReady | Outcome::Cancelled);
         if failed && candidate.edit.is_none() && !candidate.published {

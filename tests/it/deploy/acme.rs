@@ -108,8 +108,8 @@ fn a_certificate_is_obtained_kept_and_replaced_for_other_names() {
     assert_eq!(get(&issuer, &url(&switchover)), Ok("blue".to_owned()), "at once");
     assert_eq!((read(&certificate), read(&account)), (first.clone(), who.clone()));
 
-    // A further name needs another certificate, ordered by the same account. The authority rejects a name that does not resolve, and
-    // the old certificate stays in use.
+    // A further name needs another certificate, ordered by the same account. The authority rejects a name that does not resolve,
+    // and the old certificate stays in use.
     drop(switchover);
     let config = asking(config, "localhost, nowhere.invalid");
     let switchover = Switchover::start(&config);

@@ -1,5 +1,5 @@
-//! Clients that speak TLS or HTTP/2, which the byte-by-byte [`Client`](super::Client) does not. Used by [`Load`](super::Load), and
-//! by tests that need handshakes alone. Nothing here retries a request.
+//! Clients that speak TLS or HTTP/2, which the byte-by-byte [`Client`](super::Client) does not. Used by [`Load`](super::Load),
+//! and by tests that need handshakes alone. Nothing here retries a request.
 
 use std::{net::SocketAddr, path::Path, sync::Arc};
 

@@ -1,7 +1,7 @@
 //! The kit: the real binary, real sockets, real files, on ephemeral ports.
 //!
-//! Tests read as stories in its words: [`Switchover`], [`ConfigFile`], [`App`], [`Origin`], [`Client`], [`Load`]. A test waits for a
-//! fact, with [`eventually`], and never for a time; where a time is what is tested, only its lower bound is asserted.
+//! Tests read as stories in its words: [`Switchover`], [`ConfigFile`], [`App`], [`Origin`], [`Client`], [`Load`]. A test waits
+//! for a fact, with [`eventually`], and never for a time; where a time is what is tested, only its lower bound is asserted.
 
 pub mod acme_server;
 pub mod app;

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use tokio::net::TcpSocket;
 
-/// A socket that is bound and never listens. While it exists, the kernel gives the port to no other socket, not even to an outgoing
-/// connection, and a client cannot connect. A process that sets `SO_REUSEADDR`, as servers do, can listen on the port.
+/// A socket that is bound and never listens. While it exists, the kernel gives the port to no other socket, not even to an
+/// outgoing connection, and a client cannot connect. A process that sets `SO_REUSEADDR`, as servers do, can listen on the port.
 pub struct Port {
     pub address: SocketAddr,
     _socket: TcpSocket,

@@ -91,6 +91,14 @@ impl Switchover {
         self.log.lock().unwrap().join("\n")
     }
 
+    /// Waits for a text in the log. A thread of the test reads the log, so a line can be missing when a response arrives.
+    pub fn await_log(&self, text: &str) {
+        eventually(&format!("the log has {text:?}"), || match self.log() {
+            log if log.contains(text) => Ok(()),
+            log => Err(log),
+        });
+    }
+
     pub fn client(&self) -> Client {
         Client::connect(self.address).unwrap()
     }
