@@ -1,28 +1,28 @@
 #!/usr/bin/env bash
-# A release in one command: starts it as the idle colour, has switchover prove and promote it, stops the old one.
+# Deploys a release in one command: starts it as the idle pool, lets switchover prove and promote it, stops the old one.
 #
-#   release.sh jar JAR          two ports of this host, a process each
-#   release.sh compose VERSION  two services of a compose project, an image of this version
-#   release.sh start            after a reboot: starts the jar of the colour that switchover serves
+#   release.sh jar JAR          for two ports of this host, with one process each
+#   release.sh compose VERSION  for two services of a compose project, with the image of this version
+#   release.sh start            after a reboot: starts the jar of the active pool
 #
-# If anything fails before the promotion, everything stays as it was, and the exit code is that of `switchover promote` (3: the
-# release was not ready in time) or 1. It may be interrupted at any point and run again; the next run finishes what an interrupted
-# one left. Only one runs at a time.
+# If a step before the promotion fails, the script undoes the earlier steps and exits with the code of `switchover promote` (3: the
+# release was not ready in time) or with 1. It can be interrupted at any point and run again; the next run completes an interrupted
+# release. Only one instance runs at a time.
 #
 # Settings, from the environment:
 #   SERVICE     the service in switchover's file, with the pools blue and green (default: shop)
 #   SWITCHOVER  the command line of the running switchover
 #               (default: switchover; for compose: $COMPOSE exec -T switchover switchover)
-#   RELEASE_DIR where the lock, pids, jars and logs are (default: ./release)
-#   STOP_AFTER  seconds that the old one has after SIGTERM, longer than its own graceful shutdown (default: 40)
-#   VERSION     the release's name in status and metrics (default: for compose the argument; for shop-2.0.0.jar: 2.0.0)
+#   RELEASE_DIR the folder for the lock, PIDs, jars and logs (default: ./release)
+#   STOP_AFTER  seconds between SIGTERM and SIGKILL, more than the application's graceful shutdown takes (default: 40)
+#   VERSION     the version in status and metrics (default: for compose the argument; for shop-2.0.0.jar: 2.0.0)
 #   jar:        BLUE_PORT, GREEN_PORT (default: the port of the pool's first peer), JAVA (java), JAVA_OPTS
-#               ADOPT=1: a process that holds one of the ports and was not started by this script is taken over, and stopped when
-#               its colour is replaced
+#               ADOPT=1: takes over a process that listens on one of the ports and was not started by this script, and stops it
+#               when its pool is replaced
 #   compose:    COMPOSE ("docker compose"), run in the folder of the compose file, whose .env names BLUE_VERSION and GREEN_VERSION
 set -euo pipefail
 
-# A background job of a script ignores SIGINT, and no shell can trap a signal that was ignored when it began.
+# A background job of a script is started with SIGINT ignored, and a shell cannot trap a signal that was ignored at its start.
 if [ -z "${RELEASE_SIGINT:-}" ] && (( 16#$(awk '/^SigIgn:/ { print $2 }' /proc/$$/status) & 2 )); then
     RELEASE_SIGINT=default exec env --default-signal=INT bash "$0" "$@"
 fi
@@ -41,12 +41,12 @@ usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "$0"; }
 
 boot() { cat /proc/sys/kernel/random/boot_id; }
 
-# When a process was started, in ticks since the boot; nothing if it does not run.
+# The start time of a process, in ticks since the boot; empty if it does not run.
 started() { { sed 's/.*) //' "/proc/$1/stat" | awk '$1 != "Z" { print $20 }'; } 2>/dev/null; }
 
 command_of() { { tr '\0' ' ' <"/proc/$1/cmdline" | cut -c 1-100; } 2>/dev/null; }
 
-# The pids that listen on a port, on any address; "hidden" for one that this user may not see.
+# The PIDs of processes that listen on a port, on any address; "hidden" for a process of another user.
 listeners() {
     local inode pids
     { awk -v port="$(printf '%04X' "$1")" '$4 == "0A" && $2 ~ (":" port "$") { print $10 }' /proc/net/tcp /proc/net/tcp6 2>/dev/null || true; } |
@@ -56,7 +56,7 @@ listeners() {
         done | sort -u
 }
 
-descends() { # PID ANCESTOR: whether it is that process, or a child of it
+descends() { # PID ANCESTOR: whether PID is ANCESTOR or one of its descendants
     local pid=$1
     while [ "${pid:-0}" -gt 1 ]; do
         [ "$pid" != "$2" ] || return 0
@@ -65,15 +65,15 @@ descends() { # PID ANCESTOR: whether it is that process, or a child of it
     return 1
 }
 
-# --- one application, by its colour: a process of this host ---------------------------------------------------------------
+# --- the application of a pool, as a process of this host -----------------------------------------------------------------
 
 jar_record() { echo "$2 $(started "$2") $(boot)" >"$RELEASE_DIR/$1.pid"; }
 
-jar_pid() { # COLOUR: its process, if this script started or adopted it and it runs
+jar_pid() { # POOL: the PID of its running process, if this script started or adopted it
     local pid start since
     [ -e "$RELEASE_DIR/$1.pid" ] || return 1
     read -r pid start since <"$RELEASE_DIR/$1.pid" || return 1
-    # The kernel reuses pids: the start time tells another process with the same one.
+    # The kernel reuses PIDs: a process with the same PID and another start time is a different one.
     [ "$since" = "$(boot)" ] && [ -n "$start" ] && [ "$start" = "$(started "$pid")" ] && echo "$pid"
 }
 
@@ -83,7 +83,7 @@ jar_port() {
     else peer_port "$1"; fi
 }
 
-# The listeners of a colour's port that are not its own process.
+# The processes that listen on the port of a pool, except its own process.
 jar_strangers() {
     local own holder
     own=$(jar_pid "$1" || true)
@@ -92,7 +92,7 @@ jar_strangers() {
     done
 }
 
-# Refuses a port that another process holds: it would answer the probes of a release that cannot start.
+# Fails if another process listens on the port: it would respond to the probes of a release that cannot start.
 jar_check() {
     local stranger port
     port=$(jar_port "$1")
@@ -117,7 +117,7 @@ jar_version() {
 jar_runs() { jar_pid "$1" >/dev/null; }
 jar_keep() { [ ! -e "$RELEASE_DIR/$1.jar" ] || cp "$RELEASE_DIR/$1.jar" "$RELEASE_DIR/$1.jar.before"; }
 jar_set() { cp "$2" "$RELEASE_DIR/$1.jar.new" && mv "$RELEASE_DIR/$1.jar.new" "$RELEASE_DIR/$1.jar"; }
-# An adopted process had no jar here, so there is none to go back to.
+# An adopted process has no jar here to restore.
 jar_restore() { if [ -e "$RELEASE_DIR/$1.jar.before" ]; then mv "$RELEASE_DIR/$1.jar.before" "$RELEASE_DIR/$1.jar"; else rm -f "$RELEASE_DIR/$1.jar"; fi; }
 
 jar_start() {
@@ -125,13 +125,13 @@ jar_start() {
     [ -e "$RELEASE_DIR/$1.jar" ] || return 0
     read -ra options <<<"${JAVA_OPTS:-}"
     [ ! -e "$RELEASE_DIR/$1.log" ] || mv "$RELEASE_DIR/$1.log" "$RELEASE_DIR/$1.log.before"
-    # In a session of its own, so that Ctrl-C here does not reach it, and without the lock, which would outlive this script.
+    # In a separate session, so that it does not get Ctrl-C, and without the lock, which it would keep after the end of this script.
     SERVER_PORT=$(jar_port "$1") setsid nohup "${JAVA:-java}" "${options[@]}" -jar "$RELEASE_DIR/$1.jar" \
         </dev/null >"$RELEASE_DIR/$1.log" 2>&1 9>&- &
     jar_record "$1" $!
 }
 
-# Whether its own process, and no other, listens on its port.
+# Whether its own process listens on its port, and no other process does.
 jar_serves() {
     jar_runs "$1" && [ -n "$(listeners "$(jar_port "$1")")" ] && [ -z "$(jar_strangers "$1")" ]
 }
@@ -141,13 +141,13 @@ jar_stop() {
     if ! pid=$(jar_pid "$1"); then
         stranger=$(jar_strangers "$1" | head -n 1)
         [ -n "$stranger" ] || return 0
-        say "$1 is not stopped: pid $stranger holds its port, and this script did not start it ($(command_of "$stranger"))" >&2
+        say "$1 is not stopped: pid $stranger listens on its port, and this script did not start it ($(command_of "$stranger"))" >&2
         return 1
     fi
     kill -TERM "$pid" 2>/dev/null || return 0
     while jar_runs "$1"; do
         if [ "$waited" -eq $((STOP_AFTER * 10)) ]; then
-            say "$1 did not end in ${STOP_AFTER}s and is killed"
+            say "$1 did not stop within ${STOP_AFTER}s, killing it"
             kill -KILL "$pid" 2>/dev/null || true
         fi
         sleep 0.1
@@ -158,7 +158,7 @@ jar_stop() {
 
 jar_why() { tail -n 5 "$RELEASE_DIR/$1.log" >&2; }
 
-# --- one application, by its colour: a service of the compose project -----------------------------------------------------
+# --- the application of a pool, as a service of the compose project -------------------------------------------------------
 
 compose() { $COMPOSE "$@" 9>&-; }
 compose_variable() { echo "${1^^}_VERSION"; }
@@ -166,7 +166,7 @@ compose_check() { :; }
 compose_version() { echo "$1"; }
 compose_runs() { [ -n "$(compose exec -T "app-$1" true 2>/dev/null && echo yes)" ]; }
 compose_serves() { compose_runs "$1"; }
-# -p: .env may hold secrets, so its mode stays.
+# -p keeps the mode, because .env may contain secrets.
 compose_keep() { cp -p .env "$RELEASE_DIR/$1.env.before" 2>/dev/null || : >"$RELEASE_DIR/$1.env.before"; }
 compose_restore() { if [ -e "$RELEASE_DIR/$1.env.before" ]; then mv "$RELEASE_DIR/$1.env.before" .env; fi; }
 compose_start() { compose up -d --no-deps "app-$1" >"$RELEASE_DIR/$1.log" 2>&1; }
@@ -176,17 +176,17 @@ compose_why() { compose logs --tail 5 "app-$1" >&2; }
 compose_set() {
     local variable
     variable=$(compose_variable "$1")
-    # Copied first, for its mode; then replaced in one step.
+    # Copies the file for its mode, then replaces it atomically.
     [ ! -e .env ] || cp -p .env .env.new
     { grep -v "^$variable=" .env 2>/dev/null || true; echo "$variable=$2"; } >.env.new
     mv .env.new .env
-    # A container that exists would be started again as it was.
+    # Without this, compose would start the existing container with the old version.
     compose rm -f -s "app-$1" >"$RELEASE_DIR/$1.log" 2>&1 || true
 }
 
 # --- switchover -----------------------------------------------------------------------------------------------------------
 
-# For each pool of the service a line `pool NAME STATE SAFE VERSION`, and for each of its peers a line `peer NAME PORT`.
+# Prints a line `pool NAME STATE SAFE VERSION` for each pool of the service, and a line `peer NAME PORT` for each of its peers.
 pools() {
     $SWITCHOVER status --json 9>&- | tr '{' '\n' | awk -F'"' -v service="$SERVICE" '
         function value(key, text) {
@@ -216,10 +216,10 @@ finish() {
     trap '' INT TERM HUP
     [ -z "$promotion" ] || kill "$promotion" 2>/dev/null || true
     [ "$phase" = trying ] || exit "$code"
-    # Interrupted or refused. If it is promoted nevertheless, it stays: it was proven.
+    # Interrupted or failed. If the pool was promoted nevertheless, it continues to serve: it was proven.
     $SWITCHOVER cancel "$SERVICE" >/dev/null 2>&1 9>&- || true
     if [ "$(state "$idle" || true)" = active ]; then
-        say "$idle serves already; the old one ($active) still runs: run this again to stop it" >&2
+        say "$idle already serves, and $active still runs; to stop $active, run this again" >&2
         [ "$code" -ne 0 ] || code=1
     elif is_safe "$idle"; then
         "${kind}_stop" "$idle" || true
@@ -227,7 +227,7 @@ finish() {
         if [ -n "$ran" ]; then "${kind}_start" "$idle"; fi
         say "left as it was: $active is active" >&2
     else
-        say "switchover does not say that $idle is safe to stop, so nothing is stopped; when it does, run this again" >&2
+        say "$idle is not safe to stop, so it is not stopped; run this again when switchover status says that it is safe" >&2
     fi
     exit "$code"
 }
@@ -236,7 +236,7 @@ release() {
     local code=0
     # An interrupted release may have left a drain behind.
     if [ "$(state "$idle")" = draining ]; then
-        say "$idle still drains, waiting for it"
+        say "waiting until $idle has drained"
         while [ "$(state "$idle")" = draining ]; do sleep 0.2; done
     fi
     is_safe "$idle" || die "$idle is not safe to stop; run this again when switchover status says that it is"
@@ -259,12 +259,12 @@ release() {
         exit 1
     fi
 
-    # In the background, so that the end of the release's process is seen at once, and signals are handled at once.
+    # In the background, so that this script notices the end of the new process and handles signals without delay.
     $SWITCHOVER promote "$SERVICE" "$idle" --version "$version" --wait drained 9>&- &
     promotion=$!
     while kill -0 "$promotion" 2>/dev/null; do
         if ! "${kind}_runs" "$idle" && [ "$(state "$idle" || true)" != active ]; then
-            say "$idle has ended by itself; its last words:" >&2
+            say "$idle has ended unexpectedly; the end of its log:" >&2
             "${kind}_why" "$idle"
             exit 1
         fi
@@ -274,9 +274,9 @@ release() {
     promotion=
     [ "$code" -eq 0 ] || exit "$code"
 
-    # What was proven has to be what was started.
+    # Checks that the probes reached the process that this script started.
     if ! "${kind}_serves" "$idle"; then
-        say "$idle was promoted, but what was started does not listen on its port; going back to $active" >&2
+        say "$idle was promoted, but the started process does not listen on its port; going back to $active" >&2
         $SWITCHOVER promote "$SERVICE" "$active" --wait drained 9>&- || true
         exit 1
     fi
@@ -287,19 +287,19 @@ release() {
     say "done"
 }
 
-# After a reboot: what was released runs again.
+# After a reboot: starts the jar of the active pool.
 start() {
     jar_check "$active"
     if jar_runs "$active"; then
-        say "$active runs already"
+        say "$active already runs"
         return
     fi
-    [ -e "$RELEASE_DIR/$active.jar" ] || die "there is no $RELEASE_DIR/$active.jar: $active was not released here"
+    [ -e "$RELEASE_DIR/$active.jar" ] || die "$RELEASE_DIR/$active.jar does not exist: $active was not released with this script"
     say "starting $active"
     jar_start "$active"
     until jar_serves "$active"; do
         if ! jar_runs "$active"; then
-            say "$active has ended by itself; its last words:" >&2
+            say "$active has ended unexpectedly; the end of its log:" >&2
             jar_why "$active"
             exit 1
         fi
@@ -323,15 +323,15 @@ fi
 mkdir -p "$RELEASE_DIR"
 RELEASE_DIR=$(cd "$RELEASE_DIR" && pwd)
 exec 9>"$RELEASE_DIR/lock"
-# Two seconds, because the last child of a killed release may hold it for as long as it sleeps.
+# Waits two seconds, because a sleeping child of a killed release may still hold the lock.
 flock -w 2 9 || die "another release is running (it holds $RELEASE_DIR/lock)"
 
-# After a reboot switchover may start later than this.
+# After a reboot, switchover may start later than this script.
 tries=1
 [ "$1" != start ] || tries=60
 until all=$(pools); do
     tries=$((tries - 1))
-    [ "$tries" -gt 0 ] || die "switchover does not answer: is it running, and is SWITCHOVER right ($SWITCHOVER)?"
+    [ "$tries" -gt 0 ] || die "switchover does not respond; check that it runs and that SWITCHOVER is correct ($SWITCHOVER)"
     sleep 1
 done
 active=$(awk '$1 == "pool" && $3 == "active" { print $2 }' <<<"$all")

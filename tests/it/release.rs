@@ -159,7 +159,7 @@ fn a_first_application_started_by_hand_three_releases_and_a_reboot() {
         text => Err(text),
     });
     let again = host.script(&["start"]).output().unwrap();
-    assert!(String::from_utf8_lossy(&again.stdout).contains("green runs already"), "{again:?}");
+    assert!(String::from_utf8_lossy(&again.stdout).contains("green already runs"), "{again:?}");
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn a_port_that_another_process_holds_is_refused_and_the_process_named() {
     host.assert_serves("1.0.0");
 }
 
-/// The probes are answered, but not by what was started.
+/// Another process responds to the probes, not the one that the script started.
 #[test]
 fn a_release_that_does_not_hold_its_port_is_taken_back() {
     let host = Host::new();
@@ -195,7 +195,7 @@ fn a_release_that_does_not_hold_its_port_is_taken_back() {
     let stray: i32 = fs::read_to_string(stray).unwrap().trim().parse().unwrap();
     kill(Pid::from_raw(stray), Signal::SIGKILL).unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert!(stderr(&output).contains("what was started does not listen on its port"), "{output:?}");
+    assert!(stderr(&output).contains("the started process does not listen on its port"), "{output:?}");
     assert_eq!(host.switchover.service().active, before);
     host.assert_serves("1.0.0");
 }

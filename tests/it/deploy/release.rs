@@ -120,11 +120,11 @@ fn a_release_that_ends_is_interrupted_or_is_not_alone_changes_nothing() {
     assert!(host.run("v0", &[]).status.success());
     let load = Load::start(host.switchover.address, 6, mixed);
 
-    // A process that ends by itself is not waited for.
+    // The script does not wait until ready_timeout for a process that has ended.
     let output = host.run("v1", &[("SHOP_START_DELAY", "no duration")]);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert!(stderr.contains("has ended by itself") && stderr.contains("left as it was"), "{stderr}");
+    assert!(stderr.contains("has ended unexpectedly") && stderr.contains("left as it was"), "{stderr}");
 
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let first = host.release("v2", &[("SHOP_READY", "false")]).spawn().unwrap();
