@@ -1,7 +1,7 @@
-//! The composition root: the only module that knows all others.
+//! The composition root: the only module that uses all others.
 //!
-//! Binds first, so that a busy port ends the process at once; starts the controller, the watcher, the admin API and the proxy,
-//! each on threads of its own kind; reports ready once it has connected to its own listeners; stops in order.
+//! Binds all addresses first, so that a busy port ends the process at once. Then starts the controller, the watcher, the admin
+//! API and the proxy, each on its own threads. Reports ready after it has connected to its own listeners. Stops them in order.
 
 use std::{
     collections::HashSet,
@@ -43,52 +43,52 @@ use crate::{
     watch as file_watch,
 };
 
-/// Client connections whose requests the proxy answers.
+/// Client connections whose requests go to the proxy.
 type Edge = clients::Edge<HttpProxy<Proxy>>;
 
-/// Connections that wait to be accepted; the system's own limit (`net.core.somaxconn`) is lower almost everywhere.
+/// Maximum number of connections that wait to be accepted. Usually the limit of the system (`net.core.somaxconn`) is lower.
 const BACKLOG: u32 = 65535;
-/// Bytes that the kernel takes for a client beyond those on their way (tcp(7), TCP_NOTSENT_LOWAT). Without a bound it takes
-/// megabytes for a client that reads nothing, which count as memory of a container.
+/// Maximum number of unsent bytes that the kernel buffers for a client (tcp(7), TCP_NOTSENT_LOWAT). Without this limit it buffers
+/// megabytes for a client that reads nothing, which count as memory of the container.
 const UNSENT: u32 = 128 * 1024;
-/// How long a stopping process leaves an unused connection open: a request may be on its way on it.
+/// How long a stopping process keeps an idle connection open, because a request may be on its way.
 const IDLE_LINGER: Duration = Duration::from_millis(250);
-/// Connecting to a listener of one's own takes microseconds.
+/// Time limit for connecting to an own listener, which takes microseconds.
 const SELF_CHECK: Duration = Duration::from_secs(1);
 
-/// Why the process could not run, or not to its proper end.
+/// The reason why the process could not start, or did not stop regularly.
 #[derive(Debug)]
 pub enum RunError {
-    /// The configuration is not valid, or names files or addresses that cannot be used here.
+    /// The configuration is invalid, or its files or addresses cannot be used on this machine.
     Config(config::LoadError),
     /// An address cannot be listened on.
     Bind {
-        /// Which key of the file.
+        /// The key of the address in the file.
         what: String,
         /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The error of the system.
         cause: io::Error,
     },
-    /// Anything else the system refused.
+    /// Another error of the system.
     System(String),
-    /// A task without which the process is of no use has ended; its name.
+    /// A critical task has ended; with its name.
     TaskEnded(String),
-    /// A second signal ended it, with this many connections open.
+    /// A second signal ended the process; with the number of open connections.
     Interrupted(usize),
 }
 
-/// Everything that is opened before anything is started.
+/// Everything that is opened before any task starts.
 struct Opened {
     listeners: Vec<BoundListener>,
     admin: TcpListener,
-    /// With the port really taken.
+    /// With its real port.
     admin_address: SocketAddr,
     token_file: Option<Arc<Path>>,
     access_log: Option<AccessLog>,
     acme: Vec<Arc<Acme>>,
     challenges: ChallengeStore,
-    /// Connections from clients that the limit of descriptors allows.
+    /// The number of client connections that fit into the limit of descriptors.
     fit: usize,
 }
 
@@ -96,12 +96,12 @@ struct Opened {
 struct BoundListener {
     config: config::Listener,
     socket: TcpListener,
-    /// With the port really taken.
+    /// With its real port.
     address: SocketAddr,
     tls: Option<Arc<Tls>>,
 }
 
-/// Runs until a signal asks to stop and running requests have ended.
+/// Runs until a signal stops it and running requests have ended.
 ///
 /// # Errors
 /// [`RunError`], when it cannot start, when a second signal ends it, or when a task that it needs has ended.
@@ -160,12 +160,12 @@ pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
     let stops = signals.listen(commands, access_log);
     let stopped = until_stopped(stops, ended, || view.borrow().shutdown_timeout(), &edge, &stop, &readiness);
     let stopped = control.block_on(stopped);
-    // What still runs on these serves no one any more.
+    // The remaining tasks of these runtimes are no longer needed.
     [workers, admin_runtime, control].into_iter().for_each(Runtime::shutdown_background);
     stopped
 }
 
-/// Waits for a signal or for a task that must not end, then for running requests, then returns.
+/// Waits for a signal or for the end of a critical task, then for running requests.
 async fn until_stopped(
     mut stops: mpsc::UnboundedReceiver<()>,
     mut ended: mpsc::UnboundedReceiver<String>,
@@ -179,7 +179,7 @@ async fn until_stopped(
         Some(task) = ended.recv() => Some(task),
     };
     readiness.failed.store(failed.is_some(), Relaxed);
-    // From now on answers ask their clients to leave, and no further connection is accepted.
+    // From here on, responses ask clients to close the connection, and no connection is accepted.
     readiness.stopping.store(true, Relaxed);
     systemd::stopping();
     stop.send_replace(true);
@@ -261,7 +261,7 @@ fn access_log(config: &Config, path: &Path, metrics: &Metrics) -> Result<Option<
     log.map(Some).map_err(|e| RunError::System(format!("access_log.file: {shown} cannot be written: {e}")))
 }
 
-/// The certificates of each listener that has some; read before anything is bound, so that a wrong path ends the process at once.
+/// Reads the certificates of each TLS listener, before anything is bound, so that a wrong path ends the process at once.
 fn certificates(config: &Config, path: &Path, metrics: &Metrics) -> Result<Vec<Option<Arc<Tls>>>, RunError> {
     let folder = path.parent().unwrap_or(Path::new(""));
     let read = |(i, listener): (usize, &config::Listener)| {
@@ -272,7 +272,7 @@ fn certificates(config: &Config, path: &Path, metrics: &Metrics) -> Result<Vec<O
     config.listeners.iter().enumerate().map(read).collect()
 }
 
-/// The certificates that come from an authority; no request is sent yet.
+/// Prepares the certificates from ACME authorities. Sends no request yet.
 fn acme(config: &Config, path: &Path, challenges: &ChallengeStore) -> Result<Vec<Arc<Acme>>, RunError> {
     let folder = path.parent().unwrap_or(Path::new(""));
     let asking = config.listeners.iter().enumerate().filter_map(|(i, listener)| Some((i, listener.tls.as_ref()?.acme.as_ref()?)));
@@ -286,8 +286,8 @@ fn acme(config: &Config, path: &Path, challenges: &ChallengeStore) -> Result<Vec
     asking.map(make).collect()
 }
 
-/// Binds with SO_REUSEADDR, so that a restart does not have to wait for the last life's connections to be forgotten. Accepted
-/// connections have these options of their listener (tcp(7)).
+/// Binds with SO_REUSEADDR, so that a restart need not wait for old connections in TIME_WAIT. Accepted connections inherit the
+/// options of their listener (tcp(7)).
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let runtime = Builder::new_current_thread().enable_io().build()?;
     let _context = runtime.enter();
@@ -302,8 +302,8 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)?.into_std()
 }
 
-/// Proves that a listener is served, by connecting to it until the connection is accepted; a bound socket alone would let
-/// connections pile up. A wildcard address is reached through loopback.
+/// Checks that connections of a listener are accepted, by connecting to it: a bound socket alone would only queue them. Connects
+/// to a wildcard address through loopback.
 fn check_listening(mut address: SocketAddr, edge: &Edge) -> io::Result<()> {
     if address.ip().is_unspecified() {
         address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { [0, 0, 0, 0, 0, 0, 0, 1].into() });

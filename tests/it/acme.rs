@@ -1,10 +1,10 @@
-//! Certificates from an ACME authority that the tests bring along; `deploy::acme` does the same with a strict one.
+//! ACME against a minimal server of the test kit; `deploy::acme` tests against Pebble.
 
 use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
 use crate::support::{AcmeServer, Authority, ConfigFile, Origin, Switchover, eventually};
 
-/// A TLS listener with ACME, a second one with the same certificate, and the plain one that the authority asks.
+/// Two TLS listeners with the same ACME certificate, and a listener without TLS for the authority.
 fn ordering(origin: &Origin, year: i32) -> (ConfigFile, AcmeServer) {
     let config = ConfigFile::new(&[("blue", &[origin.address()])]);
     let authority = Authority::new();
@@ -41,14 +41,14 @@ fn listeners_with_the_same_names_share_one_order_and_a_restart_needs_none() {
     serves(&switchover);
     assert_eq!(server.orders(), 1);
 
-    // A file that was damaged holds up neither the start nor the order of a new one.
+    // A damaged file prevents neither the start nor a new order.
     drop(switchover);
     let store = fs::read_dir(config.folder().join("store")).unwrap().next().unwrap().unwrap().path();
     let file = store.join("shop.test.pem");
     let mode = || fs::metadata(&file).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(), 0o600);
     fs::write(&file, "nonsense").unwrap();
-    // A group that may read it keeps that right.
+    // The read permission of the group is kept.
     fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
     let switchover = Switchover::start(&config);
     switchover.await_ready("blue");
@@ -56,7 +56,7 @@ fn listeners_with_the_same_names_share_one_order_and_a_restart_needs_none() {
     assert_eq!((server.orders(), mode()), (2, 0o640));
 }
 
-/// As a clock far ahead makes every certificate one that has to be renewed.
+/// With a clock that is far ahead, every certificate is due for renewal.
 #[test]
 fn a_certificate_that_is_due_as_soon_as_it_is_issued_is_not_ordered_again_at_once() {
     let blue = Origin::start("blue");

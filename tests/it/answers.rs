@@ -1,4 +1,4 @@
-//! Answers: interim ones, those that break off, and those that switchover gives by itself.
+//! Responses: interim responses, responses that break off, and switchover's own.
 
 use std::{fs, process::Command};
 
@@ -20,7 +20,7 @@ fn logged(service: &str, listener: &str) -> (Origin, ConfigFile, Switchover) {
     (blue, config, switchover)
 }
 
-/// The access log's line of this target.
+/// The line of the access log with this target.
 fn line(config: &ConfigFile, target: &str) -> Value {
     eventually(&format!("a line of {target}"), || {
         let text = fs::read_to_string(config.folder().join("access.log")).unwrap_or_default();
@@ -33,7 +33,7 @@ fn of_peer(name: &str, first: &str, blue: &Origin, last: &str) -> String {
     format!("switchover_{name}{{{first}peer=\"{}\",pool=\"blue\",service=\"shop\"{last}}}", blue.address())
 }
 
-/// The answer that ends the request, behind any interim ones.
+/// The final response, after any interim ones.
 fn last_answer(client: &mut crate::support::Client) -> Response {
     loop {
         match client.read_response() {
@@ -48,7 +48,7 @@ fn an_interim_response_is_not_an_answer() {
     let (blue, config, switchover) = logged("timeouts: {response: 300ms}\n", "");
     blue.on("/lost", Act::Close);
     blue.on("/late", Act::Say(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n".to_vec()));
-    // The peer asks for the body, and dies when it has it.
+    // The peer requests the body with 100, and closes the connection after reading it.
     let mut client = switchover.client();
     client.send("PUT /lost HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n").unwrap();
     assert_eq!(client.read_head().unwrap().status, 100);
@@ -57,7 +57,7 @@ fn an_interim_response_is_not_an_answer() {
     assert_eq!(blue.bodies(), [b"hello", b"hello"], "a second try");
     let lost = line(&config, "/lost");
     assert_eq!((&lost["status"], &lost["ended"]), (&502.into(), &"closed".into()), "{lost}");
-    // The peer sends a hint, and nothing else in time.
+    // The peer sends 103, and no response before the timeout.
     let mut client = switchover.client();
     client.send("GET /late HTTP/1.1\r\nHost: shop.test\r\n\r\n").unwrap();
     assert_eq!(last_answer(&mut client).status, 504);
@@ -75,7 +75,7 @@ fn an_answer_that_breaks_off_is_not_taken_for_a_whole_one() {
     let counted = |by: &str| switchover.metric(&of_peer("broken_responses_total", &format!("by=\"{by}\","), &blue, ""));
     assert_eq!((counted("peer"), counted("client")), (Some(0.0), Some(0.0)));
 
-    // The peer dies: what it sent gets through.
+    // The peer closes the connection: the client gets the part that it sent.
     let mut client = switchover.client();
     client.send("GET /half HTTP/1.1\r\nHost: shop.test\r\n\r\n").unwrap();
     assert_eq!(client.read_head().unwrap().status, 200);
@@ -86,7 +86,7 @@ fn an_answer_that_breaks_off_is_not_taken_for_a_whole_one() {
     assert_eq!(half["peer"], blue.address().to_string());
     assert_eq!(counted("peer"), Some(1.0));
 
-    // The client goes.
+    // The client disconnects.
     let mut client = switchover.client();
     client.send("GET /big HTTP/1.1\r\nHost: shop.test\r\n\r\n").unwrap();
     assert_eq!(client.read_head().unwrap().status, 200);

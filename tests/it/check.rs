@@ -61,7 +61,7 @@ fn every_problem_is_reported_and_not_only_the_first() {
     assert_eq!(output.stderr.lines().count(), 2, "{output:?}");
 }
 
-/// An address that is in use keeps `run` from starting, and is no fault of the file: a running switchover uses its own.
+/// An address in use prevents `run` from starting, but is not a problem of the file: a running switchover uses its own addresses.
 #[test]
 fn check_passes_beside_a_running_switchover_and_warns_of_strangers() {
     let (blue, stranger) = (Origin::start("blue"), TcpListener::bind("127.0.0.1:0").unwrap());
@@ -114,7 +114,7 @@ fn a_byte_order_mark_is_accepted_and_kept_by_a_promotion() {
     assert_eq!(fs::read_to_string(&config.path).unwrap(), text.replace("active: blue", "active: green"));
 }
 
-/// In the log, in the status as JSON and as text, and in what `reload` and `promote` answer.
+/// In the log, in the status as JSON and as text, and in the output of `reload` and `promote`.
 #[test]
 fn a_problem_has_its_file_line_and_column_everywhere() {
     let blue = Origin::start("blue");

@@ -29,7 +29,7 @@ fn started() -> (Origin, Origin, ConfigFile, Switchover) {
     (blue, green, config, switchover)
 }
 
-/// A command that talks to `switchover`, started and not waited for.
+/// Starts a command for `switchover`, without waiting for its end.
 fn spawn(switchover: &Switchover, args: &[&str]) -> Child {
     let mut command = command(args);
     command.env("SWITCHOVER_ADMIN", switchover.admin.to_string()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -97,7 +97,7 @@ fn ctrl_c_ends_promote_and_not_the_swap_and_cancel_gives_it_up() {
     let mut lines = BufReader::new(promote.stdout.take().unwrap()).lines();
     let line = lines.next().unwrap().unwrap();
     assert!(line.starts_with("shop: proving green 0/1, ") && line.contains(" s of 1 m 30 s ("), "{line}");
-    // In a pipe a line for each change of the reason, and not ten a second.
+    // In a pipe, one line for each change of the reason, not one for each poll.
     green.readiness(503, "still starting");
     let line = lines.next().unwrap().unwrap();
     assert!(line.contains("503 still starting"), "{line}");
@@ -112,7 +112,7 @@ fn ctrl_c_ends_promote_and_not_the_swap_and_cancel_gives_it_up() {
     assert_eq!(switchover.service().swap.unwrap().phase, Phase::Proving);
 
     let mut waiting = spawn(&switchover, &["promote", "green", "--timeout", "90s"]);
-    // It shows the swap once switchover has taken its command.
+    // It shows the swap after switchover has accepted its command.
     let mut lines = BufReader::new(waiting.stdout.take().unwrap()).lines();
     assert!(lines.next().unwrap().unwrap().contains("proving green"));
     let cancelled = switchover.cli(&["cancel"]);
@@ -126,7 +126,7 @@ fn ctrl_c_ends_promote_and_not_the_swap_and_cancel_gives_it_up() {
     assert_eq!(fs::read_to_string(&config.path).unwrap(), config.text());
 }
 
-/// A script that starts a command in the background has it ignore SIGINT, and decides by itself when to stop it.
+/// A shell starts a background job with SIGINT ignored; the script decides when to stop it.
 #[test]
 fn promote_in_the_background_of_a_script_ignores_ctrl_c() {
     let (_blue, green, _config, switchover) = started();
@@ -170,7 +170,7 @@ fn without_a_file_the_error_names_the_files_that_were_tried() {
             "no configuration file: tried conf/switchover.yaml and /etc/switchover/switchover.yaml; name one with --config"
         );
     }
-    // Commands that only read ask the default address, and say so; something may listen there on this machine.
+    // Commands that only read use the default address, and print that. Another process may listen there on this machine.
     for args in [&["status"][..], &["health"], &["status", "--config", "gone.yaml"]] {
         let output = run_there(args);
         assert!(output.stderr.contains("; asking the default admin address 127.0.0.1:9901"), "{args:?} {output:?}");
@@ -288,7 +288,7 @@ fn completions_and_man_pages_cover_every_command() {
     assert_eq!(run(&["man", "/nowhere"]).code, 1);
 }
 
-/// The lines under "Examples:" of every command's help, run as they are in a folder that has what they name.
+/// Runs the lines under "Examples:" in the help of every command, in a folder with the files that they name.
 #[test]
 fn every_example_of_the_help_works() {
     let (_blue, green, config, switchover) = started();
@@ -315,7 +315,7 @@ fn every_example_of_the_help_works() {
             }
             let child = command.spawn().unwrap();
             let output = match args.as_slice() {
-                // These run until they are stopped.
+                // These commands run until they are stopped.
                 ["run", ..] => stopped_after(child, "listening on "),
                 ["status", "--watch"] => stopped_after(child, "shop  active "),
                 // Its exit code counts the swaps that it did not make; that it makes them is another test.
@@ -323,14 +323,14 @@ fn every_example_of_the_help_works() {
                 _ => ended(child),
             };
             assert_eq!(output.code, 0, "switchover {example}: {output:?}");
-            // Back to where the next one begins.
+            // Restores the state for the next example.
             green.readiness(200, "up");
             assert_eq!(switchover.cli(&["promote", "blue"]).code, 0);
         }
     }
 }
 
-/// Stops a command once it has printed a text; one that SIGTERM ends has done what it should.
+/// Stops a command after it has printed a text. Its end by SIGTERM counts as success.
 fn stopped_after(mut child: Child, text: &str) -> Output {
     let output: Vec<Box<dyn Read + Send>> = vec![Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
     let (sender, seen) = std::sync::mpsc::channel();

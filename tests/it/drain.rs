@@ -1,4 +1,4 @@
-//! Drains: of requests, streams and WebSockets, and what happens meanwhile.
+//! Drains of requests, streams and WebSockets, and events during a drain.
 
 use std::{
     io::{Read, Write},
@@ -20,10 +20,10 @@ fn shop(drain: &str) -> (Origin, Origin, ConfigFile, Switchover) {
     two_pools(|config| config.service(&format!("drain: {{timeout: {drain}}}")))
 }
 
-/// Far beyond what a test waits: a drain that waits for it is not taken for one that has ended.
+/// Longer than any test waits, so that a drain that waits until its timeout does not count as ended.
 const NEVER: &str = "30m";
 
-/// Sends a request to blue that is answered when the gate is opened.
+/// Sends a request to blue, which responds when the gate is opened.
 fn slow_request(blue: &Origin, switchover: &Switchover) -> (Gate, Client) {
     let gate = Gate::new();
     blue.on("/slow", Act::SayHeld(gate.clone(), Vec::new(), ok("slow")));
@@ -87,7 +87,7 @@ fn going_back_opens_the_draining_pool_without_another_proof() {
     thread::scope(|scope| {
         let waiter = scope.spawn(|| switchover.admin_post("/v1/services/shop/promote?wait=drained", "{\"pool\": \"green\"}"));
         switchover.await_draining("blue");
-        // A proof could not end now.
+        // A proof could not succeed now.
         blue.on("/actuator/health/readiness", Act::Hang);
         let output = switchover.cli(&["promote", "blue", "--wait", "promoted"]);
         assert_eq!(output.code, 0, "{output:?}");
@@ -137,7 +137,7 @@ fn a_passing_probe_does_not_reopen_a_draining_peer() {
 fn websockets_and_event_streams_outlive_the_swap() {
     let (blue, _green, _config, switchover) = shop(NEVER);
     blue.on("/ws", Act::Echo);
-    // Half of the events before the swap, half of them after it.
+    // Half of the events come before the swap, half after it.
     let gate = Gate::new();
     let event = b"6\r\ndata\n\n\r\n";
     let head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -189,7 +189,7 @@ fn websocket(switchover: &Switchover) -> Client {
     client
 }
 
-/// Reads so many events, or fewer if the stream ends; returns how many there were.
+/// Reads up to this many events, or fewer if the stream ends; returns their number.
 fn read_events(client: &mut Client, most: usize) -> usize {
     let mut events = 0;
     while events < most {
@@ -202,7 +202,7 @@ fn read_events(client: &mut Client, most: usize) -> usize {
     events
 }
 
-/// Pingora alone would close those whose 101 it reads before it has noted that the request has no body.
+/// Without the workaround, Pingora closes a connection if it reads the 101 before it notes that the request has no body.
 #[test]
 fn every_websocket_stays_open_however_quick_its_peer_and_slow_the_machine() {
     let (blue, _green, _config, switchover) = shop(NEVER);
@@ -233,7 +233,7 @@ fn a_websocket_that_is_quiet_in_one_direction_or_both_is_not_cut() {
     switchover.await_pool("blue", "it is counted", |pool| pool.upgraded == 1);
 }
 
-/// The host of either end may have lost its power, which sends no FIN: keep-alive probes find that out.
+/// A host that loses power sends no FIN; TCP keepalive detects it.
 #[test]
 fn both_ends_of_a_quiet_websocket_get_keep_alive_probes() {
     let (blue, _green, _config, switchover) = shop(NEVER);
@@ -241,7 +241,7 @@ fn both_ends_of_a_quiet_websocket_get_keep_alive_probes() {
     let socket = websocket(&switchover);
     let listener = switchover.address.port();
     let client = socket.stream.local_addr().unwrap().port();
-    // Local and remote address, state, queues, and the timer, of which 02 is that of keep-alive (proc(5)).
+    // Local and remote address, state, queues, and timer; timer 02 is keepalive (proc(5)).
     let probed = |local: Option<u16>, remote: u16| {
         let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
         sockets.lines().skip(1).any(|line| {

@@ -1,4 +1,4 @@
-//! A file that names another pool than the one that serves: said everywhere, begun again only on request, and survived by a
+//! Drift: the file names another pool than the one that serves. It is reported, retried only by a command, and survives a
 //! restart.
 
 use std::fs;
@@ -15,7 +15,7 @@ fn shop(service: &str) -> (Origin, Origin, ConfigFile) {
     (blue, green, config)
 }
 
-/// Green is refused by way of the file.
+/// Edits the file to green, which fails its proof.
 fn refused() -> (Origin, Origin, ConfigFile, Switchover) {
     let (blue, green, config) = shop(QUICK);
     green.readiness(503, "{\"status\":\"OUT_OF_SERVICE\"}");
@@ -91,7 +91,7 @@ fn a_file_that_is_edited_back_has_no_drift() {
     switchover.await_service("green has failed again", |shop| shop.drift.as_ref().is_some_and(|drift| drift.file == "green"));
 }
 
-/// What serves after a start with the file naming green and the state naming blue.
+/// Restarts switchover with green in the file and blue in its state.
 fn restarted(green_ready: bool, service: &str) -> (Origin, Origin, ConfigFile, Switchover) {
     let (blue, green, config) = shop(service);
     let config = config.top("state_dir: state\n");
@@ -187,7 +187,7 @@ fn a_start_is_not_ready_before_a_pool_serves_and_says_why() {
         other => Err(other),
     });
     assert_eq!(switchover.get("/").text(), "blue");
-    // Once it was ready it stays so: what happens to an application later is no reason to take the process out.
+    // Once ready, the process stays ready, whatever happens to the applications.
     blue.readiness(503, "down");
     switchover.await_pool("blue", "not ready", |pool| !pool.peers[0].ready);
     assert_eq!(switchover.admin_get("/readyz").0, 200);

@@ -24,7 +24,7 @@ fn shop(service: &str) -> (Origin, Origin, ConfigFile) {
     (blue, green, config)
 }
 
-/// An edit of the settings of the pool that serves, which its peers do not pass.
+/// Edits settings of the active pool so that its peers fail the proof.
 fn refused(before: &str, after: &str, reason: &str) {
     let (_blue, _green, config) = shop(QUICK);
     let switchover = Switchover::start(&config);
@@ -50,7 +50,7 @@ fn another_protocol_is_proven_before_it_serves() {
 
 #[test]
 fn another_health_check_is_proven_before_it_judges_what_serves() {
-    // The origin answers every path; another status is not what it says.
+    // The origin responds with 200 to every path, so the new check must require another status.
     refused("{interval: 100ms}", "{interval: 100ms, expect_status: 204}", "200");
 }
 
@@ -110,7 +110,7 @@ fn a_certificate_authority_that_cannot_be_read_refuses_the_edit_with_its_place()
     assert_eq!(switchover.get("/").text(), "blue");
 }
 
-/// An edit of another service, saved just before the promotion writes the file.
+/// Another service is edited just before the promotion writes the file.
 #[test]
 fn what_a_promotion_finds_in_the_file_is_applied() {
     let (blue, green, config) = shop("    hosts: [shop.test]\n    health_check: {interval: 10ms}\n");
@@ -133,7 +133,7 @@ fn what_a_promotion_finds_in_the_file_is_applied() {
         thread::scope(|scope| {
             let waiter = scope.spawn(|| switchover.admin_post(path, &format!("{{\"pool\": \"{pool}\"}}")));
             switchover.await_proving();
-            // The promotion and the edit come together, at a moment that differs from round to round.
+            // The edit falls on a different moment of the promotion in each round.
             idle.readiness(200, "up");
             thread::sleep(Duration::from_millis(10 * round % 120));
             let text = fs::read_to_string(&config.path).unwrap();
@@ -146,12 +146,12 @@ fn what_a_promotion_finds_in_the_file_is_applied() {
             let api = switchover.service_named("api");
             if api.active == active { Ok(()) } else { Err((in_file.clone(), api)) }
         });
-        // The edit may have been made of the text before the promotion: then the file has the last word on that, too.
+        // The edit may be based on the text before the promotion, and then reverts it.
         switchover.cli(&["promote", "shop", pool]);
     }
 }
 
-/// Others save the file all the time, by rename and in place, each a line of its own, while promotions write into it.
+/// Three other writers save the file again and again, by rename and in place, each with its own line, while promotions write it.
 #[test]
 fn no_save_is_lost_to_a_promotion() {
     let (_blue, _green, config) = shop("    health_check: {interval: 10ms}\n");
@@ -165,9 +165,9 @@ fn no_save_is_lost_to_a_promotion() {
         }
     };
     let save = |saver: usize, path: &Path| {
-        // One after the other: they would lose each other's lines, which is not switchover's to prevent.
+        // One at a time: otherwise the writers would overwrite each other's lines.
         let mut saves = saves.lock().unwrap();
-        // A save that falls between the last comparison and the exchange of the two names is out of sight until it is put back.
+        // A save between the last comparison and the exchange of the names is missing until switchover puts it back.
         let text = eventually("every save is there", || {
             let text = fs::read_to_string(path).unwrap();
             let lost = (0..3).find(|saver| saves[*saver] > 0 && !text.contains(&line(*saver, saves[*saver])));
@@ -196,7 +196,7 @@ fn no_save_is_lost_to_a_promotion() {
         }
         for swap in 0..40 {
             let pool = if swap % 2 == 0 { "green" } else { "blue" };
-            // It may be overtaken by those who save: then it says so, and the file is theirs.
+            // May fail because of the concurrent saves; then the file keeps these.
             switchover.admin_post("/v1/services/shop/promote?wait=promoted", &format!("{{\"pool\": \"{pool}\"}}"));
         }
         stop.store(true, SeqCst);
@@ -212,7 +212,7 @@ fn no_save_is_lost_to_a_promotion() {
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// Runs switchover with a copy of the file in a file system of its own, prepared by `script`, where `$DIR` is its folder.
+/// Runs switchover with a copy of the file in a separate file system, which `script` prepares; `$DIR` is its folder.
 fn on_its_own_file_system(config: &ConfigFile, script: &str) -> Option<Switchover> {
     let works = Command::new("unshare").args(["--map-root-user", "--mount", "true"]).output().is_ok_and(|o| o.status.success());
     assert!(works || std::env::var_os("CI").is_none(), "CI has to be able to unshare a mount namespace");

@@ -1,4 +1,4 @@
-//! What happens when the process runs out of descriptors, and who gets the last ones.
+//! The behavior of a process that runs out of descriptors.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use std::{
 
 use crate::support::{Client, ConfigFile, Origin, Switchover, eventually, switchover::command};
 
-/// The program, with these limits of descriptors.
+/// Starts switchover with these limits of descriptors.
 fn within(soft: &str, hard: &str, config: &ConfigFile) -> Switchover {
     let program = command(&[]).get_program().to_owned();
     let mut shell = Command::new("sh");
@@ -44,8 +44,7 @@ fn the_limit_of_descriptors_is_raised_and_one_that_does_not_fit_is_warned_of() {
     assert!(log.contains("the limit of file descriptors is too low") && log.contains("limit=200 connections=400"), "{log}");
 }
 
-/// Clients take every descriptor that there is for them. Those that have come are served, the peer stays ready, the admin API
-/// answers.
+/// Clients use all descriptors for clients. Open connections are served, the peer stays ready, and the admin API responds.
 #[test]
 fn a_process_without_descriptors_serves_on() {
     let (blue, config) = shop("{header_timeout: 60s, connections: 1000}");
@@ -74,7 +73,7 @@ fn a_process_without_descriptors_serves_on() {
     });
 }
 
-/// What is lacking here says nothing about the peer.
+/// A local lack of descriptors does not change the readiness of a peer.
 #[test]
 fn a_probe_that_cannot_be_sent_is_no_verdict() {
     let (_blue, config) = shop("{header_timeout: 60s}");
@@ -82,13 +81,13 @@ fn a_probe_that_cannot_be_sent_is_no_verdict() {
     switchover.await_ready("blue");
     let mut kept = switchover.client();
     assert_eq!(kept.get("/").unwrap().status, 200);
-    // From now on no socket can be made at all: the limit is below what is open.
+    // No further socket can be created: the limit is below the number of open descriptors.
     let pid = switchover.child.id().to_string();
     assert!(Command::new("prlimit").args(["--pid", &pid, "--nofile=10:160"]).status().unwrap().success());
     let local = || switchover.log().matches("cannot probe service=shop").count();
     eventually("probes cannot be sent", || if local() > 5 { Ok(()) } else { Err(local()) });
     assert!(!switchover.log().contains("peer is not ready"), "{}", switchover.log());
-    // Over a connection that is kept nothing is lacking; a further one cannot be made, and that is not the peer's fault.
+    // A reused connection works. A new one cannot be created, which does not count as a failure of the peer.
     assert_eq!(kept.get("/").unwrap().status, 200);
     assert!(Command::new("prlimit").args(["--pid", &pid, "--nofile=160:160"]).status().unwrap().success());
     let series = "switchover_probes_total{";
@@ -152,7 +151,7 @@ fn a_silent_connection_of_the_admin_api_is_closed_and_many_do_not_stop_it() {
                 .unwrap(),
         }
     }
-    // They hold all the places there are, for as long as they may; then it is answered.
+    // These use all connections until their timeout; then the request gets its response.
     assert_eq!(switchover.admin_get("/livez").0, 200);
     for client in &mut clients {
         client.stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();

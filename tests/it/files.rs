@@ -18,7 +18,7 @@ fn yaml_files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Each `tests/invalid/NAME.yaml` is refused with exactly the text of `NAME.expected`. UPDATE_EXPECTED=1 writes these again.
+/// Each `tests/invalid/NAME.yaml` is rejected with exactly the text of `NAME.expected`. UPDATE_EXPECTED=1 writes these files.
 #[test]
 fn every_invalid_file_is_refused_with_its_recorded_message() {
     let folder = root().join("tests/invalid");
@@ -49,7 +49,7 @@ fn every_example_is_valid() {
     }
 }
 
-/// A block may be a fragment: what it leaves out is added, as a reader would add it.
+/// A block may be a fragment; the missing keys are added.
 fn completed(block: &str) -> String {
     const POOLS: &str = "active: blue\npools: {blue: {peers: [app-blue:8081]}, green: {peers: [app-green:8081]}}\n";
     const LISTENERS: &str = "listeners: [{address: 0.0.0.0:8080}]\n";

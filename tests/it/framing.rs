@@ -1,5 +1,5 @@
-//! Requests and answers that two readers could read in two ways: each is refused, and its connection closed, or reaches the other
-//! side in a form that can be read in one way only.
+//! Ambiguous requests and responses, which two parsers could read differently: each is rejected and its connection closed, or is
+//! forwarded in an unambiguous form.
 
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use crate::support::{
     origin::{Act, ok},
 };
 
-/// What becomes of a request.
+/// The expected outcome of a request.
 enum Becomes {
-    /// It is answered with this status, its connection is closed, and no peer has it.
+    /// It gets this status, its connection is closed, and no peer gets it.
     Refused(u16),
     /// A peer has exactly one request, whose head has these lines, and none that begins like the others; then its body.
     Sent(&'static [&'static str], &'static [&'static str], &'static str),
@@ -20,7 +20,7 @@ use Becomes::{Refused, Sent};
 const BAD: Becomes = Refused(400);
 const H: &str = "Host: shop.test\r\n";
 
-/// `{H}` stands for an ordinary Host.
+/// `{H}` stands for a valid Host.
 const REQUESTS: &[(&str, &str, Becomes)] = &[
     // Content-Length.
     ("two lengths that differ", "POST / HTTP/1.1\r\n{H}Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!", BAD),
@@ -237,7 +237,7 @@ const REQUESTS: &[(&str, &str, Becomes)] = &[
         "POST / HTTP/1.0\r\n{H}Expect: 100-continue\r\nContent-Length: 2\r\n\r\nhi",
         Sent(&["POST / HTTP/1.1"], &["Expect"], "hi"),
     ),
-    // Upgrades, expectations, what belongs to a connection.
+    // Upgrades, expectations, hop-by-hop fields.
     (
         "an upgrade with a body",
         "GET / HTTP/1.1\r\n{H}Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 5\r\n\r\nhello",
@@ -310,7 +310,7 @@ fn no_request_reaches_a_peer_that_could_be_read_in_two_ways() {
     let mut refused = 0.0;
     for (name, request, becomes) in REQUESTS {
         let seen = blue.heads().len();
-        // Text above 127 goes out as Latin-1, one byte each, as long as it is there; the rest as UTF-8.
+        // Characters up to 255 are sent as one byte each (Latin-1), others as UTF-8.
         let request = request.replace("{H}", H);
         let bytes: Vec<u8> = request.chars().flat_map(latin1).collect();
         let mut client = switchover.client();
@@ -353,7 +353,7 @@ fn latin1(c: char) -> Vec<u8> {
     u8::try_from(u32::from(c)).map_or_else(|_| c.to_string().into_bytes(), |byte| vec![byte])
 }
 
-/// The request behind one that is refused is not read: it may be part of the other's body.
+/// A request behind a rejected one is not read, because it may be a part of the rejected one's body.
 #[test]
 fn what_is_behind_a_refused_request_is_never_served() {
     let (blue, _config, switchover) = one_pool(|config| config);
@@ -456,7 +456,7 @@ fn no_answer_reaches_a_client_that_could_be_read_in_two_ways() {
         let said = (got.status, got.header("content-length"), got.header("transfer-encoding"), got.text());
         assert_eq!(said, (204, None, None, String::new()), "{body:?}");
     }
-    // A body where none may be is not the next answer.
+    // A body where none is allowed is not read as the next response.
     blue.on("/", Act::Say(b"HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nsmuggled".to_vec()));
     blue.on("/next", Act::Say(ok("next")));
     let mut client = switchover.client();

@@ -1,5 +1,5 @@
-//! HTTP/2 with frames written by hand, because no client library sends these: as in [`super::framing`], requests that could be
-//! read in two ways, and then floods and drips.
+//! HTTP/2 with frames that the test writes itself, because no client library sends them: ambiguous requests, as in
+//! [`super::framing`], then floods and slow clients.
 
 use std::{
     fs,
@@ -14,14 +14,14 @@ use crate::support::{
     origin::{Act, ok},
 };
 
-/// What becomes of a request.
+/// The expected outcome of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Becomes {
-    /// An answer, which is not 200, or the end of the stream or of its connection; and no peer has it.
+    /// A response other than 200, or the end of the stream or of its connection; no peer gets the request.
     Refused,
-    /// The end of the stream, once the body is seen not to be what was said; a peer has a part of it, and no whole request.
+    /// The end of the stream, because the body does not match its announced length; a peer gets an incomplete request.
     Cut,
-    /// An answer of 200, and a peer has exactly one request, whose head has this in it.
+    /// A 200 response; a peer gets exactly one request, whose head contains this text.
     Sent(&'static str),
 }
 use Becomes::{Cut, Refused, Sent};
@@ -31,7 +31,7 @@ type Fields = &'static [(&'static str, &'static str)];
 const GET: Fields = &[(":method", "GET"), (":scheme", "http"), (":authority", "shop.test"), (":path", "/")];
 const POST: Fields = &[(":method", "POST"), (":scheme", "http"), (":authority", "shop.test"), (":path", "/")];
 
-/// Fields of their own, and whether they are all of it (or behind those of GET); with a body, those of POST.
+/// The name, the fields, whether these are all fields (or follow those of GET, or of POST with a body), the body and the outcome.
 struct Case(&'static str, Fields, Whole, Option<&'static str>, Becomes);
 #[derive(PartialEq)]
 enum Whole {
@@ -48,7 +48,7 @@ macro_rules! with {
 
 const REQUESTS: &[Case] = &[
     Case("an ordinary one", &[], No, None, Sent("GET / HTTP/1.1\r\n")),
-    // What belongs to a connection.
+    // Hop-by-hop fields.
     Case("Transfer-Encoding", &[("transfer-encoding", "chunked")], No, Some("x"), Refused),
     Case("Connection", &[("connection", "close")], No, None, Refused),
     Case("Keep-Alive", &[("keep-alive", "5")], No, None, Refused),
@@ -136,7 +136,7 @@ const STATUS_200: u8 = 0x88;
 
 const LONG: &str = "yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy";
 
-/// A frame of a stream, or of none (RFC 9113, section 4.1).
+/// A frame; stream 0 is the connection (RFC 9113, section 4.1).
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
@@ -145,19 +145,19 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 /// Fields as literals that are not indexed (RFC 7541, section 6.2.2), each string shorter than 127 bytes.
 fn fields(list: &[(&str, &str)]) -> Vec<u8> {
     let string = |text: &str| {
-        // One byte each, so that bytes above 127 are what they are.
+        // One byte for each character, so that the test can send bytes above 127.
         let bytes: Vec<u8> = text.chars().map(|c| u8::try_from(u32::from(c)).unwrap()).collect();
         [&[u8::try_from(bytes.len()).unwrap()], bytes.as_slice()].concat()
     };
     list.iter().flat_map(|(name, value)| [vec![0], string(name), string(value)].concat()).collect()
 }
 
-/// What a client sends first.
+/// The start of a client's connection.
 fn hello() -> Vec<u8> {
     [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, &[])].concat()
 }
 
-/// The next frame: its kind and its payload. None when the connection is closed; a server that does neither fails the test.
+/// Reads the next frame: its kind and its payload. None if the connection is closed. Panics at the timeout.
 fn read_frame(client: &mut Client) -> Option<(u8, Vec<u8>)> {
     let head = read_exactly(client, 9)?;
     let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
@@ -172,10 +172,10 @@ fn read_exactly(client: &mut Client, length: usize) -> Option<Vec<u8>> {
     }
 }
 
-/// What a client gets for a request.
+/// The reaction to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reply {
-    /// The first byte of an answer's fields.
+    /// A response; the first byte of its fields.
     Head(u8),
     /// The end of the stream.
     Reset,
@@ -286,7 +286,7 @@ fn a_peer_of_http_2_that_does_not_take_a_body_is_late() {
     thread::spawn(move || {
         let mut open = Vec::new();
         for stream in silent.incoming().map_while(Result::ok) {
-            // It gives the 64 KiB that every stream begins with, and no more.
+            // The window of a stream starts with 64 KiB and is not increased.
             open.push((&stream).write_all(&frame(SETTINGS, 0, 0, &[])).map(|()| stream));
         }
     });
@@ -294,7 +294,7 @@ fn a_peer_of_http_2_that_does_not_take_a_body_is_late() {
     switchover.await_ready("blue");
     let mut client = switchover.client();
     client.send([hello(), frame(HEADERS, END_HEADERS, 1, &fields(POST))].concat()).unwrap();
-    // A connection begins with 64 KiB, and switchover asks for more at once.
+    // The window of a connection starts with 64 KiB; switchover increases it at once.
     while read_frame(&mut client).is_some_and(|(kind, _)| kind != WINDOW_UPDATE) {}
     client.send(frame(SETTINGS, ACK, 0, &[])).unwrap();
     for _ in 0..12 {
@@ -308,7 +308,7 @@ fn a_peer_of_http_2_that_does_not_take_a_body_is_late() {
     assert!(log.contains("\"ended\":\"response_timeout\"") && log.contains(&format!("\"peer\":\"{peer}\"")), "{log}");
 }
 
-/// A client that opens its window again as it reads, faster than `min_rate` asks.
+/// A client that increases its window as it reads, faster than `min_rate`.
 #[test]
 fn a_client_that_reads_slowly_gets_the_whole_answer() {
     let blue = Origin::start("blue");
@@ -333,7 +333,7 @@ fn a_client_that_reads_slowly_gets_the_whole_answer() {
     }
 }
 
-/// Requests that are taken back as soon as they are made cost a server more than the client (CVE-2023-44487).
+/// Requests that the client resets at once cost the server more than the client (CVE-2023-44487, rapid reset).
 #[test]
 fn a_client_that_resets_stream_after_stream_is_disconnected() {
     let (blue, _config, switchover) = one_pool(|config| config);
@@ -384,7 +384,7 @@ fn requests_that_the_http_2_library_refuses_are_counted_and_logged() {
     assert_eq!(reply(&mut client), Reply::Closed, "PROTOCOL_ERROR");
     switchover.await_rejected("bad_request", 1);
 
-    // What Pingora refuses by itself.
+    // Rejected by Pingora before any hook.
     let mut client = switchover.client();
     let hosts = [GET, &[("host", "shop.test"), ("host", "shop.test")]].concat();
     client.send([hello(), frame(HEADERS, END_HEADERS | END_STREAM, 1, &fields(&hosts))].concat()).unwrap();
@@ -403,7 +403,7 @@ fn requests_that_the_http_2_library_refuses_are_counted_and_logged() {
     }
 }
 
-/// A header that never ends (CVE-2024-27316) is not kept.
+/// A header without an end (CVE-2024-27316) is not buffered.
 #[test]
 fn a_header_that_goes_on_and_on_ends_its_connection() {
     let (blue, _config, switchover) = one_pool(|config| config);
@@ -421,7 +421,7 @@ fn a_header_that_goes_on_and_on_ends_its_connection() {
     assert_eq!(switchover.get("/").text(), "blue", "it serves on");
 }
 
-/// The client's, which is not the peer's.
+/// A fault of the client does not count as a failure of the peer.
 const STALL: Duration = Duration::from_millis(700);
 
 #[test]
@@ -468,7 +468,7 @@ fn a_body_that_drips_is_cut_and_one_that_its_peer_does_not_take_is_not() {
     client.stream.shutdown(Shutdown::Both).unwrap();
     drip.join().unwrap();
 
-    // More than every buffer on the way takes.
+    // More than all buffers on the way hold.
     config.set_active("green", Edit::Rename);
     switchover.await_active("green");
     let file = config.folder().join("upload");
@@ -480,7 +480,8 @@ fn a_body_that_drips_is_cut_and_one_that_its_peer_does_not_take_is_not() {
     peer.join().unwrap();
 }
 
-/// After GOAWAY the library waits for the client's answer to a PING. A client that does not answer is let go like an idle one.
+/// After GOAWAY, the h2 library waits for the client's response to a PING. A client without a response is closed like an idle
+/// one.
 #[test]
 fn a_connection_that_was_asked_to_go_ends_in_time() {
     let blue = Origin::start("blue");
@@ -489,7 +490,7 @@ fn a_connection_that_was_asked_to_go_ends_in_time() {
         .top("shutdown_timeout: 60s\n");
     let mut switchover = Switchover::start(&config);
     switchover.await_ready("blue");
-    // Whatever other frames come before it.
+    // Skips other frames.
     let status = |client: &mut Client| loop {
         if let (HEADERS, payload) = read_frame(client)? {
             return payload.first().copied();
@@ -498,17 +499,17 @@ fn a_connection_that_was_asked_to_go_ends_in_time() {
     let mut client = switchover.client();
     client.stream.write_all(&[hello(), frame(HEADERS, END_HEADERS | END_STREAM, 1, &fields(GET))].concat()).unwrap();
     assert_eq!(status(&mut client), Some(STATUS_200));
-    // Whatever frames come first.
+    // Skips other frames.
     assert!(client.stream.read_to_end(&mut Vec::new()).is_ok(), "it is closed");
 
-    // While a request runs, it goes on: a peer that takes its time does not make the connection idle.
+    // A running request keeps the connection open: it is not idle while the peer works.
     blue.on("/slow", Act::SayAfter(Duration::from_secs(3), crate::support::origin::ok("slow")));
     let mut client = switchover.client();
     let slow = fields(&[(":method", "GET"), (":scheme", "http"), (":authority", "shop.test"), (":path", "/slow")]);
     client.stream.write_all(&[hello(), frame(HEADERS, END_HEADERS | END_STREAM, 1, &slow)].concat()).unwrap();
     assert_eq!(status(&mut client), Some(STATUS_200));
 
-    // A process that stops does not wait for one that is silent.
+    // A stopping process does not wait for a silent client.
     let mut silent = switchover.client();
     silent.stream.write_all(&hello()).unwrap();
     assert!(read_frame(&mut silent).is_some());

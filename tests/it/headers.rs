@@ -92,7 +92,7 @@ fn connection_headers_are_not_forwarded() {
 #[test]
 fn connection_cannot_name_a_forwarding_header_away() {
     let (blue, _config, switchover) = started("");
-    // Pingora refuses three of them; the others are set after it has removed what `Connection` names.
+    // Pingora rejects three of them; the others are set after Pingora has removed the fields that `Connection` names.
     for (name, status) in [
         ("X-Forwarded-For", 400),
         ("X-Forwarded-Proto", 400),

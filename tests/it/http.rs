@@ -1,4 +1,4 @@
-//! HTTP/1.1 as clients and applications speak it.
+//! HTTP/1.1 of common clients and applications.
 
 use std::{
     io::{ErrorKind, Write},
@@ -59,7 +59,7 @@ fn head_has_the_length_and_no_body() {
         let head = client.read_head().unwrap();
         assert_eq!((head.status, head.header("content-length")), (200, Some("1234")));
     }
-    // An application that sends a body nevertheless: it is not the next answer.
+    // An application sends a body nevertheless; it is not read as the next response.
     client.send("HEAD /named HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     let head = client.read_head().unwrap();
     assert_eq!((head.status, head.header("content-length")), (200, Some("4")));
@@ -89,7 +89,7 @@ fn large_bodies_stream_in_bounded_memory() {
         let mut left = SIZE;
         let mut bytes = vec![0; 256 * 1024];
         left -= client.read_exactly(1).unwrap().len();
-        // What the head's reading had in its buffer counts as well; the rest comes from the socket.
+        // The limit includes the bytes that were read together with the head.
         while left > 0 {
             match client.read_exactly(left.min(16 * 1024)) {
                 Ok(piece) => left -= piece.len(),
@@ -145,12 +145,12 @@ fn bytes_that_are_not_http_are_refused_and_it_serves_on() {
         (b"GET\r\n\r\n".as_slice(), Some(400)),
         (b"GET / HTTP/9.9\r\n\r\n", Some(400)),
         (&[b'A'; 100_000], Some(414)),
-        // The beginning of a line that never ends.
+        // The beginning of a line without an end.
         (b"\x16\x03\x01\x02\x00\x01\x00", None),
         (b"\0\0\0\0", None),
     ] {
         let mut client = switchover.client();
-        // What is refused before all of it is read cannot be written to its end.
+        // The request is rejected before it is read to its end, so writing it may fail.
         client.send(bytes).unwrap_or_default();
         client.stream.shutdown(Shutdown::Write).unwrap_or_default();
         match (client.read_response(), status) {

@@ -1,4 +1,4 @@
-//! How the process starts, stops and takes signals.
+//! Start, stop and signals of the process.
 
 use std::{
     fs,
@@ -52,7 +52,7 @@ fn an_invalid_or_missing_file_ends_the_process_with_78() {
     assert_eq!(run(&["promote"]).code, 2);
 }
 
-/// Far beyond what a test waits: a stop that waits for it is not taken for one that has nothing to wait for.
+/// Longer than any test waits, so that a stop that waits until its timeout does not count as finished.
 const NEVER: &str = "shutdown_timeout: 30m\n";
 
 #[test]
@@ -153,7 +153,7 @@ fn a_sighup_during_the_start_is_taken_when_it_has_started() {
     for delay in [0, 2, 5, 10, 20, 40] {
         let run = command(&["run", "--config", config.path.to_str().unwrap()]);
         let switchover = Switchover::spawn_and(run, &config, |pid| {
-            // No program can catch a signal before it runs; this is the first thing that it does, long before it listens.
+            // switchover catches signals first, long before it listens. A signal before that ends the process.
             eventually("it catches SIGHUP", || {
                 let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
                 let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim().to_owned();
@@ -182,7 +182,7 @@ fn health_is_an_exit_code_and_does_not_depend_on_a_file_that_is_being_edited() {
     for text in [named.clone(), named.clone() + "nonsense: 1\n", named + "unfinished: [\n"] {
         config.write_in_place(&text);
         let path = config.path.to_str().unwrap();
-        // A syntax error may hide the address; the environment has it as well, as in the image.
+        // With a syntax error, the address comes from the environment, as in the image.
         let output = command(&["health", "--config", path]).env("SWITCHOVER_ADMIN", &admin).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{output:?}");
         if !text.contains("unfinished") {

@@ -1,4 +1,4 @@
-//! The limits of a listener: what becomes of a client that exceeds them, or that sends or reads nothing.
+//! The limits of a listener: clients that exceed them, and clients that send or read nothing.
 
 use std::{
     io::{Read, Write},
@@ -65,8 +65,8 @@ fn a_client_that_sends_nothing_is_disconnected() {
     switchover.await_rejected("idle_timeout", 1);
 }
 
-/// Sends these bytes and then the piece again and again, with a pause between them, until the connection is closed. No single
-/// byte is late. Returns the status of the answer and how long it took.
+/// Sends the first bytes, then `piece` repeatedly with pauses, until the connection is closed. Returns the status of the response
+/// and the duration.
 fn drip(switchover: &Switchover, begin: &str, piece: &'static str) -> (u16, Duration) {
     let began = Instant::now();
     let mut slow = switchover.client();
@@ -127,14 +127,14 @@ fn a_client_that_does_not_read_is_disconnected_and_a_quick_one_is_not() {
     switchover.await_rejected("slow_reader", 1);
     switchover.await_in_flight("blue", 0);
     assert_eq!(switchover.get("/big").body.len(), big.len());
-    // A stream that is quiet for longer than a stall may be is not one.
+    // A stream without data for longer than stall_timeout is not a stall.
     let pieces =
         vec![b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec(), b"1\r\na\r\n".to_vec(), b"0\r\n\r\n".to_vec()];
     blue.on("/quiet", Act::Drip(Duration::from_millis(900), pieces));
     assert_eq!(switchover.get("/quiet").text(), "a");
 }
 
-/// The kernel's send buffer takes megabytes, and takes no more until a third of that is free.
+/// The kernel's send buffer holds megabytes, and accepts more only after a third of it is free.
 #[test]
 fn a_client_that_reads_faster_than_min_rate_gets_the_whole_answer() {
     let (blue, _config, switchover) = limited("{stall_timeout: 2s, min_rate: 30000}");
@@ -143,7 +143,7 @@ fn a_client_that_reads_faster_than_min_rate_gets_the_whole_answer() {
     let mut slow = switchover.client();
     slow.send("GET /big HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     assert_eq!(slow.read_head().unwrap().status, 200);
-    // 300 kB/s, for five times the stall that is allowed.
+    // 300 kB/s, for five times the stall_timeout.
     for _ in 0..100 {
         slow.read_exactly(30_000).unwrap();
         thread::sleep(Duration::from_millis(100)); // The client that is tested.
@@ -152,7 +152,7 @@ fn a_client_that_reads_faster_than_min_rate_gets_the_whole_answer() {
     assert_eq!(switchover.rejected("slow_reader"), 0.0);
 }
 
-/// Before the handshake the client could not read it.
+/// Before the handshake, the client could not read a response.
 #[test]
 fn a_full_listener_of_tls_says_nothing_without_tls() {
     let (blue, authority) = (Origin::start("blue"), Authority::new());
@@ -224,11 +224,11 @@ fn from_elsewhere(from: [u8; 4], to: SocketAddr) -> std::net::TcpStream {
     })
 }
 
-/// Long enough for a thousand connections to be there at once on any machine.
+/// Long enough for a thousand connections to be open at once on any machine.
 const PATIENT: &str = "{header_timeout: 30m, idle_timeout: 30m}";
 
-/// What a client sends before it falls silent: nothing, a part of a header, a part of the HTTP/2 preface, all of it and the
-/// settings, and then a part of a header as well.
+/// What a client sends before it stops sending: nothing, a part of a header, a part of the HTTP/2 preface, the preface and the
+/// settings, or these and a part of a header.
 const BEGINNINGS: [&[u8]; 5] = [
     b"",
     b"GET / HTTP/1.1\r\nHost: a\r\nX: ",
@@ -245,7 +245,7 @@ fn a_silent_client_is_disconnected_whatever_it_has_begun() {
         client.send(begin).unwrap();
         client
     });
-    // An answer, a GOAWAY or nothing, and then the end.
+    // A response, a GOAWAY or nothing, and then the end of the connection.
     for client in &mut silent {
         client.stream.read_to_end(&mut Vec::new()).unwrap();
     }
@@ -295,7 +295,7 @@ fn silent_clients(switchover: &Switchover, count: usize, beginnings: &[&[u8]]) -
     clients
 }
 
-/// They cost little, and nothing is left of them when they have gone.
+/// Idle connections use little memory, which is freed when they close.
 fn a_thousand_silent<T>(switchover: &Switchover, connect: impl FnOnce() -> T) {
     let open = || switchover.metric("switchover_downstream_connections").unwrap();
     let idle = switchover.memory();

@@ -1,4 +1,4 @@
-//! The scrape: every metric with its labels, no series that grows with what clients send, and none of peers that have left.
+//! The metrics: each has its labels, clients cannot create series, and series of removed peers are removed.
 
 use std::collections::BTreeSet;
 

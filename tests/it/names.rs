@@ -1,10 +1,10 @@
-//! Peers by name: a container that is created again has another address, and no file is edited for that.
+//! Peers by name: a recreated container has another address, without an edit of the file.
 
 use std::{fs, process::Command};
 
 use crate::support::{ConfigFile, Origin, Switchover, eventually, not_tested};
 
-/// In a mount namespace of its own, so that `/etc/hosts` is a file of the test.
+/// Runs in a separate mount namespace, in which `/etc/hosts` is a file of the test.
 fn with_hosts(config: &ConfigFile, hosts: &std::path::Path) -> Command {
     let mut command = Command::new("unshare");
     let program = env!("CARGO_BIN_EXE_switchover");
@@ -29,7 +29,7 @@ fn a_name_that_gets_another_address_is_followed_without_an_edit() {
         return;
     }
     let old = Origin::start("old");
-    // The same port at another address, as a container has it.
+    // The same port at another address, like a recreated container.
     let listener = std::net::TcpListener::bind(("127.0.0.2", old.address().port())).unwrap();
     let mut config = ConfigFile::new(&[("blue", &[old.address()])]);
     config.set_peers("blue", &[&format!("app-blue.test:{}", old.address().port())]);
@@ -38,7 +38,7 @@ fn a_name_that_gets_another_address_is_followed_without_an_edit() {
     let switchover = Switchover::spawn(with_hosts(&config, &hosts), &config);
     assert_eq!(switchover.get("/").text(), "old");
     let new = Origin::on_listener("new", listener);
-    // A bind mount keeps its inode: written in place.
+    // Written in place, because a bind mount keeps its inode.
     fs::write(&hosts, "127.0.0.2 app-blue.test\n").unwrap();
     old.kill();
     eventually("the new one serves", || match switchover.get("/").text() {

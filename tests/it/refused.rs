@@ -1,4 +1,4 @@
-//! Releases that must not go live: the old pool serves on, nothing fails, and the reason can be read everywhere.
+//! Releases that fail their proof: the old pool continues to serve, no request fails, and the reason is reported.
 
 use switchover::status::Outcome;
 

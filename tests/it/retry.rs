@@ -1,4 +1,4 @@
-//! Peers that die, hang or close: which clients notice, and what is sent twice.
+//! Peers that crash, hang or close connections: which requests fail, and which are retried.
 
 use std::{
     thread,
@@ -89,7 +89,7 @@ fn two_peers_killed_in_turn_cost_no_request_that_can_be_repeated() {
     for round in 0..6 {
         let peer = &mut peers[round % 2];
         peer.stop(false);
-        // The outage: long enough for every client to meet it, and for the probes to find it.
+        // The outage lasts until every client has sent a request during it and the probes have detected it.
         load.await_sent(100);
         switchover.await_pool("blue", "the outage is found", |pool| !pool.peers[round % 2].ready);
         peer.restart("1", "0s");
@@ -99,7 +99,7 @@ fn two_peers_killed_in_turn_cost_no_request_that_can_be_repeated() {
     let tally = load.stop();
     let (posts, others): (Vec<_>, Vec<_>) = tally.failures.iter().partition(|(method, _)| *method == "POST");
     assert!(others.is_empty(), "{others:?}");
-    // A POST that had been sent to the peer when it died, on one of 16 connections, six times.
+    // A POST that was sent to the peer before it crashed, on one of 16 connections, six times.
     assert!(posts.len() <= 6 * 16, "{} of {}", posts.len(), tally.requests);
     assert!(posts.iter().all(|(_, reason)| reason.contains(": 502 ")), "{posts:?}");
 }
@@ -166,7 +166,7 @@ fn without_a_ready_peer_the_answer_is_503_with_retry_after() {
         response if response.status == 200 => Ok(()),
         response => Err(response),
     });
-    // A peer that was ready once is tried even when its probes fail, unless `fail_open` is false.
+    // A peer that was ready before gets requests even if its probes fail, unless `fail_open` is false.
     blue.readiness(503, "database");
     switchover.await_pool("blue", "not ready", |pool| !pool.peers[0].ready);
     assert_eq!(switchover.get("/").text(), "blue");

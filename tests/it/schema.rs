@@ -1,5 +1,5 @@
-//! What is generated from the configuration's types: the JSON Schema, the tables of the reference, and the effective configuration.
-//! `UPDATE_EXPECTED=1` (`make docs`) writes the schema and the tables.
+//! The JSON Schema, the tables of the reference and the effective configuration, which are generated from the configuration's
+//! types. `UPDATE_EXPECTED=1` (`make docs`) writes the schema and the tables.
 
 use std::{
     fs,
@@ -35,7 +35,7 @@ pub(crate) fn configurations() -> Vec<PathBuf> {
     found
 }
 
-/// Compares a file with what it has to be, or writes it.
+/// Compares a file with its expected content, or writes it.
 fn expect(path: &Path, wanted: &str) {
     if std::env::var_os("UPDATE_EXPECTED").is_some() {
         fs::write(path, wanted).unwrap();
@@ -62,7 +62,7 @@ fn every_configuration_names_the_schema_for_editors() {
     }
 }
 
-/// The reference describes each key as its type does.
+/// The tables of the reference match the types.
 #[test]
 fn the_tables_of_the_reference_are_the_schema() {
     let page = root().join("docs/configuration.md");
@@ -79,7 +79,7 @@ fn the_tables_of_the_reference_are_the_schema() {
     expect(&page, &text);
 }
 
-/// Types with a table of their own.
+/// Types with a separate table.
 const TABLES: [&str; 3] = ["Config", "Limits", "Service"];
 
 fn write_rows(rows: &mut String, schema: &Value, prefix: &str) {
@@ -167,7 +167,7 @@ fn the_effective_configuration_shows_no_secret_and_nothing_that_is_not_allowed_t
     assert_eq!(again, config, "{shown}");
 }
 
-/// Another reader of YAML takes every file of ours for the same configuration.
+/// serde_yaml reads every file of the repository as the same configuration.
 #[test]
 fn serde_yaml_reads_the_same_configuration() {
     for path in configurations() {
@@ -177,7 +177,7 @@ fn serde_yaml_reads_the_same_configuration() {
     }
 }
 
-/// However many problems there are, the cost is bounded and the list can be read.
+/// The number of reported problems, and the cost of finding them, are bounded.
 #[test]
 fn a_file_of_thousands_of_problems_lists_a_hundred_of_them() {
     let peers = "{address: x, weight: 0}, ".repeat(1500);

@@ -1,4 +1,4 @@
-//! The promise itself: swap after swap under load, the old application stopped the moment it is safe, and no request fails.
+//! Swaps under load: the old application is stopped as soon as it is safe to stop, and no request fails.
 
 use std::{
     path::Path,
@@ -12,7 +12,7 @@ use crate::support::{App, Authority, ConfigFile, Edit, Load, Protocol, Switchove
 /// Requests that each load sends for every swap: about two for each client, so that some are in flight at every step.
 const REQUESTS_PER_SWAP: u64 = 16;
 
-/// How a swap is asked for.
+/// The way to start a swap.
 #[derive(Clone, Copy, Debug)]
 enum Ask {
     File(Edit),
@@ -22,13 +22,13 @@ enum Ask {
 /// A series of swaps between two applications.
 struct Swaps {
     count: usize,
-    /// How each is asked for, in turn.
+    /// The ways to start the swaps, in turn.
     ask: &'static [Ask],
     /// Whether the old application gets SIGTERM, or SIGKILL, in turn.
     politely: &'static [bool],
-    /// Further lines of the listener.
+    /// Additional lines of the listener.
     listener: &'static str,
-    /// Starts the load, given the switchover and the certificate of its authority.
+    /// Starts the load; gets the switchover and the certificate of its authority.
     load: fn(&Switchover, &Path) -> Vec<Load>,
 }
 
@@ -53,7 +53,7 @@ impl Swaps {
         let config = if links { config.into_config_map() } else { config };
         let mut switchover = Switchover::start(&config);
         let loads = (self.load)(&switchover, &ca);
-        // When each application was reported drained; it is named by its version, so that its next life is another.
+        // When each application was reported drained. Each restart has a new version, and counts as another application.
         let mut drained: Vec<(String, Instant)> = Vec::new();
         for swap in 0..self.count {
             let (old, new) = if swap % 2 == 0 { (&mut blue, &mut green) } else { (&mut green, &mut blue) };
@@ -109,7 +109,7 @@ fn swaps_of_a_config_map_with_the_old_application_killed() {
     Swaps { count: 20, ask: &[Ask::File(Edit::Symlink)], ..PLAIN }.run();
 }
 
-/// Every kind of edit, and the old application killed each second time.
+/// Every kind of edit; every second old application is killed.
 const MANY_KINDS: Swaps = Swaps {
     ask: &[Ask::File(Edit::Rename), Ask::File(Edit::InPlace), Ask::Promote],
     politely: &[true, true, false, false],

@@ -1,4 +1,4 @@
-//! TLS towards clients: which certificate they get, how it is renewed, and which clients are let in.
+//! TLS for clients: the choice and renewal of certificates, and client certificates.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use crate::support::{Authority, ConfigFile, Origin, Protocol, Switchover, curl, 
 
 const TLS: &str = "    tls: {certificates: [{certificate: shop.crt, key: shop.key}, {certificate: more.crt, key: more.key}]}\n";
 
-/// What curl prints when it asks for `https://NAME/`.
+/// The output of curl for `https://NAME/`.
 fn ask(address: SocketAddr, ca: &Path, name: &str, more: &[&str]) -> Result<String, String> {
     let port = address.port();
     let resolve = format!("{name}:{port}:127.0.0.1");
@@ -41,7 +41,7 @@ fn a_client_gets_the_certificate_of_the_name_it_asks_for() {
     assert_eq!(version(&["--tls-max", "1.2"]), Ok("2".to_owned()));
     assert_eq!(version(&["--tlsv1.3"]), Ok("2".to_owned()));
     assert!(version(&["--tls-max", "1.1"]).is_err());
-    // HTTP/2 has small letters only.
+    // HTTP/2 has lower-case field names only.
     let head = blue.heads().pop().unwrap().to_lowercase();
     assert!(head.contains("x-forwarded-proto: https"), "{head}");
     let port = format!("x-forwarded-port: {}", switchover.address.port());
@@ -65,7 +65,7 @@ fn renewed_certificates_are_used_once_they_are_whole_and_valid() {
     assert!(ends("shop.test").is_some_and(|end| end > now));
     let serves = |name: &str| assert_eq!(ask(switchover.address, &ca, name, &[]), Ok("blue".to_owned()), "{name}");
 
-    // Half of a pair, one that has expired, and no certificate at all: the old one serves on.
+    // A pair whose files do not match, an expired pair, and a file without a certificate: the old pair stays in use.
     let elsewhere = tempfile::tempdir().unwrap();
     authority.sign(elsewhere.path(), "shop", &["new.test"], 2041);
     fs::copy(elsewhere.path().join("shop.crt"), folder.join("shop.crt")).unwrap();
@@ -86,7 +86,7 @@ fn renewed_certificates_are_used_once_they_are_whole_and_valid() {
     assert_eq!((ends("new.test").is_some(), ends("shop.test")), (true, None));
 }
 
-/// An expired pair, an unreadable one and an unreadable client CA are each reported, and hold up nothing else.
+/// An expired pair, an unreadable pair and an unreadable client CA are reported, and do not affect other files.
 #[test]
 fn one_bad_pair_leaves_the_others_renewing() {
     let (blue, authority) = (Origin::start("blue"), Authority::new());
@@ -116,22 +116,22 @@ fn one_bad_pair_leaves_the_others_renewing() {
     problem("more.crt", 1.0);
     problem("shop.crt", 0.0);
 
-    // One has expired: the other one is renewed.
+    // One pair has expired; the other one is renewed.
     authority.sign(&folder, "shop", &["shop.test", "second.test"], 2040);
     serves("second.test");
-    // One cannot be read: the other one is renewed.
+    // One pair cannot be read; the other one is renewed.
     fs::remove_file(folder.join("more.key")).unwrap();
     switchover.await_log("there is no file");
     authority.sign(&folder, "shop", &["shop.test", "third.test"], 2040);
     serves("third.test");
-    // The bad one is taken as soon as it is good, and the metric agrees.
+    // The corrected pair is used, and the metric shows no problem.
     authority.sign(&folder, "more", &["more.test"], 2040);
     serves("more.test");
     problem("more.crt", 0.0);
     serves("third.test");
 }
 
-/// Files that are put right without a new date or another length, as `cp -p` and some mounts do it.
+/// Files that are corrected without a change of date or length, as by `cp -p` and on some mounts.
 #[test]
 fn a_pair_is_read_again_without_a_sign_of_a_change() {
     let (blue, authority) = (Origin::start("blue"), Authority::new());

@@ -64,7 +64,7 @@ fn a_reload_waits_for_what_the_last_change_was_about() {
     config.write_in_place(&text);
     let switchover = Switchover::start(&config);
     assert_eq!(promote(&switchover, "api", "two", "none").0, 200);
-    // Both by the reload itself and, for the second one, after the watcher has taken the edit in.
+    // The reload applies the edit itself; for `drained`, the watcher may have applied it before.
     for wait in ["promoted", "drained"] {
         config.set_active("green", Edit::Rename);
         let (status, applied) = switchover.admin_post(&format!("/v1/reload?wait={wait}"), "{}");
@@ -145,7 +145,7 @@ fn a_pool_whose_process_another_service_uses_is_not_safe_to_stop() {
     assert_eq!(error["message"], format!("green serves, but blue is not safe to stop: {reason}"));
     let not_safe_because = || switchover.pool_status("blue").not_safe_because;
     assert_eq!(not_safe_because(), Some(reason));
-    // The other service leaves that process as well, but not its last request.
+    // The other service is promoted away from that process too, but a request of it still runs there.
     let socket = websocket(&switchover, "api.test");
     assert_eq!(promote(&switchover, "api", "two", "drained").0, 504);
     assert_eq!(not_safe_because(), Some(format!("{} still has requests of api", blue.address())));

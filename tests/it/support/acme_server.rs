@@ -1,5 +1,5 @@
-//! An ACME server (RFC 8555) as small as one order needs: it believes every account, name and signature, counts the orders, and
-//! issues certificates that end in a year of the test's choice. Pebble, in `deploy::acme`, is the strict one.
+//! A minimal ACME server (RFC 8555): it accepts every account, name and signature, counts the orders, and issues certificates
+//! that end in the year that the test sets. `deploy::acme` tests against Pebble, which validates.
 
 use std::{
     fs,
@@ -50,7 +50,7 @@ impl AcmeServer {
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let (shared, tls) = (Arc::clone(&shared), Arc::clone(&tls));
-                // A client that leaves in the middle is its own affair.
+                // Ignores a client that disconnects.
                 thread::spawn(move || serve(stream, &tls, &shared, address.port()).ok());
             }
         });

@@ -1,4 +1,4 @@
-//! A client that shows every byte: one connection, nothing hidden, nothing retried.
+//! An HTTP/1 client with access to every byte, on one connection, without retries.
 
 use std::{
     io::{self, Read, Write},
@@ -14,11 +14,11 @@ pub struct Client {
     buffer: Vec<u8>,
 }
 
-/// One answer.
+/// One response.
 #[derive(Debug, Clone)]
 pub struct Response {
     pub status: u16,
-    /// In order and with their case.
+    /// In their order and case.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
@@ -42,7 +42,7 @@ impl Client {
         TcpStream::connect_timeout(&address, TIMEOUT).map(Self::over)
     }
 
-    /// Over a connection that is there.
+    /// Uses an open connection.
     pub fn over(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -53,13 +53,13 @@ impl Client {
         self.stream.write_all(bytes.as_ref())
     }
 
-    /// Sends a request without a body, and reads its answer.
+    /// Sends a request without a body, and reads the response.
     pub fn get(&mut self, path: &str) -> io::Result<Response> {
         self.send(format!("GET {path} HTTP/1.1\r\nHost: shop.test\r\n\r\n"))?;
         self.read_response()
     }
 
-    /// Sends a request with a body, and reads its answer.
+    /// Sends a request with a body, and reads the response.
     pub fn request(&mut self, method: &str, path: &str, body: &[u8]) -> io::Result<Response> {
         let head = format!("{method} {path} HTTP/1.1\r\nHost: shop.test\r\nContent-Length: {}\r\n\r\n", body.len());
         self.send([head.as_bytes(), body].concat())?;
@@ -72,7 +72,7 @@ impl Client {
         Ok(response)
     }
 
-    /// The head alone; for HEAD, for 1xx, and for bodies that are read bit by bit.
+    /// Reads only the head: for HEAD, for 1xx, and for bodies that the test reads in pieces.
     pub fn read_head(&mut self) -> io::Result<Response> {
         let head = self.read_until(b"\r\n\r\n")?;
         let head = String::from_utf8_lossy(&head).into_owned();
@@ -143,7 +143,7 @@ impl Client {
         }
     }
 
-    /// Whether the other side closes the connection, without another byte, before the default `idle_timeout` would.
+    /// Whether the other side closes the connection, without sending a byte, before the default `idle_timeout`.
     pub fn is_closed(&mut self) -> bool {
         self.is_closed_within(TIMEOUT / 2)
     }

@@ -1,4 +1,4 @@
-//! The configuration file of a test, and every way in which people change theirs.
+//! The configuration file of a test, and the usual ways to change such a file.
 
 use std::{
     fs,
@@ -11,10 +11,10 @@ use std::{
 
 use tempfile::TempDir;
 
-/// Probes are quick unless a test says otherwise.
+/// Default settings of a service: short intervals of probes.
 const QUICK: &str = "    health_check: {interval: 100ms}\n";
 
-/// A file in a folder of its own.
+/// A file in a temporary folder.
 pub struct ConfigFile {
     folder: TempDir,
     pub path: PathBuf,
@@ -25,17 +25,17 @@ pub struct ConfigFile {
     active: String,
 }
 
-/// How a file is changed.
+/// A way to change a file.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Edit {
     InPlace,
     Rename,
-    /// As kubelet does it: the file is a link into `..data`, which is a link to a folder that is replaced.
+    /// Like the kubelet: the file is a link into `..data`, which is a link to a folder that is replaced.
     Symlink,
 }
 
 impl ConfigFile {
-    /// Service `shop` with these pools, the first one active, probed quickly.
+    /// Creates a file with a service `shop` and these pools, the first one active.
     pub fn new(pools: &[(&str, &[SocketAddr])]) -> Self {
         let pools: Vec<(String, Vec<String>)> = pools
             .iter()
@@ -55,7 +55,7 @@ impl ConfigFile {
         file
     }
 
-    /// With further lines of the service, which replace those that were added before.
+    /// Sets additional lines of the service; replaces earlier ones.
     pub fn service(mut self, lines: &str) -> Self {
         self.service = indented(lines);
         if !lines.contains("health_check:") {
@@ -65,21 +65,21 @@ impl ConfigFile {
         self
     }
 
-    /// With further lines of the listener, or further listeners.
+    /// Sets additional lines of the listener, or additional listeners.
     pub fn listener(mut self, lines: &str) -> Self {
         self.listener = indented(lines);
         self.write_in_place(&self.text());
         self
     }
 
-    /// With further lines at the top level, the last one ended.
+    /// Sets additional lines at the top level.
     pub fn top(mut self, lines: &str) -> Self {
         self.top = lines.to_owned();
         self.write_in_place(&self.text());
         self
     }
 
-    /// Laid out as a mounted ConfigMap.
+    /// Changes the layout to that of a mounted ConfigMap.
     pub fn into_config_map(self) -> Self {
         let text = self.text();
         fs::remove_file(&self.path).unwrap();
@@ -98,7 +98,7 @@ impl ConfigFile {
         text
     }
 
-    /// Changes the `active:` line of the file as it is now.
+    /// Changes the `active:` line of the current file.
     pub fn set_active(&self, pool: &str, how: Edit) {
         let before = fs::read_to_string(&self.path).unwrap();
         let line = before.lines().find(|line| line.trim_start().starts_with("active:")).unwrap();
@@ -106,7 +106,7 @@ impl ConfigFile {
         self.write(&text, how);
     }
 
-    /// Gives a pool other peers, in flow style as YAML.
+    /// Sets the peers of a pool, as YAML in flow style.
     pub fn set_peers(&mut self, pool: &str, peers: &[&str]) {
         let (_, of_pool) = self.pools.iter_mut().find(|(name, _)| name == pool).unwrap();
         *of_pool = peers.iter().map(|peer| (*peer).to_owned()).collect();
@@ -131,7 +131,7 @@ impl ConfigFile {
         fs::rename(new, &self.path).unwrap();
     }
 
-    /// In place, in two halves; `reopen` closes the file in between.
+    /// Writes the file in place, in two halves; with `reopen`, closes it in between.
     pub fn write_in_two_halves(&self, text: &str, cut: usize, gap: Duration, reopen: bool) {
         use std::io::Write;
         let mut file = fs::File::create(&self.path).unwrap();
@@ -157,7 +157,7 @@ impl ConfigFile {
         fs::rename(of("..data_tmp"), of("..data")).unwrap();
         if let Some(old) = old {
             fs::remove_dir_all(self.folder.path().join(old)).unwrap();
-            // A new number each time, although the old folder has gone.
+            // A new number each time, although the old folder is removed.
             fs::write(of(&format!("gone{number}")), "").unwrap();
         }
     }
@@ -167,8 +167,8 @@ impl ConfigFile {
     }
 }
 
-/// Lines of a listener or a service as deep as these are in the file, where they are not so already. One that begins with `-`
-/// begins another listener.
+/// Indents lines of a listener or a service, unless they are indented already. A line that begins with `-` starts another
+/// listener.
 fn indented(lines: &str) -> String {
     if lines.starts_with(' ') {
         return lines.to_owned();

@@ -1,8 +1,8 @@
-//! What most tests begin with: applications that answer with their name, and a switchover in front of them that is ready.
+//! The setup of most tests: applications that respond with their name, behind a ready switchover.
 
 use super::{ConfigFile, Origin, Switchover};
 
-/// One pool, `blue`, with one peer; `with` adds to the configuration.
+/// Starts a switchover with one pool, `blue`, and one peer; `with` changes the configuration.
 pub fn one_pool(with: impl FnOnce(ConfigFile) -> ConfigFile) -> (Origin, ConfigFile, Switchover) {
     let blue = Origin::start("blue");
     let config = with(ConfigFile::new(&[("blue", &[blue.address()])]));
@@ -11,7 +11,7 @@ pub fn one_pool(with: impl FnOnce(ConfigFile) -> ConfigFile) -> (Origin, ConfigF
     (blue, config, switchover)
 }
 
-/// Two pools, `blue`, which serves, and `green`, with one peer each; `with` adds to the configuration.
+/// Starts a switchover with the pools `blue`, which is active, and `green`, with one peer each; `with` changes the configuration.
 pub fn two_pools(with: impl FnOnce(ConfigFile) -> ConfigFile) -> (Origin, Origin, ConfigFile, Switchover) {
     let (blue, green) = (Origin::start("blue"), Origin::start("green"));
     let config = with(ConfigFile::new(&[("blue", &[blue.address()]), ("green", &[green.address()])]));

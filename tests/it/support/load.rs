@@ -1,5 +1,6 @@
-//! Steady load: kept connections, no retries, and a connection that ends without notice is a failure. Tests bound it by what it
-//! has to cover ([`Load::await_sent`]), never by time, so that no assertion depends on the speed of the machine.
+//! A steady load over keep-alive connections, without retries. A connection that closes without notice counts as a failure. Tests
+//! end it after a number of requests ([`Load::await_sent`]), never after a time, so that no assertion depends on the speed of the
+//! machine.
 
 use std::{
     collections::BTreeMap,
@@ -20,15 +21,15 @@ use super::{
     hyper_client::{self, Protocol, Target},
 };
 
-/// What a client sends in turn `n`: method, path, body.
+/// The request that a client sends in turn `n`: method, path, body.
 pub type Mix = fn(usize) -> (&'static str, &'static str, &'static [u8]);
 
-/// Load that runs until it is stopped.
+/// A load that runs until it is stopped.
 pub struct Load {
     stop: Arc<AtomicBool>,
     counts: Arc<Counts>,
     clients: Vec<JoinHandle<Tally>>,
-    /// Drives the connections that are not plain HTTP/1.1.
+    /// The runtime for connections other than plain HTTP/1.1.
     _runtime: Option<Runtime>,
 }
 
@@ -38,13 +39,13 @@ struct Counts {
     done: AtomicU64,
 }
 
-/// What it has seen.
+/// The results.
 #[derive(Default, Debug)]
 pub struct Tally {
     pub requests: u64,
     /// `(method, reason)`.
     pub failures: Vec<(&'static str, String)>,
-    /// When the last request that an application (`X-App`) answered was sent.
+    /// The time at which the last request was sent that each application (`X-App`) responded to.
     pub last_sent: BTreeMap<String, Instant>,
 }
 
@@ -59,7 +60,7 @@ impl Tally {
 pub fn mixed(turn: usize) -> (&'static str, &'static str, &'static [u8]) {
     match turn % 16 {
         0 => ("GET", "/slow?ms=100", b""),
-        // Never sent twice: if its application is stopped too early, no retry hides that.
+        // switchover never retries a POST, so an application that is stopped too early causes a failure.
         8 => ("POST", "/slow?ms=100", &[b'x'; 3000]),
         1..=5 => ("POST", "/", &[b'x'; 3000]),
         _ => ("GET", "/", b""),
@@ -67,12 +68,12 @@ pub fn mixed(turn: usize) -> (&'static str, &'static str, &'static [u8]) {
 }
 
 impl Load {
-    /// Over HTTP/1.1 in clear text.
+    /// Starts a load over HTTP/1.1 without TLS.
     pub fn start(address: SocketAddr, clients: usize, mix: Mix) -> Self {
         Self::run(&Way::Plain(address), clients, mix, None)
     }
 
-    /// Over TLS, HTTP/2, or both; `ca` verifies the server's certificate.
+    /// Starts a load over TLS, HTTP/2, or both; `ca` verifies the server's certificate.
     pub fn start_over(protocol: Protocol, address: SocketAddr, ca: &Path, clients: usize, mix: Mix) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let way = Way::Hyper(Target::new(address, protocol, ca), runtime.handle().clone());
@@ -92,12 +93,12 @@ impl Load {
         load
     }
 
-    /// Requests that have ended, well or not.
+    /// The number of ended requests, failed ones included.
     pub fn done(&self) -> u64 {
         self.counts.done.load(SeqCst)
     }
 
-    /// Waits until so many further requests have been sent.
+    /// Waits until this many more requests were sent.
     pub fn await_sent(&self, requests: u64) {
         let sent = || self.counts.sent.load(SeqCst);
         let enough = sent() + requests;
@@ -147,13 +148,13 @@ fn run(client: usize, way: &Way, mix: Mix, stop: &AtomicBool, counts: &Counts) -
             Ok(answer) => tally.failures.push((method, format!("{path}: {} {}", answer.status, answer.text.trim()))),
             Err(e) => tally.failures.push((method, format!("{path}: {e}"))),
         }
-        // Leaves the other processes of the test some of the CPU.
+        // Leaves CPU time to the other processes of the test.
         thread::sleep(Duration::from_millis(2));
     }
     tally
 }
 
-/// Where connections of a load go, and what drives them.
+/// The destination of a load's connections, and their runtime.
 #[derive(Clone)]
 enum Way {
     Plain(SocketAddr),
@@ -173,7 +174,7 @@ struct Answer {
 }
 
 impl Connection {
-    /// The connection that is open, or a new one where there is none, or where the server has ended it in order.
+    /// The open connection; a new one if there is none, or if the server has closed it properly.
     fn reuse(open: Option<Self>, way: &Way) -> Result<Self, String> {
         match open {
             Some(Self::Hyper(mut connection, handle)) => {

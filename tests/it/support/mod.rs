@@ -1,7 +1,7 @@
-//! The kit: the real binary, real sockets, real files, on ephemeral ports.
+//! The test kit: the real binary, real sockets and files, ephemeral ports.
 //!
-//! Tests read as stories in its words: [`Switchover`], [`ConfigFile`], [`App`], [`Origin`], [`Client`], [`Load`]. A test waits
-//! for a fact, with [`eventually`], and never for a time; where a time is what is tested, only its lower bound is asserted.
+//! Tests are written with [`Switchover`], [`ConfigFile`], [`App`], [`Origin`], [`Client`] and [`Load`]. A test waits for a
+//! condition with [`eventually`], never for a time. A test of a duration asserts only its lower bound.
 
 pub mod acme_server;
 pub mod app;
@@ -40,11 +40,10 @@ pub use self::{
     switchover::Switchover,
 };
 
-/// How long a test waits before it takes what it waits for to be lost. No test passes or fails by this on a slow machine: what
-/// takes longer hangs.
+/// Time limit of every wait. It only ends tests that hang: even on a slow machine, no condition takes as long.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Waits for a fact; reports what was seen last if it does not come.
+/// Waits until `look` returns `Ok`. Panics at the timeout, with the last error.
 pub fn eventually<T, E: Debug>(what: &str, mut look: impl FnMut() -> Result<T, E>) -> T {
     let deadline = Instant::now() + TIMEOUT;
     loop {
@@ -56,8 +55,9 @@ pub fn eventually<T, E: Debug>(what: &str, mut look: impl FnMut() -> Result<T, E
     }
 }
 
-/// Reports what this system cannot test, past the capture of a passing test's output. A test fails instead where `CI` is set.
+/// Reports that this system cannot run a test. Writes to the real standard error, because output of a passing test is not shown.
+/// With `CI` set, such a test fails instead.
 pub fn not_tested(what: &str, why: &str) {
-    // If the note cannot be written, the test has passed all the same.
+    // A failed write does not make the test fail.
     std::io::stderr().write_all(format!("NOT TESTED: {what}: {why}\n").as_bytes()).unwrap_or_default();
 }

@@ -1,4 +1,4 @@
-//! A server that records exactly what it receives, and misbehaves on demand.
+//! A peer that records exactly what it receives, and misbehaves on request.
 
 use std::{
     collections::HashMap,
@@ -12,37 +12,37 @@ use std::{
     time::Duration,
 };
 
-/// What it does with a request on some path.
+/// The reaction to requests of one path.
 #[derive(Clone)]
 pub enum Act {
-    /// Answers with these bytes.
+    /// Responds with these bytes.
     Say(Vec<u8>),
-    /// Answers with these bytes and closes the connection.
+    /// Responds with these bytes and closes the connection.
     SayAndClose(Vec<u8>),
-    /// Answers with the first of these, then with the second, and so on, and round again.
+    /// Responds with each of these in turn, then starts over.
     SayInTurn(Vec<Vec<u8>>),
-    /// Answers with these bytes after a while.
+    /// Responds with these bytes after a delay.
     SayAfter(Duration, Vec<u8>),
     /// Sends the first of these at once, and the second when the gate is opened.
     SayHeld(Gate, Vec<u8>, Vec<u8>),
-    /// Reads the request and never answers; ends with the connection.
+    /// Reads the request and never responds.
     Hang,
     /// Reads the request and closes the connection.
     Close,
-    /// Answers the first request of a connection, and closes at the next one without an answer.
+    /// Responds to the first request of a connection, and closes the connection at the second one without a response.
     CloseAtSecond,
-    /// Sends these pieces, one after each pause.
+    /// Sends these pieces, with a pause before each.
     Drip(Duration, Vec<Vec<u8>>),
-    /// Switches protocols, and sends back every byte that it receives.
+    /// Switches protocols, and echoes every byte.
     Echo,
 }
 
-/// Holds answers until a test has seen what it wants to see meanwhile.
+/// Delays responses until the test opens it.
 #[derive(Clone, Default)]
 pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
 
 impl Gate {
-    /// Closed.
+    /// A closed gate.
     pub fn new() -> Self {
         Self::default()
     }
@@ -57,7 +57,7 @@ impl Gate {
     }
 }
 
-/// One server.
+/// A running peer.
 #[derive(Clone)]
 pub struct Origin(Arc<Inner>);
 
@@ -72,7 +72,7 @@ struct Inner {
     alive: AtomicBool,
 }
 
-/// An answer of 200 with a body.
+/// A 200 response with this body.
 pub fn ok(body: &str) -> Vec<u8> {
     status(200, body)
 }
@@ -82,12 +82,12 @@ pub fn status(code: u16, body: &str) -> Vec<u8> {
 }
 
 impl Origin {
-    /// Ready, and answering everything with its name.
+    /// Starts a peer that is ready and responds to every request with its name.
     pub fn start(name: &str) -> Self {
         Self::on_listener(name, TcpListener::bind("127.0.0.1:0").unwrap())
     }
 
-    /// The same, on a socket of one's own.
+    /// The same, on a given socket.
     pub fn on_listener(name: &str, listener: TcpListener) -> Self {
         let inner = Inner {
             name: name.to_owned(),
@@ -108,18 +108,18 @@ impl Origin {
         self.0.address
     }
 
-    /// What to do on a path from now on.
+    /// Sets the reaction to requests of a path.
     pub fn on(&self, path: &str, act: Act) -> &Self {
         self.0.acts.lock().unwrap().insert(path.to_owned(), act);
         self
     }
 
-    /// What to say when probed.
+    /// Sets the response to probes.
     pub fn readiness(&self, code: u16, body: &str) -> &Self {
         self.on("/actuator/health/readiness", Act::Say(status(code, body)))
     }
 
-    /// The heads of all requests but probes.
+    /// The heads of all requests, except probes.
     pub fn heads(&self) -> Vec<String> {
         self.0.heads.lock().unwrap().clone()
     }
@@ -128,15 +128,15 @@ impl Origin {
         self.0.bodies.lock().unwrap().clone()
     }
 
-    /// Connections so far that carried anything but probes.
+    /// The number of connections so far, except those with probes only.
     pub fn connections(&self) -> usize {
         self.0.connections.load(SeqCst)
     }
 
-    /// Closes everything at once, as a killed process does.
+    /// Closes all connections and the listener at once, like a killed process.
     pub fn kill(&self) {
         self.0.alive.store(false, SeqCst);
-        // Wakes the listener, which then goes.
+        // Wakes the thread of the listener, which then ends.
         drop(TcpStream::connect(self.address()));
         for stream in self.0.open.lock().unwrap().drain(..) {
             stream.shutdown(Shutdown::Both).ok();
@@ -162,7 +162,7 @@ impl Origin {
         });
     }
 
-    /// Requests of one connection; ends with it.
+    /// Serves the requests of one connection.
     fn serve(&self, mut stream: TcpStream) -> Option<()> {
         stream.set_nodelay(true).ok()?;
         let mut buffer = Vec::new();
@@ -254,7 +254,7 @@ fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<(String,
             }
             length
         }
-        // Kept as it came, with its sizes.
+        // Recorded unchanged, with its chunk sizes.
         None if lower.contains("transfer-encoding: chunked") => loop {
             if let Some(at) = buffer.windows(5).position(|window| window == b"0\r\n\r\n") {
                 break at + 5;
