@@ -107,7 +107,8 @@ pub struct PeerAddress {
 #[serde(default, deny_unknown_fields)]
 #[schemars(transform = without_http_keys)]
 pub struct HealthCheck {
-    /// `true`: a probe only connects. Excludes `path`, `host`, `headers` and `expect_status`.
+    /// `true`: a probe only connects; with `upstream.tls` and without `port` it also makes the TLS handshake. Excludes `path`,
+    /// `host`, `headers` and `expect_status`.
     pub tcp: bool,
     /// Path and query of the GET request.
     #[serde(with = "As::<ProbePath>")]

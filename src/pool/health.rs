@@ -52,15 +52,6 @@ pub enum Failure {
     Other(String),
 }
 
-/// How many probes in a row change the verdict.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Thresholds {
-    /// Passes before a peer is ready.
-    pub ready_after: u32,
-    /// Failures before a ready peer is not.
-    pub not_ready_after: u32,
-}
-
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -86,18 +77,16 @@ impl Health {
         self.lock().clone()
     }
 
-    /// Takes in one probe. Returns whether the verdict changed.
-    pub fn probed(&self, result: ProbeResult, thresholds: Thresholds) -> bool {
+    /// Takes in one probe. `threshold` is how many results like it in a row change the verdict, 1 or more. Returns whether the
+    /// verdict changed.
+    pub fn probed(&self, result: ProbeResult, threshold: usize) -> bool {
         let mut record = self.lock();
         let passed = result.failure.is_none();
         record.last = Some(result);
         let before = if passed { record.passes } else { record.failures };
         let run = before.saturating_add(1);
         (record.passes, record.failures) = if passed { (run, 0) } else { (0, run) };
-        let ready = match self.is_ready() {
-            false => record.passes >= thresholds.ready_after,
-            true => record.failures < thresholds.not_ready_after,
-        };
+        let ready = if run as usize >= threshold { passed } else { self.is_ready() };
         self.set(ready) != ready
     }
 
@@ -136,15 +125,13 @@ impl Health {
 mod tests {
     use super::*;
 
-    const TWO_THREE: Thresholds = Thresholds { ready_after: 2, not_ready_after: 3 };
-
     fn result(passed: bool) -> ProbeResult {
         let failure = (!passed).then(|| Failure::Other("refused".to_owned()));
         ProbeResult { at: SystemTime::now(), took: Duration::ZERO, failure }
     }
 
     fn probe(health: &Health, passed: bool) -> bool {
-        health.probed(result(passed), TWO_THREE)
+        health.probed(result(passed), if passed { 2 } else { 3 })
     }
 
     #[test]

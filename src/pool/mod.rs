@@ -4,6 +4,7 @@
 //! request in one step, and takes no lock. The controller decides which peers a pool has and which of them are open.
 
 pub mod health;
+mod health_check;
 pub mod local;
 pub mod peer;
 pub mod probe;

@@ -15,7 +15,7 @@ use pingora::connectors::http::Connector;
 use super::{
     Peer,
     health::{Failure, ProbeResult},
-    probe::{self, Settings},
+    probe::{self, Prober, Settings},
     resolve,
 };
 
@@ -116,13 +116,14 @@ pub async fn run(proof: Arc<PeerProof>, settings: Settings, connector: Arc<Conne
     if peer.target().is_none() {
         resolve::first(peer).await;
     }
-    let check = &settings.check;
+    let check = Arc::clone(&settings.check);
+    let mut prober = Prober::new(Arc::clone(peer), settings, connector);
     loop {
         let address = peer.target().and_then(|target| target.addresses.first().copied());
-        let result = probe::observe(peer, &settings, &connector).await;
+        let result = prober.probe().await;
         let (took, passed) = (result.took, result.failure.is_none());
         if proof.counts {
-            probe::judge(peer, result.clone(), check);
+            prober.judge(result.clone());
         }
         proof.probed(result, address);
         peer.notify();

@@ -13,7 +13,7 @@ use super::*;
 use crate::{
     config::PeerAddress,
     metrics::Metrics,
-    pool::health::{Failure, ProbeResult, Thresholds},
+    pool::health::{Failure, ProbeResult},
 };
 
 fn peer(port: u16, ready: bool) -> Arc<Peer> {
@@ -30,7 +30,7 @@ fn peer(port: u16, ready: bool) -> Arc<Peer> {
 fn probed(peer: &Peer, passed: bool) {
     let result =
         ProbeResult { at: SystemTime::now(), took: Duration::ZERO, failure: (!passed).then(|| Failure::Other(String::new())) };
-    peer.health.probed(result, Thresholds { ready_after: 1, not_ready_after: 1 });
+    peer.health.probed(result, 1);
 }
 
 fn pool(balance: Balance, fail_open: bool, peers: &[(&Arc<Peer>, u16)]) -> Pool {

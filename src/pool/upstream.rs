@@ -14,7 +14,7 @@ use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use pingora::{
     protocols::tls::CaType,
-    upstreams::peer::{HttpPeer, Scheme},
+    upstreams::peer::{HttpPeer, PeerOptions, Scheme},
     utils::tls::{WrappedX509, parse_x509},
 };
 use rustls::pki_types::{CertificateDer, pem::PemObject};
@@ -57,32 +57,45 @@ impl Upstream {
         self.config.protocol != Protocol::Http1
     }
 
-    /// Makes of a peer's address what is to be connected to.
+    /// Sets how a request to `peer` is sent.
     pub fn apply(&self, http_peer: &mut HttpPeer, peer: &Peer) {
-        if self.is_h2() {
-            http_peer.options.set_http_version(2, 2);
-            http_peer.options.max_h2_streams = STREAMS as usize;
-            http_peer.options.h2_stream_window_size = Some(STREAM_WINDOW);
-            http_peer.options.h2_connection_window_size = Some(CONNECTION_WINDOW);
-        }
-        if let Some(tls) = &self.config.tls {
+        self.set_options(&mut http_peer.options);
+        if let Some(name) = self.server_name(peer) {
             http_peer.scheme = Scheme::HTTPS;
-            http_peer.sni = tls.server_name.clone().unwrap_or_else(|| peer.address.host.clone());
-            http_peer.options.ca = self.ca.load().as_ref().map(|ca| Arc::clone(&**ca));
+            http_peer.sni = name;
         }
     }
 
-    /// Reads the CA file if it has changed.
+    /// Sets the protocol and the authorities of a connection.
+    pub fn set_options(&self, options: &mut PeerOptions) {
+        if self.is_h2() {
+            options.set_http_version(2, 2);
+            options.max_h2_streams = STREAMS as usize;
+            options.h2_stream_window_size = Some(STREAM_WINDOW);
+            options.h2_connection_window_size = Some(CONNECTION_WINDOW);
+        }
+        if self.config.tls.is_some() {
+            options.ca = self.ca.load().as_ref().map(|ca| Arc::clone(&**ca));
+        }
+    }
+
+    /// The name that the certificate of `peer` has to have; none without TLS.
+    pub fn server_name(&self, peer: &Peer) -> Option<String> {
+        let tls = self.config.tls.as_ref()?;
+        Some(tls.server_name.clone().unwrap_or_else(|| peer.address.host.clone()))
+    }
+
+    /// Reads the CA file if it has changed. Returns when the file in use was written; none without one.
     ///
     /// # Errors
     /// Why it cannot be used; what was read before stays in use.
-    pub fn refresh(&self) -> Result<(), String> {
-        let Some(path) = &self.ca_file else { return Ok(()) };
+    pub fn refresh(&self) -> Result<Option<SystemTime>, String> {
+        let Some(path) = &self.ca_file else { return Ok(None) };
         let failed = |why: &dyn std::fmt::Display| format!("upstream.tls.ca: {}: {why}", path.display());
         let written = fs::metadata(path).and_then(|file| file.modified()).map_err(|e| failed(&e))?;
         let mut read = self.read.lock();
         if *read == Some(written) {
-            return Ok(());
+            return Ok(*read);
         }
         let bytes = fs::read(path).map_err(|e| failed(&e))?;
         let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
@@ -94,6 +107,6 @@ impl Upstream {
         let ca: Vec<_> = certificates.iter().map(|certificate| WrappedX509::new(certificate.to_vec(), parse_x509)).collect();
         self.ca.store(Some(Arc::new(Arc::from(ca))));
         *read = Some(written);
-        Ok(())
+        Ok(*read)
     }
 }

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use switchover::status::PoolStatus;
 
-use crate::support::{Authority, ConfigFile, HyperPeer, Switchover, curl, eventually};
+use crate::support::{Authority, ConfigFile, Edit, HyperPeer, Switchover, curl, eventually, switchover::command};
 
 fn proxied(peer: &HyperPeer, upstream: &str) -> (ConfigFile, Switchover) {
     let service = format!(
@@ -70,6 +70,59 @@ fn a_peer_whose_certificate_is_not_the_right_one_is_not_ready_until_it_can_be_ve
 
     let (_config, switchover) = proxied(&peer, &format!("{{tls: {{ca: \"{}\", server_name: other.test}}}}", ca.display()));
     switchover.await_pool("blue", "another name is refused", |pool| last_reason(pool).contains("certificate"));
+}
+
+/// A TCP check makes the handshake that requests will need.
+#[test]
+fn a_pool_with_a_wrong_certificate_is_not_promoted_by_tcp_checks() {
+    let (folder, authority, other) = (tempfile::tempdir().unwrap(), Authority::new(), Authority::new());
+    let ca = authority.write(folder.path());
+    authority.sign(folder.path(), "right", &["peer.test"], 2040);
+    authority.sign(folder.path(), "named", &["other.test"], 2040);
+    other.sign(folder.path(), "signed", &["peer.test"], 2040);
+    let peer = |name: &str| HyperPeer::start(true, Some((folder.path(), name)));
+    let (blue, green, named, signed) = (peer("right"), peer("right"), peer("named"), peer("signed"));
+    let upstream = format!("{{protocol: h2, tls: {{ca: \"{}\", server_name: peer.test}}}}", ca.display());
+    let service = format!("    upstream: {upstream}\n    health_check: {{tcp: true, interval: 100ms}}\n");
+    let pools =
+        [("blue", &[blue.address][..]), ("green", &[green.address]), ("named", &[named.address]), ("signed", &[signed.address])];
+    let config = ConfigFile::new(&pools).service(&format!("{service}    promotion: {{ready_timeout: 1s}}\n"));
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    for (pool, reason) in [("named", "not valid for name \"peer.test\""), ("signed", "invalid peer certificate")] {
+        let output = switchover.cli(&["promote", pool]);
+        assert_eq!(output.code, 3, "{output:?}");
+        assert!(output.stderr.contains(reason), "{output:?}");
+        assert_eq!(switchover.get("/").text(), "h2 0 []");
+    }
+    let output = switchover.cli(&["promote", "green"]);
+    assert_eq!(output.code, 0, "{output:?}");
+    // The authority is replaced while the checks run: the next probe sees the new one.
+    other.write(folder.path());
+    switchover.await_pool("signed", "the new authority is used", |pool| pool.peers[0].ready);
+}
+
+/// Pingora panics if it cannot read the system's root certificates, and reads them for each TCP check.
+#[test]
+fn a_tcp_check_without_root_certificates_says_so_and_succeeds_once_they_are_there() {
+    let (blue, green) = (HyperPeer::start(false, None), HyperPeer::start(false, None));
+    let config = ConfigFile::new(&[("blue", &[blue.address]), ("green", &[green.address])])
+        .service("health_check: {tcp: true, interval: 100ms, timeout: 1m}");
+    let roots = Authority::new().write(config.folder());
+    let mut run = command(&["run", "--config", config.path.to_str().unwrap()]);
+    run.env("SSL_CERT_FILE", &roots).env("RUST_BACKTRACE", "0");
+    let switchover = Switchover::spawn(run, &config);
+    switchover.await_ready("green");
+    let readable = fs::read(&roots).unwrap();
+    fs::write(&roots, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
+    config.set_active("green", Edit::Rename);
+    switchover.await_service("the proof of green says what is missing", |service| {
+        let reason = service.swap.as_ref().and_then(|swap| swap.reason.as_deref());
+        reason.is_some_and(|reason| reason.contains("cannot read this host's root certificates"))
+    });
+    assert!(switchover.pool_status("green").peers[0].ready, "the running check is not affected");
+    fs::write(&roots, readable).unwrap();
+    switchover.await_active("green");
 }
 
 /// Probes are far apart, so that they cannot bring in what the edit should have brought.
