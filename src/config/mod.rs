@@ -29,7 +29,7 @@ pub use self::{
     problem::{LoadError, Problem, place},
     schema::schema,
     service::{
-        Balance, Drain, ErrorPage, HealthCheck, Peer, PeerAddress, Pool, Promotion, Protocol, Secret, Service, Timeouts,
+        Balance, Drain, ErrorPage, HashBy, HealthCheck, Peer, PeerAddress, Pool, Promotion, Protocol, Secret, Service, Timeouts,
         Upstream, UpstreamTls,
     },
 };

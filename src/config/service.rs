@@ -9,8 +9,8 @@ use serde_json::json;
 use super::{
     format::{As, Format, List, Map, Maybe, TextOr, text_or},
     value::{
-        Address, DAY, ErrorStatus, File, HOUR, HeaderName, HeaderText, HostPattern, Label, Name, Number, PathPrefix, ProbeHost,
-        ProbePath, Reference, ServerName, Span, Statuses, Weight,
+        Address, CookieName, DAY, ErrorStatus, File, HOUR, HeaderField, HeaderName, HeaderText, HostPattern, Label, Name, Number,
+        PathPrefix, ProbeHost, ProbePath, Reference, ServerName, Span, Statuses, Weight,
     },
 };
 
@@ -19,6 +19,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Hosts and paths, and the pools of peers that can serve their requests.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(transform = hash_for_balance)]
 pub struct Service {
     /// Hosts without a port: `shop.example.com`, or `*.example.com`, where the `*` matches any name. Empty: any host.
     #[serde(default, with = "List::<HostPattern>")]
@@ -51,6 +52,10 @@ pub struct Service {
     /// The choice of a peer for a request.
     #[serde(default)]
     pub balance: Balance,
+    /// What `balance: hash` takes from a request: exactly one of these keys. A request without it goes to the peer with the fewest
+    /// running requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hash: Option<HashBy>,
     /// Files with pages for the error responses of switchover itself, by status (400 to 599): HTML in UTF-8. `{request_id}` is
     /// replaced by the ID of the request. Relative to the configuration file's folder, and read again on each reload.
     #[serde(default, with = "Map::<ErrorStatus, ErrorPage>")]
@@ -220,6 +225,25 @@ pub enum Balance {
     LeastRequests,
     /// In turn, by weight.
     RoundRobin,
+    /// Of two peers drawn by weight, the one with fewer running requests for its weight.
+    Random,
+    /// The same peer for the same value of what `hash` names, in shares by weight.
+    Hash,
+}
+
+/// What `balance: hash` takes from a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = exactly_one)]
+pub struct HashBy {
+    /// The value of a header field, by its name.
+    #[serde(with = "As::<Maybe<HeaderField>>", skip_serializing_if = "Option::is_none")]
+    pub header: Option<http::HeaderName>,
+    /// The value of a cookie, by its name.
+    #[serde(with = "As::<Maybe<CookieName>>", skip_serializing_if = "Option::is_none")]
+    pub cookie: Option<String>,
+    /// `true`: the client's address, as peers get it in `X-Real-IP`.
+    pub client_address: bool,
 }
 
 /// Limits on one request.
@@ -273,6 +297,19 @@ fn without_http_keys(schema: &mut Schema) {
     let forbidden: serde_json::Map<_, _> = HealthCheck::HTTP_KEYS.iter().map(|key| ((*key).to_owned(), false.into())).collect();
     schema.insert("if".to_owned(), json!({"properties": {"tcp": {"const": true}}, "required": ["tcp"]}));
     schema.insert("then".to_owned(), json!({"properties": forbidden}));
+}
+
+/// `hash` is required with `balance: hash`, and not allowed with another balance.
+fn hash_for_balance(schema: &mut Schema) {
+    schema.insert("if".to_owned(), json!({"properties": {"balance": {"const": "hash"}}, "required": ["balance"]}));
+    schema.insert("then".to_owned(), json!({"required": ["hash"]}));
+    schema.insert("else".to_owned(), json!({"properties": {"hash": false}}));
+}
+
+/// One key of [`HashBy`].
+fn exactly_one(schema: &mut Schema) {
+    let client_address = json!({"properties": {"client_address": {"const": true}}, "required": ["client_address"]});
+    schema.insert("oneOf".to_owned(), json!([{"required": ["header"]}, {"required": ["cookie"]}, client_address]));
 }
 
 impl fmt::Display for PeerAddress {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Acme, Config, HealthCheck, Listener, Problem, Protocol, Service,
+    Acme, Balance, Config, HealthCheck, Listener, Problem, Protocol, Service,
     reader::{Aside, nearest, shown},
     yaml::{Kind, Node},
 };
@@ -33,6 +33,7 @@ pub(super) fn problems(config: &Config, document: &Node, aside: &Aside) -> Vec<P
         problems.extend(peers(service, &spot.key("pools")));
         problems.extend(health_check(&service.health_check, &spot.key("health_check")));
         problems.extend(upstream(service, &spot.key("upstream")));
+        problems.extend(hash(service, &spot));
     }
     problems
 }
@@ -59,6 +60,15 @@ impl Spot<'_> {
         let read = items.iter().enumerate().filter(|(_, node)| !self.aside.contains(&std::ptr::from_ref(*node)));
         let (index, node) = read.map(|(i, node)| (i, Some(node))).nth(index).unwrap_or((index, None));
         Self { at: format!("{}[{index}]", self.at), node, aside: self.aside }
+    }
+
+    /// Whether it, or the value of one of its keys, could not be read. That is reported already.
+    fn is_unread(&self) -> bool {
+        let unread = |node: &Node| self.aside.contains(&std::ptr::from_ref(node));
+        self.node.is_some_and(|node| match &node.kind {
+            Kind::Mapping(entries) => unread(node) || entries.iter().any(|(_, value)| unread(value)),
+            Kind::Scalar { .. } | Kind::Sequence(_) => unread(node),
+        })
     }
 
     fn problem(&self, message: impl Into<String>) -> Problem {
@@ -141,6 +151,27 @@ fn upstream(service: &Service, spot: &Spot<'_>) -> Option<Problem> {
         (Protocol::H2, None) => Some(protocol.problem("h2 is over TLS; write tls: {} beside it, or h2c")),
         (Protocol::H2c, Some(_)) => Some(protocol.problem("h2c is without TLS; write h2, or leave out tls")),
         _ => None,
+    }
+}
+
+fn hash(service: &Service, spot: &Spot<'_>) -> Option<Problem> {
+    let (balance, hash) = (spot.key("balance"), spot.key("hash"));
+    if balance.is_unread() || hash.is_unread() {
+        return None;
+    }
+    match (service.balance, &service.hash) {
+        (Balance::Hash, None) => {
+            let message = "is missing; write: hash: {header: NAME}, {cookie: NAME} or {client_address: true}";
+            Some(Problem::at(&hash.at, balance.node?.place, message))
+        }
+        (Balance::Hash, Some(by)) => {
+            let given = [by.header.is_some(), by.cookie.is_some(), by.client_address].into_iter().filter(|given| *given).count();
+            (given != 1).then(|| hash.problem("needs exactly one of header: NAME, cookie: NAME and client_address: true"))
+        }
+        (Balance::LeastRequests | Balance::RoundRobin | Balance::Random, Some(_)) => {
+            Some(hash.problem("is only for balance: hash; write balance: hash, or remove hash"))
+        }
+        (Balance::LeastRequests | Balance::RoundRobin | Balance::Random, None) => None,
     }
 }
 

@@ -145,10 +145,15 @@ texts! {
     PathPrefix: String = path_prefix, "string", r#"^/[!-"$->@-~]*$"#;
     ProbePath: String = probe_path, "string", r#"^/[!-"$-~]*$"#;
     HeaderName: String = header_name, "string", "^(?![Hh][Oo][Ss][Tt]$)[!#$%&'*+.^_`|~0-9A-Za-z-]+$";
+    HeaderField: http::HeaderName = header_field, "string", TOKEN;
+    CookieName: String = cookie_name, "string", TOKEN;
     ErrorStatus: u16 = error_status, "string", "^[45][0-9][0-9]$", |status| (*status).into();
     /// The value of a header, which is never written because it may be a secret.
     HeaderText: String = header_value, "string", r"^[^\x00-\x08\x0a-\x1f]*$", |_| "***".into();
 }
+
+/// RFC 9110, section 5.6.2.
+const TOKEN: &str = "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$";
 
 /// The path of a file.
 fn file(text: &str) -> Result<PathBuf, String> {
@@ -289,14 +294,22 @@ fn header_value(text: &str) -> Result<String, String> {
     http::HeaderValue::from_str(text).map(|_| text.to_owned()).map_err(|_| format!("{} cannot be sent in a header", shown(text)))
 }
 
-/// The name of a header, except Host, which has its own key.
+/// The name of a header of a probe, except Host, which has its own key.
 fn header_name(text: &str) -> Result<String, String> {
     if text.eq_ignore_ascii_case("host") {
         return Err("is set with health_check.host".to_owned());
     }
-    http::HeaderName::from_bytes(text.as_bytes())
-        .map(|_| text.to_owned())
-        .map_err(|_| format!("{} is not a header's name", shown(text)))
+    header_field(text).map(|_| text.to_owned())
+}
+
+/// The name of a header.
+fn header_field(text: &str) -> Result<http::HeaderName, String> {
+    http::HeaderName::from_bytes(text.as_bytes()).map_err(|_| format!("{} is not a header's name", shown(text)))
+}
+
+/// The name of a cookie: a token, like the name of a header (RFC 6265, section 4.1.1).
+fn cookie_name(text: &str) -> Result<String, String> {
+    header_field(text).map(|_| text.to_owned()).map_err(|_| format!("{} is not a cookie's name", shown(text)))
 }
 
 /// The status of an error page.

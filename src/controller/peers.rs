@@ -164,7 +164,7 @@ impl Peers {
             .pool_metrics
             .entry(config.active.clone())
             .or_insert_with(|| Arc::new(self.deps.metrics.pool(&self.service, &config.active)));
-        Pool::new(&config.active, slots, config.balance, config.fail_open, Arc::clone(metrics))
+        Pool::new(&config.active, slots, config.balance, config.hash.as_ref(), config.fail_open, Arc::clone(metrics))
     }
 
     /// The connection settings of `config`; created if missing.

@@ -35,13 +35,15 @@ fn probed(peer: &Peer, passed: bool) {
 
 fn pool(balance: Balance, fail_open: bool, peers: &[(&Arc<Peer>, u16)]) -> Pool {
     let slots = peers.iter().map(|(peer, weight)| Slot { peer: Arc::clone(peer), weight: *weight }).collect();
-    Pool::new("blue", slots, balance, fail_open, Arc::new(Metrics::new().unwrap().pool("shop", "blue")))
+    let hash = HashBy { client_address: true, ..HashBy::default() };
+    let hash = (balance == Balance::Hash).then_some(&hash);
+    Pool::new("blue", slots, balance, hash, fail_open, Arc::new(Metrics::new().unwrap().pool("shop", "blue")))
 }
 
 fn shares(pool: &Pool, picks: usize) -> HashMap<u16, usize> {
     let mut shares = HashMap::new();
     for _ in 0..picks {
-        *shares.entry(pool.pick(&[]).ok().unwrap().peer().address.port).or_default() += 1;
+        *shares.entry(pool.pick(&[], None).ok().unwrap().peer().address.port).or_default() += 1;
     }
     shares
 }
@@ -59,7 +61,7 @@ fn round_robin_gives_each_its_share_and_the_shares_of_the_absent_to_all() {
 fn least_requests_follows_what_is_in_flight_by_weight() {
     let (a, b) = (peer(1, true), peer(2, true));
     let pool = pool(Balance::LeastRequests, true, &[(&a, 3), (&b, 1)]);
-    let leases: Vec<Lease> = (0..40).map(|_| pool.pick(&[]).ok().unwrap()).collect();
+    let leases: Vec<Lease> = (0..40).map(|_| pool.pick(&[], None).ok().unwrap()).collect();
     assert_eq!((a.in_flight(), b.in_flight()), (30, 10));
     drop(leases);
     assert_eq!((a.in_flight(), b.in_flight()), (0, 0));
@@ -72,11 +74,100 @@ fn least_requests_lets_equals_take_turns() {
 }
 
 #[test]
+fn random_follows_weights_when_idle_and_load_otherwise() {
+    let (a, b, c) = (peer(1, true), peer(2, true), peer(3, false));
+    let pool = pool(Balance::Random, true, &[(&a, 3), (&b, 1), (&c, 1)]);
+    // Beyond six standard deviations of the binomial distribution.
+    let idle = shares(&pool, 10_000);
+    assert!((7_240..=7_760).contains(&idle[&1]) && idle[&1] + idle[&2] == 10_000, "{idle:?}");
+    let leases: Vec<Lease> = (0..400).map(|_| pool.pick(&[], None).ok().unwrap()).collect();
+    // With two peers, both are drawn each time: after each step the loads for the weights are equal, or one step apart.
+    let (heavy, light) = (a.in_flight(), b.in_flight());
+    assert!(heavy.abs_diff(3 * light) <= 3, "{heavy} {light}");
+    drop(leases);
+}
+
+/// Which peer each of many clients gets.
+fn by_client(pool: &Pool) -> Vec<u16> {
+    let port = |client: usize| {
+        let key = selection::hash(format!("client-{client}").as_bytes());
+        pool.pick(&[], Some(key)).ok().unwrap().peer().address.port
+    };
+    (0..CLIENTS).map(port).collect()
+}
+
+const CLIENTS: usize = 10_000;
+
+/// Six standard deviations of how many clients have something that each has with `probability`, around the mean.
+fn about(probability: f64) -> std::ops::RangeInclusive<f64> {
+    let (mean, spread) = (CLIENTS as f64 * probability, 6.0 * (CLIENTS as f64 * probability * (1.0 - probability)).sqrt());
+    mean - spread..=mean + spread
+}
+
+#[test]
+fn hash_gives_each_peer_its_share_by_weight() {
+    let peers: Vec<Arc<Peer>> = (1..=4).map(|port| peer(port, true)).collect();
+    let weights = [1, 2, 3, 4];
+    let pool = pool(Balance::Hash, true, &peers.iter().zip(weights).collect::<Vec<_>>());
+    let clients = by_client(&pool);
+    for (port, weight) in (1..).zip(weights) {
+        let share = clients.iter().filter(|client| **client == port).count();
+        assert!(about(f64::from(weight) / 10.0).contains(&(share as f64)), "{port}: {share}");
+    }
+}
+
+#[test]
+fn hash_moves_only_the_clients_that_an_added_peer_wins() {
+    for count in 1..=8 {
+        let peers: Vec<Arc<Peer>> = (1..=count + 1).map(|port| peer(port, true)).collect();
+        let slots: Vec<(&Arc<Peer>, u16)> = peers.iter().map(|peer| (peer, 1)).collect();
+        let before = by_client(&pool(Balance::Hash, true, &slots[..usize::from(count)]));
+        // The order of the file is of no importance.
+        let after = by_client(&pool(Balance::Hash, true, &slots.iter().rev().copied().collect::<Vec<_>>()));
+        let moved: Vec<u16> = before.iter().zip(&after).filter(|(a, b)| a != b).map(|(_, after)| *after).collect();
+        assert!(moved.iter().all(|port| *port == count + 1), "{moved:?}");
+        assert!(about(1.0 / f64::from(count + 1)).contains(&(moved.len() as f64)), "{count}: {}", moved.len());
+    }
+}
+
+#[test]
+fn hash_keeps_every_client_when_a_peer_is_created_again_at_another_address() {
+    let peers: Vec<Arc<Peer>> = (1..=3).map(|port| peer(port, true)).collect();
+    peers[1].set_target(&["10.0.0.1:2".parse().unwrap()]);
+    let slots: Vec<(&Arc<Peer>, u16)> = peers.iter().map(|peer| (peer, 1)).collect();
+    let before = by_client(&pool(Balance::Hash, true, &slots));
+    peers[1].set_target(&["10.0.0.2:2".parse().unwrap()]);
+    assert_eq!(by_client(&pool(Balance::Hash, true, &slots)), before);
+}
+
+#[test]
+fn hash_gives_the_clients_of_a_peer_that_is_not_ready_to_their_second_choice_until_it_is_back() {
+    let peers: Vec<Arc<Peer>> = (1..=3).map(|port| peer(port, true)).collect();
+    let slots: Vec<(&Arc<Peer>, u16)> = peers.iter().map(|peer| (peer, 1)).collect();
+    let pool = pool(Balance::Hash, true, &slots);
+    let before = by_client(&pool);
+    probed(&peers[0], false);
+    let without = by_client(&pool);
+    assert!(before.iter().zip(&without).all(|(before, without)| *before == 1 || before == without));
+    let [second, third] = [2, 3].map(|port| before.iter().zip(&without).filter(|(a, b)| **a == 1 && **b == port).count());
+    assert!(about(1.0 / 6.0).contains(&(second as f64)) && about(1.0 / 6.0).contains(&(third as f64)), "{second} {third}");
+    assert_eq!(by_client(&pool), without, "the second choice is the same each time");
+    probed(&peers[0], true);
+    assert_eq!(by_client(&pool), before);
+}
+
+#[test]
+fn hash_without_a_key_goes_by_the_fewest_requests() {
+    let (a, b) = (peer(1, true), peer(2, true));
+    assert_eq!(shares(&pool(Balance::Hash, true, &[(&a, 1), (&b, 1)]), 100), HashMap::from([(1, 50), (2, 50)]));
+}
+
+#[test]
 fn a_peer_that_was_tried_or_is_not_ready_is_not_picked() {
     let (a, b, c) = (peer(1, true), peer(2, false), peer(3, true));
     let pool = pool(Balance::LeastRequests, true, &[(&a, 1), (&b, 1), (&c, 1)]);
-    assert_eq!(pool.pick(&[Arc::clone(&a)]).ok().unwrap().peer().address.port, 3);
-    assert_eq!(pool.pick(&[a, c]).err(), Some(PickError::NoReadyPeer));
+    assert_eq!(pool.pick(&[Arc::clone(&a)], None).ok().unwrap().peer().address.port, 3);
+    assert_eq!(pool.pick(&[a, c], None).err(), Some(PickError::NoReadyPeer));
 }
 
 #[test]
@@ -84,7 +175,10 @@ fn when_nobody_is_ready_those_who_were_are_tried_unless_told_otherwise() {
     let (was, never) = (peer(1, true), peer(2, false));
     probed(&was, false);
     assert_eq!(shares(&pool(Balance::LeastRequests, true, &[(&never, 1), (&was, 1)]), 10), HashMap::from([(1, 10)]));
-    assert_eq!(pool(Balance::LeastRequests, false, &[(&never, 1), (&was, 1)]).pick(&[]).err(), Some(PickError::NoReadyPeer));
+    assert_eq!(
+        pool(Balance::LeastRequests, false, &[(&never, 1), (&was, 1)]).pick(&[], None).err(),
+        Some(PickError::NoReadyPeer)
+    );
 }
 
 #[test]
@@ -92,9 +186,9 @@ fn a_closed_pool_says_so() {
     let a = peer(1, true);
     let pool = pool(Balance::RoundRobin, true, &[(&a, 1)]);
     a.close();
-    assert_eq!(pool.pick(&[]).err(), Some(PickError::Draining));
+    assert_eq!(pool.pick(&[], None).err(), Some(PickError::Draining));
     a.open();
-    assert!(pool.pick(&[]).is_ok());
+    assert!(pool.pick(&[], None).is_ok());
 }
 
 /// Fails if a lease is counted after it looks whether the peer is open, or if a drain reads the count before it closes:
@@ -110,7 +204,7 @@ fn nothing_runs_on_a_peer_after_it_was_seen_closed_and_empty() {
         for _ in 0..4 {
             scope.spawn(|| {
                 while !stop.load(SeqCst) {
-                    if let Ok(lease) = pool.pick(&[]) {
+                    if let Ok(lease) = pool.pick(&[], None) {
                         assert!(!drained.load(SeqCst), "a request runs on a drained peer");
                         drop(lease);
                     }

@@ -10,7 +10,7 @@ use std::{
 use http::{HeaderValue, header};
 use pingora::http::RequestHeader;
 
-use super::{failure::Failure, forwarding::RequestId, workarounds::Corkable};
+use super::{failure::Failure, forwarding::RequestId, hash_key, workarounds::Corkable};
 use crate::{
     clients::connection,
     metrics::ErrorKind,
@@ -98,7 +98,9 @@ impl RequestCtx {
     /// already visible, because it is stored before the pool is closed.
     pub(super) fn pick(&mut self, current: &SnapshotCell, request: &RequestHeader) -> Option<Lease> {
         for _ in 0..SNAPSHOTS_TRIED {
-            match self.service.as_ref()?.active.pick(&self.tried) {
+            let pool = &self.service.as_ref()?.active;
+            let key = pool.hash_by().and_then(|by| hash_key::of(by, request, &self.snapshot.as_ref()?.trusted_proxies));
+            match pool.pick(&self.tried, key) {
                 Ok(lease) => return Some(lease),
                 Err(PickError::NoReadyPeer) => return None,
                 Err(PickError::Draining) => {

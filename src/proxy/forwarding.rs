@@ -50,14 +50,31 @@ pub(super) fn set(request: &mut RequestHeader, ends: &ClientInfo, trusted_proxie
 /// Keeps the headers of a trusted proxy and appends its address.
 fn add_to_claims(request: &mut RequestHeader, ends: &ClientInfo, trusted_proxies: &[IpNet]) -> Result<()> {
     let client = ends.client.to_string();
-    let said = request.headers.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok());
-    let chain = said.chain([client.as_str()]).collect::<Vec<_>>().join(", ");
+    let chain = chain(request, &client);
     if !request.headers.contains_key(X_REAL_IP) {
         let real = real_client(&chain, trusted_proxies).map_or(client, |ip| ip.to_string());
         request.insert_header(X_REAL_IP, real)?;
     }
     request.insert_header(X_FORWARDED_FOR, chain)?;
     set_missing(request, ends, true)
+}
+
+/// The new value of `X-Forwarded-For`: the addresses in the request, then that of the connection.
+fn chain(request: &RequestHeader, client: &str) -> String {
+    let forwarded = request.headers.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok());
+    forwarded.chain([client]).collect::<Vec<_>>().join(", ")
+}
+
+/// The address that peers get as `X-Real-IP`; `request` is as the client sent it. `client`, if it is no address.
+pub(super) fn client_address(request: &RequestHeader, client: IpAddr, trusted_proxies: &[IpNet]) -> IpAddr {
+    if !trusted_proxies.iter().any(|network| network.contains(&client)) {
+        return client;
+    }
+    match request.headers.get(X_REAL_IP) {
+        Some(real) => real.to_str().ok().and_then(|real| real.parse().ok()),
+        None => real_client(&chain(request, &client.to_string()), trusted_proxies),
+    }
+    .unwrap_or(client)
 }
 
 /// Sets each header; with `claimed`, only if a trusted proxy has not set it.

@@ -7,6 +7,7 @@ mod accounting;
 mod context;
 mod failure;
 mod forwarding;
+mod hash_key;
 mod log_entry;
 mod own_response;
 mod upstream_response;

@@ -213,7 +213,7 @@ fn connections_of_one_client_are_bounded_and_those_of_others_are_not() {
 }
 
 /// A connection from another address of loopback.
-fn from_elsewhere(from: [u8; 4], to: SocketAddr) -> std::net::TcpStream {
+pub fn from_elsewhere(from: [u8; 4], to: SocketAddr) -> std::net::TcpStream {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
     runtime.block_on(async {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();

@@ -17,6 +17,7 @@ mod support;
 mod acme;
 mod admin;
 mod answers;
+mod balance;
 mod check;
 mod cli;
 mod deploy;

@@ -5,7 +5,7 @@ use std::{fs, process::Command};
 use crate::support::{ConfigFile, Origin, Switchover, eventually, not_tested};
 
 /// Runs in a separate mount namespace, in which `/etc/hosts` is a file of the test.
-fn with_hosts(config: &ConfigFile, hosts: &std::path::Path) -> Command {
+pub fn with_hosts(config: &ConfigFile, hosts: &std::path::Path) -> Command {
     let mut command = Command::new("unshare");
     let program = env!("CARGO_BIN_EXE_switchover");
     let script = format!("mount --bind {} /etc/hosts && exec {program} run --config {}", hosts.display(), config.path.display());
@@ -13,7 +13,7 @@ fn with_hosts(config: &ConfigFile, hosts: &std::path::Path) -> Command {
     command
 }
 
-fn can_unshare() -> bool {
+pub fn can_unshare() -> bool {
     let output = Command::new("unshare").args(["--map-root-user", "--mount", "true"]).output();
     let works = output.as_ref().is_ok_and(|output| output.status.success());
     assert!(works || std::env::var_os("CI").is_none(), "CI has to be able to unshare a mount namespace: {output:?}");
