@@ -47,10 +47,11 @@ man: tools ## Build the man pages: target/man/switchover.1 and one for each comm
 bench: tools ## Measure CPU per request beside a bare Pingora proxy, nginx and HAProxy, and the time of a swap (BEFORE=BINARY: and an earlier build)
 	BEFORE=$(abspath $(BEFORE)) $(CARGO) bench --locked --bench cpu
 
-check: tools ## Check format, lints, documentation, prose, spelling, licences, and known vulnerabilities if their database is reachable
+check: tools ## Check format, lints, documentation, prose, spelling, the oldest Rust, licences, and known vulnerabilities if their database is reachable
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+	tests/msrv
 	tests/prose
 	@if command -v typos >/dev/null; then typos; \
 	elif [ -n "$$CI" ]; then echo "typos is missing; run: make test-deploy, or: cargo install --locked typos-cli"; exit 1; \

@@ -142,13 +142,17 @@ fn decoded(path: &[u8], slashes: Slashes) -> Vec<u8> {
     let mut decoded = Vec::with_capacity(path.len());
     let mut rest = path;
     loop {
-        rest = match rest {
-            [b';', after @ ..] => after.get(memchr::memchr(b'/', after).unwrap_or(after.len())..).unwrap_or_default(),
-            [b'\\', after @ ..] if slashes == Slashes::Hidden => {
+        let encoded = match rest {
+            [b'%', high, low, ..] => hex(*high, *low),
+            _ => None,
+        };
+        rest = match (rest, encoded) {
+            ([b';', after @ ..], _) => after.get(memchr::memchr(b'/', after).unwrap_or(after.len())..).unwrap_or_default(),
+            ([b'\\', after @ ..], _) if slashes == Slashes::Hidden => {
                 decoded.push(b'/');
                 after
             }
-            [b'%', high, low, after @ ..] if let Some(byte) = hex(*high, *low) => {
+            ([b'%', high, low, after @ ..], Some(byte)) => {
                 match (byte, slashes) {
                     (b'/' | b'\\', Slashes::Plain) => decoded.extend([b'%', *high, *low]),
                     (b'\\', Slashes::Hidden) => decoded.push(b'/'),
@@ -156,11 +160,11 @@ fn decoded(path: &[u8], slashes: Slashes) -> Vec<u8> {
                 }
                 after
             }
-            [byte, after @ ..] => {
+            ([byte, after @ ..], _) => {
                 decoded.push(*byte);
                 after
             }
-            [] => return decoded,
+            ([], _) => return decoded,
         };
     }
 }

@@ -186,7 +186,7 @@ impl RequestCounter {
             return;
         }
         let [service, pool, peer] = &self.labels;
-        let counter = self.vec.with_label_values(&[service, pool, peer, &code.to_string(), key.1]);
+        let counter = self.vec.with_label_values(&[service.as_str(), pool, peer, &code.to_string(), key.1]);
         counter.inc();
         self.by_code.rcu(|map| {
             let mut map = BTreeMap::clone(map);

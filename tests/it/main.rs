@@ -34,6 +34,7 @@ mod lifecycle;
 mod limits;
 mod memory;
 mod metrics;
+mod msrv;
 mod names;
 mod observe;
 mod paths;
