@@ -8,9 +8,9 @@ SHARE = $(DESTDIR)$(PREFIX)/share
 # .ci/run installs cargo-deny into the first folder, `make test-deploy` installs typos into the last.
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):$(CURDIR)/target/deploy/venv/bin
 
-demo: tools ## Build, and show swaps between two small built-in applications (ARGS=--once ends after the last swap)
-	$(CARGO) build --locked
-	target/debug/switchover demo $(ARGS)
+demo: tools ## Build, and show swaps between two small applications (ARGS=--once ends after the last swap)
+	$(CARGO) build --locked --bin switchover --example demo
+	target/debug/examples/demo $(ARGS)
 
 test: tools ## Build, and run every test (ARGS=NAME runs the tests with NAME in their names)
 	@command -v curl >/dev/null || { echo "curl is missing and the tests need it: installing it"; \

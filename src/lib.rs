@@ -22,7 +22,6 @@ pub mod cli;
 pub mod clients;
 pub mod config;
 pub mod controller;
-pub mod demo;
 pub mod descriptors;
 pub mod metrics;
 pub mod pool;

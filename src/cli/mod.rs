@@ -5,7 +5,6 @@
 mod cancel;
 mod check;
 mod completions;
-mod demo;
 mod follow;
 mod health;
 mod logging;
@@ -69,11 +68,6 @@ enum Command {
     Reload(reload::ReloadArgs),
     /// Exit with 0 if switchover serves, for the health check of a container
     Health(health::HealthArgs),
-    /// Show swaps between two small built-in applications under load
-    Demo(demo::DemoArgs),
-    /// Run one of the demo's applications
-    #[command(hide = true)]
-    DemoApp(demo::DemoAppArgs),
     /// Print the completion script of a shell
     Completions(completions::CompletionsArgs),
     /// Write the man pages into a folder
@@ -213,8 +207,6 @@ pub fn main() -> ExitCode {
         Command::Cancel(args) => cancel::run(&args),
         Command::Reload(args) => reload::run(&args),
         Command::Health(args) => health::run(&args),
-        Command::Demo(args) => demo::run(&args),
-        Command::DemoApp(args) => demo::run_app(&args),
         Command::Completions(args) => completions::completions(&args),
         Command::Man(args) => completions::man(&args),
     };

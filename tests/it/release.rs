@@ -1,7 +1,7 @@
 //! deploy/release.sh on one host, with the demo's application in the place of a JVM: a jar is a file that holds its version.
 
 use std::{
-    fs,
+    env, fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -14,7 +14,7 @@ use nix::{
 
 use crate::{
     deploy::spring::{Jar, Spring},
-    support::{ConfigFile, Load, Origin, Switchover, eventually, load::mixed},
+    support::{ConfigFile, Load, Origin, Switchover, app, eventually, load::mixed},
 };
 
 const BINARY: &str = env!("CARGO_BIN_EXE_switchover");
@@ -32,13 +32,14 @@ impl Host {
         let config = ConfigFile::new(&[("blue", &[ports[0].address]), ("green", &[ports[1].address])]).service(SERVICE);
         let switchover = Switchover::start(&config);
         let host = Self { ports, config, switchover };
-        host.java("exec \"$switchover\" demo-app --name shop --version \"$(cat \"$jar\")\" --listen 127.0.0.1:$SERVER_PORT --ready-after ${READY_AFTER:-0s}");
+        let app = app::shell_command("shop $(cat \"$jar\") 127.0.0.1:$SERVER_PORT ${READY_AFTER:-0s}");
+        host.java(&format!("exec {app}"));
         host
     }
 
     /// What `java -jar JAR` does.
     fn java(&self, does: &str) {
-        let script = format!("#!/bin/sh\nwhile [ \"$1\" != -jar ]; do shift; done\njar=$2 switchover={BINARY}\n{does}\n");
+        let script = format!("#!/bin/sh\nwhile [ \"$1\" != -jar ]; do shift; done\njar=$2\n{does}\n");
         write_program(&self.config.folder().join("java"), &script);
     }
 
@@ -88,13 +89,10 @@ impl Host {
 
     /// An application that was started by hand, on the port of a colour.
     fn by_hand(&self, port: usize, version: &str) -> Child {
-        let listen = self.ports[port].address.to_string();
-        let args = ["demo-app", "--name", "shop", "--version", version, "--listen", &listen, "--ready-after", "0s"];
-        let mut command = Command::new(BINARY);
-        // It ends with the test, however that ends.
-        command.args(args).arg("--exit-on-stdin-close").stdin(Stdio::piped()).stdout(Stdio::null());
-        let child = command.spawn().unwrap();
-        eventually("it listens", || std::net::TcpStream::connect(self.ports[port].address));
+        let address = self.ports[port].address;
+        // It ends with the test, however that ends: its standard input is then closed.
+        let child = app::command("shop", version, address, "0s").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        eventually("it listens", || std::net::TcpStream::connect(address));
         child
     }
 }
@@ -173,7 +171,8 @@ fn a_port_that_another_process_holds_is_refused_and_the_process_named() {
     foreign.kill().unwrap();
     foreign.wait().unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let said = format!("is held by pid {}, which this script did not start ({BINARY} demo-app", foreign.id());
+    let said =
+        format!("is held by pid {}, which this script did not start ({}", foreign.id(), env::current_exe().unwrap().display());
     assert!(stderr(&output).contains(&said), "{said}: {output:?}");
     assert_eq!(host.switchover.service().active, before);
     host.assert_serves("1.0.0");
@@ -187,8 +186,8 @@ fn a_release_that_does_not_hold_its_port_is_taken_back() {
     let before = host.switchover.service().active;
     let stray = host.config.folder().join("stray");
     host.java(&format!(
-        "(setsid \"$switchover\" demo-app --name shop --version 0.9.0 --listen 127.0.0.1:$SERVER_PORT --ready-after 0s & echo $! >{})\n\
-         exec sleep 600",
+        "(setsid {} & echo $! >{})\nexec sleep 600",
+        app::shell_command("shop 0.9.0 127.0.0.1:$SERVER_PORT 0s"),
         stray.display()
     ));
     let output = host.release("2.0.0", &[]);

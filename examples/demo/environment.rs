@@ -15,13 +15,12 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use switchover::{admin::client::Client, status::Status};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     net::TcpSocket,
     process::{Child, Command},
 };
-
-use crate::{admin::client::Client, status::Status};
 
 /// Time limit of each step of the demo.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -67,7 +66,7 @@ impl Environment {
         let text = configuration(address, admin, blue.address, green.address).map_err(|e| e.to_string())?;
         std::fs::write(&config, text).map_err(|e| format!("cannot write {}: {e}", config.display()))?;
         let log = std::fs::File::create(folder.path().join("switchover.log")).map_err(|e| e.to_string())?;
-        let server = itself()?
+        let server = Command::new(server()?)
             .args(["run", "--config"])
             .arg(&config)
             .stdin(Stdio::null())
@@ -143,19 +142,9 @@ impl Application {
     /// Starts the application at its address.
     pub(super) async fn restart(&mut self, version: &str) -> Result<(), String> {
         let failed = |e: &dyn std::fmt::Display| format!("cannot start the demo's application {}: {e}", self.name);
-        let mut child = itself()?
-            .args([
-                "demo-app",
-                "--name",
-                self.name,
-                "--version",
-                version,
-                "--listen",
-                &self.address.to_string(),
-                "--ready-after",
-                "1s",
-                "--exit-on-stdin-close",
-            ])
+        let mut child = Command::new(itself()?)
+            .args(["app", "--name", self.name, "--version", version])
+            .args(["--listen", &self.address.to_string(), "--ready-after", "1s"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .process_group(0)
@@ -187,8 +176,15 @@ impl Application {
     }
 }
 
-fn itself() -> Result<Command, String> {
-    std::env::current_exe().map(Command::new).map_err(|e| format!("cannot find this program: {e}"))
+fn itself() -> Result<PathBuf, String> {
+    std::env::current_exe().map_err(|e| format!("cannot find this program: {e}"))
+}
+
+/// The server that the same build made: `target/debug/switchover`, beside `target/debug/examples`.
+fn server() -> Result<PathBuf, String> {
+    let demo = itself()?;
+    let server = demo.parent().and_then(Path::parent).unwrap_or(Path::new("")).join("switchover");
+    if server.is_file() { Ok(server) } else { Err(format!("{} is missing; run: make demo", server.display())) }
 }
 
 impl Port {
@@ -211,8 +207,9 @@ fn configuration(address: SocketAddr, admin: SocketAddr, blue: SocketAddr, green
     Ok(text)
 }
 
-/// The path of this program as the user typed it.
-pub(super) fn program() -> String {
-    let typed = std::env::args().next().unwrap_or_else(|| "switchover".to_owned());
-    if Path::new(&typed).exists() { typed } else { "switchover".to_owned() }
+/// The command that starts switchover in the folder in which the demo was started.
+pub(super) fn program() -> Result<String, String> {
+    let server = server()?;
+    let here = std::env::current_dir().unwrap_or_default();
+    Ok(server.strip_prefix(here).unwrap_or(&server).display().to_string())
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::load::Tally;
-use crate::status::{Phase, ServiceStatus};
+use switchover::status::{Phase, ServiceStatus};
 
 /// Number of ticks in the strip: twelve seconds, which fit a narrow terminal with the legend.
 const STRIP: usize = 50;
@@ -109,7 +109,7 @@ impl Screen {
     }
 }
 
-/// Ignores a closed standard output (`switchover demo | head`): the exit code still counts.
+/// Ignores a closed standard output (`make demo | head`): the exit code still counts.
 fn print(text: &str) {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).unwrap_or_default();

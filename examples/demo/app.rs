@@ -1,7 +1,7 @@
-//! An application for the demo, with the behavior of a small Spring Boot application.
+//! An application with the behavior of a small Spring Boot application, for the demo and for the tests (`tests/it/support/app.rs`).
 //!
-//! The demo runs it as a separate process, so that it can be stopped and killed; `switchover demo-app` also helps to try a
-//! configuration. It is not ready for a while after the start, and stops gracefully on SIGTERM.
+//! Both run it as a separate process, so that it can be stopped and killed. It is not ready for a while after the start, and stops
+//! gracefully on SIGTERM.
 
 use std::{
     convert::Infallible,
@@ -33,7 +33,7 @@ const GRACE: Duration = Duration::from_secs(30);
 
 /// Options of the application.
 #[derive(Clone)]
-pub struct App {
+pub(super) struct App {
     /// Name of its pool, part of every response.
     pub name: String,
     /// Its release, part of every response.
@@ -81,7 +81,7 @@ const fn every() -> u64 {
 ///
 /// # Errors
 /// When the address cannot be bound.
-pub async fn serve(app: App) -> io::Result<()> {
+pub(super) async fn serve(app: App) -> io::Result<()> {
     let socket = if app.listen.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     // Allows a restart on the same port at once.
     socket.set_reuseaddr(true)?;

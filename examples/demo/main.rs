@@ -1,18 +1,24 @@
-//! `switchover demo`: swaps between two small built-in applications under load.
+//! `make demo`: swaps between two small applications under load.
 //!
 //! The real server runs as a separate process. The demo edits its configuration file as a user would, under a steady load, and
 //! stops and restarts the idle application as soon as the status says that it is safe to stop.
+//!
+//! An example, and no command of switchover: the production binary has no use for it, and `cargo install` does not install it.
 
-pub mod app;
+mod app;
 mod environment;
 mod load;
 mod screen;
 
 use std::{
-    io::{self, IsTerminal},
+    io::{self, IsTerminal, Write},
+    net::SocketAddr,
+    process::ExitCode,
     time::{Duration, Instant},
 };
 
+use clap::{Args, Parser, Subcommand};
+use switchover::status::{Outcome, PoolState};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::{
@@ -20,24 +26,73 @@ use self::{
     load::{Load, Tally},
     screen::Screen,
 };
-use crate::status::{Outcome, PoolState};
 
 /// Pause after a swap, to let people see its effect.
 const PAUSE: Duration = Duration::from_millis(1500);
 
-/// Options of the demo.
-pub struct Options {
-    /// Number of swaps.
-    pub swaps: usize,
-    /// Ends after the last swap on a terminal too.
-    pub once: bool,
+/// Swaps between two small applications behind switchover, under steady load
+#[derive(Parser)]
+#[command(bin_name = "make demo", args_conflicts_with_subcommands = true)]
+struct Demo {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    command: Option<Command>,
 }
 
-/// Runs the demo. Returns the number of failed requests.
-///
-/// # Errors
-/// When the demo itself fails, with the reason.
-pub async fn run(options: Options) -> Result<u64, String> {
+#[derive(Args)]
+struct Options {
+    /// How many swaps to show
+    #[arg(long, default_value_t = 6)]
+    swaps: usize,
+    /// End after the tally, also on a terminal
+    #[arg(long)]
+    once: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// One of the two applications; the demo starts it
+    #[command(hide = true)]
+    App(AppArgs),
+}
+
+#[derive(Args)]
+struct AppArgs {
+    /// Name of its pool, part of every response
+    #[arg(long)]
+    name: String,
+    /// Its release, part of every response
+    #[arg(long)]
+    version: String,
+    /// Where to listen
+    #[arg(long)]
+    listen: SocketAddr,
+    /// How long it is not ready after its start
+    #[arg(long, value_parser = humantime::parse_duration)]
+    ready_after: Duration,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let outcome = match Demo::parse() {
+        Demo { command: Some(Command::App(AppArgs { name, version, listen, ready_after })), .. } => {
+            let app = app::App { name, version, listen, ready_after, exit_on_stdin_close: true };
+            app::serve(app).await.map_err(|e| format!("cannot listen on {listen}: {e}"))
+        }
+        Demo { options, command: None } => run(options).await.and_then(|failed| match failed {
+            0 => Ok(()),
+            failed => Err(format!("{failed} requests failed")),
+        }),
+    };
+    let Err(message) = outcome else { return ExitCode::SUCCESS };
+    // Where standard error is closed, the exit code is all there is.
+    writeln!(io::stderr(), "demo: {message}").unwrap_or_default();
+    ExitCode::FAILURE
+}
+
+/// Returns the number of failed requests.
+async fn run(options: Options) -> Result<u64, String> {
     let mut stop = Stop::caught()?;
     let mut screen = Screen::new();
     screen.event(&format!(
@@ -180,7 +235,7 @@ async fn invitation(environment: &Environment) -> Result<String, String> {
     let status = environment.status().await?;
     let idle = status.services.iter().flat_map(|s| &s.pools).find(|pool| pool.state != PoolState::Active);
     let idle = idle.map_or("green", |pool| pool.name.as_str());
-    let (address, program, config) = (environment.address, environment::program(), environment.config.display());
+    let (address, program, config) = (environment.address, environment::program()?, environment.config.display());
     Ok(format!(
         "\nStill serving on http://{address}/ until Ctrl-C. Edit active: in\n  {config}\nor try, in another terminal:\n  curl \
          http://{address}/\n  {program} promote {idle} --config {config}\n  {program} status --config {config}"
