@@ -12,6 +12,10 @@ demo: tools ## Build, and show swaps between two small applications (ARGS=--once
 	$(CARGO) build --locked --bin switchover --example demo
 	target/debug/examples/demo $(ARGS)
 
+picture: tools ## Draw a swap of the demo again: docs/swap.svg
+	$(CARGO) build --locked --bin switchover --example demo
+	target/debug/examples/demo --picture docs/swap.svg
+
 test: tools ## Build, and run every test (ARGS=NAME runs the tests with NAME in their names)
 	@command -v curl >/dev/null || { echo "curl is missing and the tests need it: installing it"; \
 	sudo=$$(command -v sudo || true); $$sudo apt-get update -q && $$sudo apt-get install -qy --no-install-recommends curl; } \
@@ -75,4 +79,4 @@ tools:
 	@command -v $(CARGO) >/dev/null || { echo "cargo is missing; install Rust from https://rustup.rs"; exit 1; }
 	@command -v cc >/dev/null || { echo "a C compiler is missing; run: apt-get install gcc libc6-dev"; exit 1; }
 
-.PHONY: demo test docs test-deploy fuzz build install man bench check digests clean help tools
+.PHONY: demo picture test docs test-deploy fuzz build install man bench check digests clean help tools

@@ -48,36 +48,50 @@ pub(super) struct Tally {
     pub by_application: BTreeMap<String, u64>,
 }
 
+/// One request that ended.
+pub(super) struct Ended {
+    pub at: Instant,
+    /// The application that responded; none if the request failed.
+    pub by: Option<String>,
+}
+
+#[derive(Default)]
+struct Results {
+    tally: Tally,
+    requests: Vec<Ended>,
+}
+
 /// A running load; ends when it is stopped or dropped.
 pub(super) struct Load {
-    tally: Arc<Mutex<Tally>>,
+    results: Arc<Mutex<Results>>,
     stop: Arc<AtomicBool>,
     clients: JoinSet<()>,
 }
 
 impl Load {
     pub(super) fn start(address: SocketAddr) -> Self {
-        let (tally, stop) = (Arc::<Mutex<Tally>>::default(), Arc::<AtomicBool>::default());
+        let (results, stop) = (Arc::<Mutex<Results>>::default(), Arc::<AtomicBool>::default());
         let mut clients = JoinSet::new();
         for client in 0..QUICK + SLOW {
-            clients.spawn(run_client(client, address, Arc::clone(&tally), Arc::clone(&stop)));
+            clients.spawn(run_client(client, address, Arc::clone(&results), Arc::clone(&stop)));
         }
-        Self { tally, stop, clients }
+        Self { results, stop, clients }
     }
 
     pub(super) fn tally(&self) -> Tally {
-        lock(&self.tally).clone()
+        lock(&self.results).tally.clone()
     }
 
-    /// Waits until every request has ended, and counts it.
-    pub(super) async fn stop(mut self) -> Tally {
+    /// Waits until every request has ended. Returns the results, and every request in the order of their ends.
+    pub(super) async fn stop(mut self) -> (Tally, Vec<Ended>) {
         self.stop.store(true, Relaxed);
         while let Some(client) = self.clients.join_next().await {
             if let Err(e) = client {
-                lock(&self.tally).failed(format!("a client of the load panicked: {e}"));
+                lock(&self.results).tally.failed(format!("a client of the load panicked: {e}"));
             }
         }
-        self.tally()
+        let Results { tally, requests } = std::mem::take(&mut *lock(&self.results));
+        (tally, requests)
     }
 }
 
@@ -90,7 +104,7 @@ impl Tally {
     }
 }
 
-async fn run_client(client: u32, address: SocketAddr, tally: Arc<Mutex<Tally>>, stop: Arc<AtomicBool>) {
+async fn run_client(client: u32, address: SocketAddr, results: Arc<Mutex<Results>>, stop: Arc<AtomicBool>) {
     let (slow, mut connection) = (client >= QUICK, None);
     // Start the clients at even intervals: together, their requests would come in bursts.
     let start = if slow { SLOWNESS * (client - QUICK) / SLOW } else { PACE * client / QUICK };
@@ -109,10 +123,13 @@ async fn run_client(client: u32, address: SocketAddr, tally: Arc<Mutex<Tally>>, 
         let began = Instant::now();
         let outcome = timeout(TIMEOUT, request(&mut connection, address, kind)).await;
         let took = began.elapsed().saturating_sub(if slow { SLOWNESS } else { Duration::ZERO });
-        let mut tally = lock(&tally);
+        let outcome = outcome.unwrap_or_else(|_| Err(format!("no answer in {TIMEOUT:?}")));
+        let mut results = lock(&results);
+        let Results { tally, requests } = &mut *results;
         tally.requests += 1;
         tally.slowest = tally.slowest.max(took);
-        match outcome.unwrap_or_else(|_| Err(format!("no answer in {TIMEOUT:?}"))) {
+        requests.push(Ended { at: Instant::now(), by: outcome.clone().ok() });
+        match outcome {
             Ok(application) => *tally.by_application.entry(application).or_default() += 1,
             Err(reason) => {
                 tally.failed(reason);
@@ -170,6 +187,6 @@ async fn connect(address: SocketAddr) -> Result<http1::SendRequest<Full<Bytes>>,
     Ok(sender)
 }
 
-fn lock(tally: &Mutex<Tally>) -> std::sync::MutexGuard<'_, Tally> {
-    tally.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(results: &Mutex<Results>) -> std::sync::MutexGuard<'_, Results> {
+    results.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -8,11 +8,13 @@
 mod app;
 mod environment;
 mod load;
+mod picture;
 mod screen;
 
 use std::{
     io::{self, IsTerminal, Write},
     net::SocketAddr,
+    path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -48,6 +50,9 @@ struct Options {
     /// End after the tally, also on a terminal
     #[arg(long)]
     once: bool,
+    /// Draw one swap into this SVG file instead, and end
+    #[arg(long, value_name = "FILE")]
+    picture: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -93,6 +98,9 @@ async fn main() -> ExitCode {
 
 /// Returns the number of failed requests.
 async fn run(options: Options) -> Result<u64, String> {
+    if let Some(file) = options.picture {
+        return picture::draw_one_swap(&file).await;
+    }
     let mut stop = Stop::caught()?;
     let mut screen = Screen::new();
     screen.event(&format!(
@@ -115,7 +123,7 @@ async fn run(options: Options) -> Result<u64, String> {
         outcome = swaps(options.swaps, stay, &mut done, &mut environment, &load, &mut screen) => outcome,
         () = stop.requested() => Err(format!("stopped before the end of swap {} of {}", done + 1, options.swaps)),
     };
-    let tally = load.stop().await;
+    let (tally, _) = load.stop().await;
     screen.event(&summary(done, &tally));
     outcome?;
     if stay {

@@ -110,6 +110,26 @@ fn every_link_of_the_documentation_leads_somewhere() {
     }
 }
 
+/// `make picture` draws it from a run of the demo.
+#[test]
+fn the_picture_in_the_readme_is_small_and_says_what_it_shows() {
+    assert!(fs::read_to_string(root().join("README.md")).unwrap().contains("](docs/swap.svg)"));
+    let svg = fs::read_to_string(root().join("docs/swap.svg")).unwrap();
+    assert!(svg.len() < 40 * 1024, "{} bytes", svg.len());
+    let element = |name: &str| {
+        let rest = svg.split_once(&format!("<{name} id=")).unwrap_or_else(|| panic!("no {name}")).1;
+        rest.split_once('>').unwrap().1.split_once('<').unwrap().0.to_owned()
+    };
+    // Screen readers read these two.
+    let (title, desc) = (element("title"), element("desc"));
+    assert!(title.contains("requests, 0 failed"), "{title}");
+    let numbers = |text: &str| -> Vec<u64> { text.split(' ').filter_map(|word| word.parse().ok()).collect() };
+    let (all, shares) = (numbers(&title)[0], numbers(&desc));
+    assert_eq!(all, shares[0] + shares[1], "{title} {desc}");
+    assert!(shares[0] > 0 && shares[1] > 0, "{desc}");
+    assert!(svg.contains("prefers-color-scheme:dark"));
+}
+
 /// `cargo install --git URL` needs the name of a package where several of a repository have binaries.
 #[test]
 fn no_other_package_of_the_repository_has_binaries() {
