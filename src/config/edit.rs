@@ -7,7 +7,10 @@
 use std::ops::Range;
 
 use super::{
-    Problem, parse, value,
+    Pool, Problem, parse,
+    reader::Aside,
+    spot::{Spot, at},
+    value,
     yaml::{self, Kind, Node},
 };
 
@@ -19,24 +22,25 @@ pub fn promote(text: &str, service: &str, pool: &str, version: Option<&str>) -> 
     if let Some(text) = text.strip_prefix(yaml::BYTE_ORDER_MARK) {
         return promote(text, service, pool, version).map(|text| format!("{}{text}", yaml::BYTE_ORDER_MARK));
     }
-    let mut wanted = parse(text)?;
+    let (config, aside) = (parse(text)?, Aside::new());
+    let mut wanted = config.clone();
     let document = yaml::parse(text).map_err(|problem| vec![problem])?;
-    let problem = |at: &str, message: &str| vec![Problem::new(&format!("services.{service}.{at}"), message)];
-    let node = document.as_ref().and_then(|d| d.get("services")).and_then(|services| services.get(service));
-    let by_hand = "cannot be found in the file; edit it by hand";
-    let active = node.and_then(|node| node.get("active")).and_then(|node| token(text, node));
-    let active = active.ok_or_else(|| problem("active", by_hand))?;
-    let mut edits = vec![vec![(active, plain_or_quoted(pool))]];
+    let by_hand = |at: &str| vec![Problem::new(at, "cannot be found in the file; edit it by hand")];
+    let root = document.as_ref().map(|document| Spot::root(&config, document, &aside));
+    let services = root.as_ref().map(|root| at!(root, services)).ok_or_else(|| by_hand(""))?;
+    let spot = services.entry(service).ok_or_else(|| by_hand(&format!("{}.{service}", services.at)))?;
+    let (active, pools) = (at!(spot, active), at!(spot, pools));
+    let token = active.node.and_then(|node| token(text, node)).ok_or_else(|| by_hand(&active.at))?;
+    let mut edits = vec![vec![(token, plain_or_quoted(pool))]];
     if let Some(settings) = wanted.services.get_mut(service) {
         pool.clone_into(&mut settings.active);
     }
     if let Some(version) = version {
         let settings = wanted.services.get_mut(service).and_then(|service| service.pools.get_mut(pool));
-        let settings = settings.ok_or_else(|| problem(&format!("pools.{pool}"), by_hand))?;
+        let settings = settings.ok_or_else(|| by_hand(&format!("{}.{pool}", pools.at)))?;
         if settings.version.as_deref() != Some(version) {
             settings.version = Some(version.to_owned());
-            let node = node.and_then(|node| node.get("pools")).and_then(|pools| pools.get(pool));
-            let ways = node.map(|node| versions(text, node, version)).unwrap_or_default();
+            let ways = pools.entry(pool).map(|pool| versions(text, &pool, version)).unwrap_or_default();
             edits = ways.into_iter().map(|way| edits.iter().flatten().cloned().chain([way]).collect()).collect();
         }
     }
@@ -51,7 +55,7 @@ pub fn promote(text: &str, service: &str, pool: &str, version: Option<&str>) -> 
     // With a version, these problems may come from a wrong guess of its position.
     Err(invalid
         .filter(|_| version.is_none())
-        .unwrap_or_else(|| problem("active", "cannot be changed by itself; edit it by hand")))
+        .unwrap_or_else(|| vec![Problem::new(&active.at, "cannot be changed by itself; edit it by hand")]))
 }
 
 /// Checks the version of a release.
@@ -76,12 +80,13 @@ fn replaced(text: &str, mut edits: Vec<Replacement>) -> String {
 
 /// Possible edits that set the version of a pool: replace the existing version, or insert a new first line, or insert a new first
 /// entry between braces. The caller parses the results to find which of the last two is right.
-fn versions(text: &str, pool: &Node, version: &str) -> Vec<Replacement> {
+fn versions(text: &str, pool: &Spot<'_, Pool>, version: &str) -> Vec<Replacement> {
     let quoted = format!("\"{}\"", version.replace('\\', "\\\\").replace('"', "\\\""));
-    if let Some(node) = pool.get("version") {
+    let key = at!(pool, version);
+    if let Some(node) = key.node {
         return token(text, node).map(|range| (range, quoted)).into_iter().collect();
     }
-    let Kind::Mapping(entries) = &pool.kind else { return Vec::new() };
+    let Some(Kind::Mapping(entries)) = pool.node.map(|node| &node.kind) else { return Vec::new() };
     let Some(first) = entries.first().and_then(|(key, _)| byte(text, key.place.start)) else { return Vec::new() };
     let line = text.get(..first).and_then(|before| before.rfind('\n')).map_or(0, |newline| newline + 1);
     let indent = text.get(line..first).unwrap_or_default();

@@ -2,7 +2,7 @@
 
 use serde_yaml::{Error, Value};
 
-use super::{Config, HealthCheck};
+use super::{Config, schema};
 
 /// Returns a valid file with the same configuration, without keys that have no value. Contains no secrets: the headers of probes
 /// have the value `***`, and a token appears only as the name of its file.
@@ -15,7 +15,7 @@ pub fn effective(config: &Config) -> Result<String, Error> {
     for service in services.into_iter().flat_map(serde_yaml::Mapping::values_mut) {
         let check = service.get_mut("health_check").and_then(Value::as_mapping_mut);
         if let Some(check) = check.filter(|check| check.get("tcp") == Some(&Value::Bool(true))) {
-            for key in HealthCheck::HTTP_KEYS {
+            for key in schema::http_keys() {
                 check.shift_remove(key);
             }
         }

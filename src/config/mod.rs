@@ -14,6 +14,7 @@ mod problem;
 mod reader;
 mod schema;
 mod service;
+mod spot;
 mod validate;
 mod value;
 pub mod write;

@@ -6,7 +6,7 @@
 use std::{collections::HashMap, sync::LazyLock};
 
 use schemars::{Schema, generate::SchemaSettings, transform::RecursiveTransform};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     Config, Problem,
@@ -15,6 +15,7 @@ use super::{
 };
 
 const STATIC: &str = "x-static";
+const HTTP: &str = "x-http";
 
 static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
     // Doc comments have line breaks of the source.
@@ -44,6 +45,26 @@ pub(super) fn is_static(field: &mut Schema) {
 pub(super) fn static_keys() -> impl Iterator<Item = &'static str> {
     let properties = SCHEMA.get("properties").and_then(Value::as_object).into_iter().flatten();
     properties.filter(|(_, field)| field.get(STATIC).is_some()).map(|(key, _)| key.as_str())
+}
+
+/// Marks a field that only HTTP probes have.
+pub(super) fn is_http(field: &mut Schema) {
+    field.insert(HTTP.to_owned(), true.into());
+}
+
+/// Rejects the marked fields of [`HealthCheck`](super::HealthCheck) where `tcp` is true.
+pub(super) fn without_http_keys(schema: &mut Schema) {
+    let fields = schema.get_mut("properties").and_then(Value::as_object_mut).into_iter().flatten();
+    let marked = fields.filter_map(|(key, field)| field.as_object_mut()?.remove(HTTP).map(|_| (key.clone(), false.into())));
+    let forbidden: serde_json::Map<_, Value> = marked.collect();
+    schema.insert("if".to_owned(), json!({"properties": {"tcp": {"const": true}}, "required": ["tcp"]}));
+    schema.insert("then".to_owned(), json!({"properties": forbidden}));
+}
+
+/// The keys that [`without_http_keys`] rejects.
+pub(super) fn http_keys() -> impl Iterator<Item = &'static str> {
+    let forbidden = SCHEMA.pointer("/$defs/HealthCheck/then/properties").and_then(Value::as_object);
+    forbidden.into_iter().flatten().map(|(key, _)| key.as_str())
 }
 
 /// Reports duplicate and missing keys, and lists and mappings that must not be empty. Returns the nodes of duplicate keys.

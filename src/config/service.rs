@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::{
     format::{As, Format, List, Map, Maybe, TextOr, text_or},
+    schema::{is_http, without_http_keys},
     value::{
         Address, CookieName, DAY, ErrorStatus, File, HOUR, HeaderField, HeaderName, HeaderText, HostPattern, Label, Name, Number,
         PathPrefix, ProbeHost, ProbePath, Reference, ServerName, Span, Statuses, Weight,
@@ -117,15 +118,19 @@ pub struct HealthCheck {
     pub tcp: bool,
     /// Path and query of the GET request.
     #[serde(with = "As::<ProbePath>")]
+    #[schemars(transform = is_http)]
     pub path: String,
     /// The Host header. Default: the peer's address.
     #[serde(with = "As::<Maybe<ProbeHost>>", skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = is_http)]
     pub host: Option<String>,
     /// Additional headers, by name. `check --effective` does not show their values.
     #[serde(with = "Map::<HeaderName, Secret>")]
+    #[schemars(transform = is_http)]
     pub headers: BTreeMap<String, Secret>,
     /// Statuses of a successful probe: `200`, `200-299`, or a list of these.
     #[serde(with = "Statuses")]
+    #[schemars(transform = is_http)]
     pub expect_status: Vec<RangeInclusive<u16>>,
     /// Another port for probes, such as a management port. Default: the peer's port.
     #[serde(with = "As::<Maybe<Number<u16, 1, 65535>>>", skip_serializing_if = "Option::is_none")]
@@ -292,13 +297,6 @@ fn address_or_keys(schema: &mut Schema) {
     schema.insert("anyOf".to_owned(), json!([Address::schema(), keys]));
 }
 
-/// With `tcp: true` the keys of an HTTP probe are not allowed.
-fn without_http_keys(schema: &mut Schema) {
-    let forbidden: serde_json::Map<_, _> = HealthCheck::HTTP_KEYS.iter().map(|key| ((*key).to_owned(), false.into())).collect();
-    schema.insert("if".to_owned(), json!({"properties": {"tcp": {"const": true}}, "required": ["tcp"]}));
-    schema.insert("then".to_owned(), json!({"properties": forbidden}));
-}
-
 /// `hash` is required with `balance: hash`, and not allowed with another balance.
 fn hash_for_balance(schema: &mut Schema) {
     schema.insert("if".to_owned(), json!({"properties": {"balance": {"const": "hash"}}, "required": ["balance"]}));
@@ -342,11 +340,6 @@ fn two() -> usize {
 
 fn yes() -> bool {
     true
-}
-
-impl HealthCheck {
-    /// Keys that have no effect with `tcp: true`.
-    pub(super) const HTTP_KEYS: [&str; 4] = ["path", "host", "headers", "expect_status"];
 }
 
 impl Default for HealthCheck {

@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::SocketAddr,
     path::{Component, PathBuf},
 };
@@ -10,6 +10,8 @@ use std::{
 use super::{
     Acme, Balance, Config, HealthCheck, Listener, Problem, Protocol, Service,
     reader::{Aside, nearest, shown},
+    schema,
+    spot::{Spot, at},
     yaml::{Kind, Node},
 };
 use crate::route::normal_prefix;
@@ -17,75 +19,32 @@ use crate::route::normal_prefix;
 /// Returns every problem between keys. `document` has their places; `aside` has the nodes that were left out because of a
 /// problem.
 pub(super) fn problems(config: &Config, document: &Node, aside: &Aside) -> Vec<Problem> {
-    let root = Spot { at: String::new(), node: Some(document), aside };
-    let mut problems = addresses(config, &root);
-    problems.extend(challenges(config, &root));
-    problems.extend(orders(config, &root));
-    problems.extend(routes(config, &root));
-    for (i, listener) in config.listeners.iter().enumerate() {
-        let spot = root.key("listeners").item(i);
-        problems.extend(tls(listener, &spot));
-        problems.extend(certificates(listener, &spot.key("tls")));
+    let root = Spot::root(config, document, aside);
+    let mut problems = addresses(&root);
+    problems.extend(challenges(&root));
+    problems.extend(orders(&root));
+    problems.extend(routes(&root));
+    for listener in at!(root, listeners).items() {
+        problems.extend(tls(&listener));
+        problems.extend(certificates(&listener));
     }
-    for (name, service) in &config.services {
-        let spot = root.key("services").key(name);
-        problems.extend(active(service, &spot));
-        problems.extend(peers(service, &spot.key("pools")));
-        problems.extend(health_check(&service.health_check, &spot.key("health_check")));
-        problems.extend(upstream(service, &spot.key("upstream")));
-        problems.extend(hash(service, &spot));
+    for (_, service) in at!(root, services).entries() {
+        problems.extend(active(&service));
+        problems.extend(peers(&service));
+        problems.extend(health_check(&at!(service, health_check)));
+        problems.extend(upstream(&service));
+        problems.extend(hash(&service));
     }
     problems
 }
 
-/// The path of a value, and its node if the file has it.
-struct Spot<'a> {
-    at: String,
-    node: Option<&'a Node>,
-    aside: &'a Aside,
-}
-
-impl Spot<'_> {
-    fn key(&self, name: &str) -> Self {
-        let dot = if self.at.is_empty() { "" } else { "." };
-        Self { at: format!("{}{dot}{name}", self.at), node: self.node.and_then(|node| node.get(name)), aside: self.aside }
-    }
-
-    /// The item at this index of the deserialized list, which does not contain the nodes in `aside`.
-    fn item(&self, index: usize) -> Self {
-        let items = match self.node.map(|node| &node.kind) {
-            Some(Kind::Sequence(items)) => items.as_slice(),
-            _ => &[],
-        };
-        let read = items.iter().enumerate().filter(|(_, node)| !self.aside.contains(&std::ptr::from_ref(*node)));
-        let (index, node) = read.map(|(i, node)| (i, Some(node))).nth(index).unwrap_or((index, None));
-        Self { at: format!("{}[{index}]", self.at), node, aside: self.aside }
-    }
-
-    /// Whether it, or the value of one of its keys, could not be read. That is reported already.
-    fn is_unread(&self) -> bool {
-        let unread = |node: &Node| self.aside.contains(&std::ptr::from_ref(node));
-        self.node.is_some_and(|node| match &node.kind {
-            Kind::Mapping(entries) => unread(node) || entries.iter().any(|(_, value)| unread(value)),
-            Kind::Scalar { .. } | Kind::Sequence(_) => unread(node),
-        })
-    }
-
-    fn problem(&self, message: impl Into<String>) -> Problem {
-        match self.node {
-            Some(node) => Problem::at(&self.at, node.place, message),
-            None => Problem::new(&self.at, message),
-        }
-    }
-}
-
 /// Two sockets cannot listen on the same address. 0.0.0.0 includes all IPv4 addresses, and [::] all addresses.
-fn addresses(config: &Config, root: &Spot<'_>) -> Vec<Problem> {
+fn addresses(root: &Spot<'_, Config>) -> Vec<Problem> {
     let mut taken: Vec<(String, SocketAddr)> = Vec::new();
     let mut problems = Vec::new();
-    let listeners = config.listeners.iter().enumerate().map(|(i, listener)| (root.key("listeners").item(i), listener.address));
-    for (spot, address) in listeners.chain([(root.key("admin"), config.admin.address)]) {
-        let spot = spot.key("address");
+    let listeners = at!(root, listeners).items().map(|listener| at!(listener, address));
+    for spot in listeners.chain([at!(root, admin.address)]) {
+        let address = *spot.value;
         if let Some((other, known)) = taken.iter().find(|(_, known)| overlap(*known, address)) {
             let message = if *known == address {
                 format!("{address} is taken by {other}")
@@ -99,67 +58,72 @@ fn addresses(config: &Config, root: &Spot<'_>) -> Vec<Problem> {
     problems
 }
 
+/// The ACME settings of all listeners.
+fn acme<'a>(root: &Spot<'a, Config>) -> Vec<Spot<'a, Acme>> {
+    let tls = at!(root, listeners).items().filter_map(|listener| at!(listener, tls).some());
+    tls.filter_map(|tls| at!(tls, acme).some()).collect()
+}
+
 /// An ACME authority validates names over HTTP without TLS.
-fn challenges(config: &Config, root: &Spot<'_>) -> Vec<Problem> {
-    if config.listeners.iter().any(|listener| listener.tls.is_none()) {
+fn challenges(root: &Spot<'_, Config>) -> Vec<Problem> {
+    if root.value.listeners.iter().any(|listener| listener.tls.is_none()) {
         return Vec::new();
     }
     let message = "needs a listener without tls, which the authority reaches as port 80; add: - address: 0.0.0.0:80";
-    let has_acme = |(_, listener): &(usize, &Listener)| listener.tls.as_ref().is_some_and(|tls| tls.acme.is_some());
-    let asking = config.listeners.iter().enumerate().filter(has_acme);
-    asking.map(|(i, _)| root.key("listeners").item(i).key("tls").key("acme").problem(message)).collect()
+    acme(root).iter().map(|acme| acme.problem(message)).collect()
 }
 
-fn tls(listener: &Listener, spot: &Spot<'_>) -> Vec<Problem> {
-    let Some(tls) = spot.key("tls").node else { return Vec::new() };
+fn tls(listener: &Spot<'_, Listener>) -> Vec<Problem> {
+    let tls = at!(listener, tls);
+    let Some(node) = tls.node else { return Vec::new() };
     let mut problems = Vec::new();
-    let redirect = spot.key("redirect_to_https");
-    if listener.redirect_to_https {
+    let redirect = at!(listener, redirect_to_https);
+    if *redirect.value {
         problems.push(redirect.problem("causes a redirect loop with tls; set it on a listener without tls"));
     }
-    if tls.get("certificates").is_none() && tls.get("acme").is_none() && listener.tls.is_some() {
-        let at = spot.key("tls").key("certificates").at;
+    let certificates = tls.some().filter(|tls| at!(tls, acme).node.is_none()).map(|tls| at!(tls, certificates));
+    if let Some(certificates) = certificates.filter(|certificates| certificates.node.is_none()) {
         let message = "is missing; write: certificates: [{certificate: tls/shop.crt, key: tls/shop.key}]";
-        problems.push(Problem::at(&at, tls.place, message));
+        problems.push(Problem::at(&certificates.at, node.place, message));
     }
     problems
 }
 
 /// Checks `active` against the names of all pools in the file, valid or not.
-fn active(service: &Service, spot: &Spot<'_>) -> Option<Problem> {
-    let active = spot.key("active");
-    let pools: Vec<&str> = match &spot.node?.get("pools")?.kind {
+fn active(service: &Spot<'_, Service>) -> Option<Problem> {
+    let active = at!(service, active);
+    let pools: Vec<&str> = match &at!(service, pools).node?.kind {
         Kind::Mapping(pools) => pools.iter().map(|(key, _)| key.name.as_str()).collect(),
         Kind::Scalar { .. } | Kind::Sequence(_) => return None,
     };
     let name = active.node.filter(|node| !node.is_null())?.as_text()?;
-    if pools.is_empty() || service.active != name || pools.contains(&name) {
+    if pools.is_empty() || active.value != name || pools.contains(&name) {
         return None;
     }
     let hint = nearest(name, pools.iter().copied());
     Some(active.problem(format!("no pool {}; pools are {}{hint}", shown(name), pools.join(", "))))
 }
 
-fn health_check(check: &HealthCheck, spot: &Spot<'_>) -> Vec<Problem> {
-    let written = HealthCheck::HTTP_KEYS.iter().map(|key| spot.key(key)).filter(|spot| check.tcp && spot.node.is_some());
-    written.map(|spot| spot.problem("has no effect with tcp: true; remove one of the two")).collect()
+fn health_check(check: &Spot<'_, HealthCheck>) -> Vec<Problem> {
+    let written = schema::http_keys().map(|key| check.key(&(), key)).filter(|key| check.value.tcp && key.node.is_some());
+    written.map(|key| key.problem("has no effect with tcp: true; remove one of the two")).collect()
 }
 
-fn upstream(service: &Service, spot: &Spot<'_>) -> Option<Problem> {
-    let protocol = spot.key("protocol");
-    match (service.upstream.protocol, spot.key("tls").node) {
+fn upstream(service: &Spot<'_, Service>) -> Option<Problem> {
+    let protocol = at!(service, upstream.protocol);
+    match (protocol.value, at!(service, upstream.tls).node) {
         (Protocol::H2, None) => Some(protocol.problem("h2 is over TLS; write tls: {} beside it, or h2c")),
         (Protocol::H2c, Some(_)) => Some(protocol.problem("h2c is without TLS; write h2, or leave out tls")),
         _ => None,
     }
 }
 
-fn hash(service: &Service, spot: &Spot<'_>) -> Option<Problem> {
-    let (balance, hash) = (spot.key("balance"), spot.key("hash"));
+fn hash(service: &Spot<'_, Service>) -> Option<Problem> {
+    let (balance, hash) = (at!(service, balance), at!(service, hash));
     if balance.is_unread() || hash.is_unread() {
         return None;
     }
-    match (service.balance, &service.hash) {
+    match (*balance.value, hash.value) {
         (Balance::Hash, None) => {
             let message = "is missing; write: hash: {header: NAME}, {cookie: NAME} or {client_address: true}";
             Some(Problem::at(&hash.at, balance.node?.place, message))
@@ -176,32 +140,34 @@ fn hash(service: &Service, spot: &Spot<'_>) -> Option<Problem> {
 }
 
 /// A client gets one certificate for a name, so a duplicate would never be used, or never be stored.
-fn certificates(listener: &Listener, spot: &Spot<'_>) -> Vec<Problem> {
-    let Some(tls) = &listener.tls else { return Vec::new() };
+fn certificates(listener: &Spot<'_, Listener>) -> Vec<Problem> {
+    let Some(tls) = at!(listener, tls).some() else { return Vec::new() };
     let mut problems = Vec::new();
-    for (i, pair) in tls.certificates.iter().enumerate() {
-        let first = tls.certificates.iter().position(|known| known.certificate == pair.certificate);
-        if let Some(first) = first.filter(|first| *first < i) {
-            let message = format!("{} is a duplicate of certificates[{first}]; keep one", pair.certificate.display());
-            problems.push(spot.key("certificates").item(i).key("certificate").problem(message));
+    let mut first = HashMap::new();
+    for (i, pair) in at!(tls, certificates).items().enumerate() {
+        let spot = at!(pair, certificate);
+        let first = *first.entry(spot.value).or_insert(i);
+        if first < i {
+            let message = format!("{} is a duplicate of certificates[{first}]; keep one", spot.value.display());
+            problems.push(spot.problem(message));
         }
     }
-    let names = tls.acme.as_ref().map(|acme| acme.names.as_slice()).unwrap_or_default();
-    for (i, name) in names.iter().enumerate() {
-        if names.iter().take(i).any(|known| known == name) {
-            problems.push(spot.key("acme").key("names").item(i).problem(format!("{name} is a duplicate; keep one")));
+    let mut seen = HashSet::new();
+    for name in at!(tls, acme).some().iter().flat_map(|acme| at!(acme, names).items()) {
+        if !seen.insert(name.value) {
+            problems.push(name.problem(format!("{} is a duplicate; keep one", name.value)));
         }
     }
     problems
 }
 
 /// Two listeners with overlapping names and one store would replace each other's certificates.
-fn orders(config: &Config, root: &Spot<'_>) -> Vec<Problem> {
-    let acme = config.listeners.iter().enumerate().filter_map(|(i, listener)| Some((i, listener.tls.as_ref()?.acme.as_ref()?)));
-    let acme: Vec<_> = acme.map(|(i, acme)| (root.key("listeners").item(i).key("tls").key("acme"), acme)).collect();
+fn orders(root: &Spot<'_, Config>) -> Vec<Problem> {
+    let acme = acme(root);
     let mut problems = Vec::new();
-    for (position, (spot, this)) in acme.iter().enumerate() {
-        for (Spot { at, .. }, other) in acme.iter().take(position).filter(|(_, other)| shares_store(this, other)) {
+    for (position, spot) in acme.iter().enumerate() {
+        let this = spot.value;
+        for Spot { at, value: other, .. } in acme.iter().take(position).filter(|other| shares_store(this, other.value)) {
             if (&this.directory, &this.contact, &this.ca) != (&other.directory, &other.contact, &other.ca) {
                 let message = format!("shares its account with {at}; use the same directory, contact and ca, or another store");
                 problems.push(spot.problem(message));
@@ -211,7 +177,7 @@ fn orders(config: &Config, root: &Spot<'_>) -> Vec<Problem> {
                 let message = format!(
                     "{name} is in {at}.names as well, with other names; write the same list in both, or {name} in one of them"
                 );
-                problems.push(spot.key("names").problem(message));
+                problems.push(at!(spot, names).problem(message));
             }
         }
     }
@@ -233,25 +199,23 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
 }
 
 /// Two services cannot match the same requests, however their prefixes are written.
-fn routes(config: &Config, root: &Spot<'_>) -> Vec<Problem> {
+fn routes(root: &Spot<'_, Config>) -> Vec<Problem> {
     let mut taken: HashMap<(&str, Cow<'_, [u8]>), &str> = HashMap::new();
     let mut problems = Vec::new();
-    for (name, service) in &config.services {
-        let hosts: Vec<&str> =
-            if service.hosts.is_empty() { vec![""] } else { service.hosts.iter().map(String::as_str).collect() };
-        for (i, host) in hosts.into_iter().enumerate() {
-            let Some(other) = taken.insert((host, normal_prefix(&service.path_prefix)), name) else { continue };
-            let spot = root.key("services").key(name);
-            let (host, spot) = match host {
-                "" => ("any host", spot),
-                host => (host, spot.key("hosts").item(i)),
-            };
+    for (name, service) in at!(root, services).entries() {
+        let prefix = &service.value.path_prefix;
+        let mut hosts: Vec<_> = at!(service, hosts).items().map(|host| host.with(host.value.as_str())).collect();
+        if hosts.is_empty() {
+            hosts.push(service.with("any host"));
+        }
+        for spot in hosts {
+            let host = spot.value;
+            let Some(other) = taken.insert((host, normal_prefix(prefix)), name) else { continue };
             let message = if other == name {
                 format!("{host} is a duplicate; keep one")
             } else {
                 format!(
-                    "{host} with path_prefix {} is taken by services.{other}; give one of them other hosts or another path_prefix",
-                    service.path_prefix
+                    "{host} with path_prefix {prefix} is taken by services.{other}; give one of them other hosts or another path_prefix"
                 )
             };
             problems.push(spot.problem(message));
@@ -261,21 +225,19 @@ fn routes(config: &Config, root: &Spot<'_>) -> Vec<Problem> {
 }
 
 /// A peer in two pools would stop serving both when one of them is stopped.
-fn peers(service: &Service, pools: &Spot<'_>) -> Vec<Problem> {
+fn peers(service: &Spot<'_, Service>) -> Vec<Problem> {
     let mut taken = HashMap::new();
     let mut problems = Vec::new();
-    for (name, pool) in &service.pools {
-        for (i, peer) in pool.peers.iter().enumerate() {
-            let Some(other) = taken.insert(&peer.address, name) else { continue };
+    for (name, pool) in at!(service, pools).entries() {
+        for peer in at!(pool, peers).items() {
+            let address = &peer.value.address;
+            let Some(other) = taken.insert(address, name) else { continue };
             let message = if other == name {
-                format!("{} is a duplicate in this pool; keep one, and give it a weight", peer.address)
+                format!("{address} is a duplicate in this pool; keep one, and give it a weight")
             } else {
-                format!(
-                    "{} is in pool {other} as well; a peer belongs to one pool, or stopping one would stop both",
-                    peer.address
-                )
+                format!("{address} is in pool {other} as well; a peer belongs to one pool, or stopping one would stop both")
             };
-            problems.push(pools.key(name).key("peers").item(i).problem(message));
+            problems.push(peer.problem(message));
         }
     }
     problems
