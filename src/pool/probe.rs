@@ -1,7 +1,7 @@
 //! Active health checks: when a peer is probed, and what becomes of the result.
 //!
 //! The controller runs one [`run`] task per peer for as long as the peer is in the file or drains, and one task of
-//! [`super::proof`] per peer that a swap has to prove. What a probe asks is in [`super::health_check`].
+//! [`super::proof`] per peer that a swap has to prove. What a probe asks is in `health_check`.
 
 use std::{
     hash::{BuildHasher, RandomState},
