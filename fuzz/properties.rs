@@ -8,9 +8,9 @@ use std::{
 };
 
 use super::{
+    frame_watcher::FrameWatcher,
     head::{self, Body, Scan},
     http1::chunks::Chunks,
-    http2::refused::FrameWatcher,
 };
 use crate::config::{self, Limits};
 

@@ -1,19 +1,20 @@
-//! How far a response may run ahead of a client that does not take it.
+//! Bounds how much of a response is read from the peer before the client reads it.
 //!
-//! Pingora's proxy couples the two sides of a request by a channel of four pieces. While the client's side waits for the client, the
-//! peer's side goes on reading, up to ten pieces of 64 KiB, and neither number can be set. What both sides have in common is that they
-//! are one future, which is polled here. So:
+//! Pingora's proxy connects the two sides of a request by a channel of four pieces. While the client's side waits for the client, the
+//! peer's side continues to read, up to ten pieces of 64 KiB, and neither number can be set. But both sides are one future, which is
+//! polled here. So:
 //!
-//! - while the client takes nothing, the future is not polled ([`bounded`]): of all that it waits for, only the wait for the client can
-//!   wake it ([`writing`]);
-//! - in the poll in which that wait begins the peer's side is left nothing of Tokio's cooperative budget, so that it reads no more;
+//! - while the client reads nothing, the future is not polled ([`bounded`]): of everything that it waits for, only the wait for the
+//!   client can wake it ([`writing`]);
+//! - in the poll in which that wait begins, the peer's side gets nothing of Tokio's cooperative budget, so that it reads no more;
 //! - a poll of a long response, and of any response while others are stalled, begins with as much of that budget as one piece takes
 //!   ([`ONE_PIECE`]). Tokio's `try_join!` polls either side first, in turn, so that only the future as a whole can be bounded.
 //!
-//! At most [`STALLED_STREAMS`] responses of an HTTP/2 connection can be in that state at a time. Nothing is polled for the others until
-//! one of these is taken or ended, so that a client gets no more memory by asking for more.
+//! At most [`STALLED_STREAMS`] responses of an HTTP/2 connection can be stalled at a time. The others are not polled until one of
+//! these continues or ends, so that a client cannot make the process hold more by sending more requests.
 //!
-//! [`crate::clients`] runs every request in [`bounded`]; [`super::http1`] and [`super::http2::stream`] write through [`writing`].
+//! [`super::edge`] and [`super::http2`] run every request in [`bounded`]; [`super::http1`] and [`super::http2`] write through
+//! [`writing`].
 
 use std::{
     future::{Future, poll_fn},
@@ -34,7 +35,7 @@ use tokio::{
 };
 use tokio_util::sync::PollSemaphore;
 
-use super::connection;
+use super::connection::Connection;
 
 /// Responses of one HTTP/2 connection that may wait for the client at a time.
 pub(super) const STALLED_STREAMS: usize = 6;
@@ -42,48 +43,47 @@ pub(super) const STALLED_STREAMS: usize = 6;
 const SHORT: usize = 4;
 /// One read, and one step that hands the piece over to the client's side.
 const ONE_PIECE: usize = 2;
-/// More than Tokio gives a task for one poll. Outside of its budgets there is no end to it.
+/// More than Tokio's budget for one poll. Without a budget, the loop would not end.
 const BUDGET: usize = 256;
 
-/// The wait of a response for its client.
-pub(super) struct Stall {
-    over: AtomicBool,
+/// Wakes the task of a response that waits for its client.
+struct StallWaker {
+    connection: Arc<Connection>,
     task: Waker,
 }
 
-impl Stall {
-    pub(super) fn is_over(&self) -> bool {
-        self.over.load(Acquire)
-    }
-}
-
-impl Wake for Stall {
+impl Wake for StallWaker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.over.store(true, Release);
+        self.connection.note_client_took();
         self.task.wake_by_ref();
     }
 }
 
-/// Polls something that ends when the client takes bytes. A response that has to wait for that is stalled from then on.
-pub(super) fn writing<T>(cx: &mut Context<'_>, mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
-    // What the client takes is not bounded by the budget, which is spent on account of the peer.
+/// Polls a write to the client. If it has to wait, the response is stalled.
+pub(super) fn writing<T>(
+    connection: &Arc<Connection>,
+    cx: &mut Context<'_>,
+    mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
+) -> Poll<T> {
+    // The budget bounds what the peer's side does; writes to the client are exempt from it.
     let mut poll = |cx: &mut Context<'_>| pin!(unconstrained(poll_fn(&mut poll))).poll(cx);
     let mut polled = poll(cx);
-    let mut stall = None;
     if polled.is_pending() {
-        let wait = Arc::new(Stall { over: AtomicBool::new(false), task: cx.waker().clone() });
-        // Again: it is the last waker that is woken.
-        polled = poll(&mut Context::from_waker(&Waker::from(Arc::clone(&wait))));
-        if polled.is_pending() {
-            spend_budget(cx, 0);
-            stall = Some(wait);
-        }
+        // Before the second poll, because the waker may be called during it.
+        connection.begin_stall();
+        let waker = Arc::new(StallWaker { connection: Arc::clone(connection), task: cx.waker().clone() });
+        // Again: the last waker is the one that is woken.
+        polled = poll(&mut Context::from_waker(&Waker::from(waker)));
     }
-    connection::set_stall(stall);
+    if polled.is_pending() {
+        spend_budget(cx, 0);
+    } else {
+        connection.end_stall();
+    }
     polled
 }
 
@@ -109,7 +109,7 @@ fn spend_budget(cx: &mut Context<'_>, left: usize) {
     }
 }
 
-/// Counts stalled responses, of a listener for example.
+/// Counts the stalled responses of a listener.
 #[derive(Default)]
 pub(super) struct Stalled(AtomicUsize);
 
@@ -136,13 +136,18 @@ impl Drop for Counted<'_> {
 }
 
 /// Runs a request, but not while its client takes nothing; `streams` are the places of an HTTP/2 connection.
-pub(super) async fn bounded<F: Future>(request: F, stalled: &Stalled, streams: Option<&Arc<Semaphore>>) -> F::Output {
+pub(super) async fn bounded<F: Future>(
+    connection: &Connection,
+    request: F,
+    stalled: &Stalled,
+    streams: Option<&Arc<Semaphore>>,
+) -> F::Output {
     let mut request = pin!(request);
     let mut places = streams.map(|streams| Places { free: PollSemaphore::new(Arc::clone(streams)), held: None, woken: None });
     let mut counted: Option<Counted<'_>> = None;
     let mut polls: usize = 0;
     poll_fn(|cx| {
-        if connection::is_stalled() {
+        if connection.is_stalled() {
             return Poll::Pending;
         }
         let is_crowded = match &mut places {
@@ -150,16 +155,16 @@ pub(super) async fn bounded<F: Future>(request: F, stalled: &Stalled, streams: O
             None => false,
         };
         polls = polls.saturating_add(1);
-        if connection::is_waiting_for_client() {
+        if connection.waits_for_client() {
             spend_budget(cx, 0);
         } else if polls > SHORT || is_crowded || stalled.count() > 0 {
             spend_budget(cx, ONE_PIECE);
         }
         let polled = match &mut places {
-            Some(places) => places.poll(cx, |cx| request.as_mut().poll(cx)),
+            Some(places) => places.poll(connection, cx, |cx| request.as_mut().poll(cx)),
             None => request.as_mut().poll(cx),
         };
-        if polled.is_pending() && connection::is_waiting_for_client() {
+        if polled.is_pending() && connection.waits_for_client() {
             counted.get_or_insert_with(|| Counted::new(stalled));
         } else {
             counted = None;
@@ -169,7 +174,7 @@ pub(super) async fn bounded<F: Future>(request: F, stalled: &Stalled, streams: O
     .await
 }
 
-/// The places of an HTTP/2 connection, as one of its streams sees them.
+/// The places of an HTTP/2 connection, for one of its streams.
 struct Places {
     free: PollSemaphore,
     held: Option<OwnedSemaphorePermit>,
@@ -204,13 +209,18 @@ impl Places {
     }
 
     /// Polls, and gives the place back if there is nothing in the pipe: the stream is not stalled, and no side of it has woken the other.
-    fn poll<T>(&mut self, cx: &mut Context<'_>, poll: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+    fn poll<T>(
+        &mut self,
+        connection: &Connection,
+        cx: &mut Context<'_>,
+        poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
         let new = || Arc::new(Woken { since: AtomicBool::new(false), task: cx.waker().clone() });
         let woken = Arc::clone(self.woken.get_or_insert_with(new));
         woken.since.store(false, Release);
         let polled = poll(&mut Context::from_waker(&Waker::from(Arc::clone(&woken))));
         // Without budget it is woken by the runtime, after this.
-        let goes_on = connection::is_waiting_for_client() || woken.since.load(Acquire) || !has_budget_remaining();
+        let goes_on = connection.waits_for_client() || woken.since.load(Acquire) || !has_budget_remaining();
         if polled.is_ready() || !goes_on {
             self.held = None;
         }

@@ -1,102 +1,94 @@
-//! The state of a client's connection, or of one stream of an HTTP/2 connection: its two ends, and every bounded wait on it, by
-//! one timer.
+//! The state of a client's HTTP/1 connection, or of one stream of an HTTP/2 connection.
 //!
-//! **Waiting for a peer's response header** (`timeouts.response`). Pingora's read timeout is per read and holds for the body as
-//! well, so it would cut a quiet event stream or WebSocket, and a slow upload whose answer comes at its end. Here the wait
-//! begins when a request has a connection to its peer, starts over with each piece of the request body, and ends with the
-//! response header. When the time is up the peer's socket is shut down, which Pingora sees as closed. An HTTP/2 connection to a peer
-//! is shared with other requests, so it is left alone, and the request itself is given up. The descriptor is forgotten with the
-//! wait, so it is never used after its socket: requests of a connection come one after the other, and only the future that
-//! [`watched`] polls can close it.
+//! [`Connection`] is one value, held in an `Arc` by everything that works on the connection: the [`super::http1::ClientStream`]
+//! between the socket and Pingora, the HTTP/2 session of the stream, [`super::backpressure`], and the proxy's request context. The
+//! proxy gets it from the digest of Pingora's session ([`Connection::of`]), which is the only way from one to the other: Pingora
+//! creates the request context without knowing the connection.
 //!
-//! **Waiting for the client**: for its next header ([`await_header`]), for bytes of a request body ([`waits`], [`moved`]) and for
-//! room to write an answer ([`waits_to_write`], [`wrote`]). A client that drips a byte now and then would pass any bound on a
-//! single read or write. It has `stall_timeout` to spend; being slower than `min_rate` spends it, being faster gives it back. At the
-//! end of a wait the connection's future is polled once more, and finds out with [`expired`].
+//! [`super::edge`] makes one for each connection and [`super::http2`] one for each stream; both run the future of the connection or
+//! stream in [`Connection::watch`], which has one timer for all its waits: for the client's next header, for bytes of a request body,
+//! for room to write a response, and for the peer's response header. When a wait for the client times out, the future is polled once
+//! more and finds that with [`Connection::has_expired`].
 //!
-//! How fast a client reads is what its kernel has acknowledged (`tcpi_bytes_acked`). Bytes that the socket accepted say little: it
-//! accepts the next ones when a third of its send buffer is free, which may be megabytes.
-//!
-//! The timer outlives the requests that it is for. It is made when first needed and only looked at when it fires, so that a
-//! request costs a few stores.
+//! The timer outlives the requests that it is for. It is made when first needed and only looked at when it fires, so that a request
+//! costs a few stores. Everything here runs in the one task of the connection or stream; see [`super::cells`].
 
 use std::{
     any::Any,
-    cell::{Cell, RefCell},
     future::{Future, poll_fn},
     net::{IpAddr, SocketAddr},
-    os::fd::RawFd,
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{
+        Arc, OnceLock,
+        atomic::{
+            AtomicBool, AtomicU8,
+            Ordering::{Acquire, Relaxed, Release},
+        },
+    },
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use http::HeaderValue;
-use nix::sys::socket::{Shutdown, shutdown};
-use pingora::protocols::SocketDigest;
+use pingora::{
+    http::ResponseHeader,
+    protocols::{SocketDigest, http::ServerSession, raw_connect::ProxyDigest},
+};
 use tokio::{
-    sync::mpsc,
     task::unconstrained,
     time::{Sleep, sleep_until},
 };
 
-use super::{backpressure::Stall, pace::Pace, reject::Rejection};
+use super::{
+    cells::{InstantCell, Slot},
+    pace::Pace,
+    reject::Rejection,
+    response_wait::ResponseWait,
+};
 use crate::config::Limits;
 
-tokio::task_local! {
-    /// Boxed, because it is moved into and out of the thread at every poll.
-    static CONNECTION: Box<Connection>;
-}
-
-struct Connection {
-    ends: Arc<ClientInfo>,
-    /// When the wait for a peer's response header ends, and how long it is.
-    response: Cell<Option<Instant>>,
-    response_timeout: Cell<Duration>,
-    /// The peer's socket, while a response header is waited for; none, if other requests share it.
-    peer: Cell<Option<RawFd>>,
-    /// Whether the response did not come in time.
-    late: Cell<bool>,
-    /// Whether the request has to end without its peer's socket.
-    given_up: Cell<bool>,
-    /// Ends a request whose body its peer does not take.
-    give_up: Cell<Option<mpsc::Sender<Bytes>>>,
+/// The state of one HTTP/1 connection or one HTTP/2 stream.
+pub(crate) struct Connection {
+    /// The client and its listener.
+    pub(crate) client: Arc<ClientInfo>,
+    /// The wait for the peer's response header.
+    pub(crate) response: ResponseWait,
+    rejection: OnceLock<Rejection>,
+    upgraded: AtomicBool,
+    is_last_request: AtomicBool,
+    body_may_pause: AtomicBool,
+    until_idle: Slot<Box<dyn Any + Send>>,
     /// When the wait for the client's next header ends.
-    header: Cell<Option<Instant>>,
-    /// The wait for the client that is over, until it is asked for.
-    expired: Cell<Option<Wait>>,
-    refused: Cell<Option<Rejection>>,
-    upgraded: Cell<bool>,
-    held: Cell<Option<Box<dyn Any + Send>>>,
-    /// Whether its last request is running.
-    last: Cell<bool>,
-    /// Whether the request body may pause for as long as it likes.
-    quiet_body: Cell<bool>,
+    header: InstantCell,
     reading: Pace,
     writing: Pace,
-    /// The wait for the client to take the response.
-    stall: RefCell<Option<Arc<Stall>>>,
+    /// The wait for the client that has timed out, as [`Wait`]; 0 for none.
+    expired: AtomicU8,
+    /// Whether the response waits for the client.
+    waits_for_client: AtomicBool,
+    /// Whether the client has taken something since that wait began.
+    client_took: AtomicBool,
 }
 
-/// What a client is waited for.
+/// What the client is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub(crate) enum Wait {
     /// A request's header.
-    Header,
+    Header = 1,
     /// Bytes of a request's body.
     Body,
-    /// Room for bytes of an answer.
+    /// Room for bytes of a response.
     Reader,
 }
 
-/// The two ends of a client's connection, as headers have them, and what its listener says of it.
+/// The client and the listener of a connection, as headers and the access log show them.
 #[derive(Debug)]
 pub(crate) struct ClientInfo {
     /// An IPv4 client of a listener on `[::]` is still an IPv4 client.
-    pub client: IpAddr,
-    pub client_text: HeaderValue,
+    pub address: IpAddr,
+    pub address_text: HeaderValue,
     pub local_port: HeaderValue,
     /// `TLSv1.3`; none without TLS.
     pub tls: Option<&'static str>,
@@ -106,217 +98,230 @@ pub(crate) struct ClientInfo {
     pub limits: Arc<Limits>,
 }
 
-/// Runs the future of one connection, whose waits the functions below begin and end from within.
-pub(crate) async fn watched<F: Future>(ends: Arc<ClientInfo>, connection: F) -> F::Output {
-    let stall_timeout = ends.limits.stall_timeout;
-    let state = Connection {
-        ends,
-        response: Cell::default(),
-        response_timeout: Cell::default(),
-        peer: Cell::default(),
-        late: Cell::default(),
-        given_up: Cell::default(),
-        give_up: Cell::default(),
-        header: Cell::default(),
-        expired: Cell::default(),
-        refused: Cell::default(),
-        upgraded: Cell::default(),
-        held: Cell::default(),
-        last: Cell::default(),
-        quiet_body: Cell::default(),
-        reading: Pace::new(stall_timeout),
-        writing: Pace::new(stall_timeout),
-        stall: RefCell::default(),
-    };
-    CONNECTION
-        .scope(Box::new(state), async move {
-            let mut connection = pin!(connection);
-            let mut timer = None;
-            poll_fn(|cx| {
-                loop {
-                    if let Poll::Ready(output) = connection.as_mut().poll(cx) {
-                        return Poll::Ready(output);
-                    }
-                    if CONNECTION.with(|connection| connection.poll(&mut timer, cx)).is_pending() {
-                        return Poll::Pending;
-                    }
+impl Connection {
+    pub(crate) fn new(client: Arc<ClientInfo>) -> Arc<Self> {
+        let stall_timeout = client.limits.stall_timeout;
+        Arc::new(Self {
+            client,
+            response: ResponseWait::default(),
+            rejection: OnceLock::new(),
+            upgraded: AtomicBool::new(false),
+            is_last_request: AtomicBool::new(false),
+            body_may_pause: AtomicBool::new(false),
+            until_idle: Slot::default(),
+            header: InstantCell::default(),
+            reading: Pace::new(stall_timeout),
+            writing: Pace::new(stall_timeout),
+            expired: AtomicU8::new(0),
+            waits_for_client: AtomicBool::new(false),
+            client_took: AtomicBool::new(false),
+        })
+    }
+
+    /// The connection or stream of a session.
+    pub(crate) fn of(session: &ServerSession) -> Option<&Arc<Self>> {
+        session.digest()?.proxy_digest.as_ref()?.user_data.as_ref()?.downcast_ref()
+    }
+
+    /// The part of a session's digest that carries this value. Pingora has it for the response of a CONNECT proxy, with room for data
+    /// of the application, and keeps it with every session.
+    pub(super) fn digest(self: &Arc<Self>) -> Option<Arc<ProxyDigest>> {
+        let no_response = ResponseHeader::build_no_case(200, Some(0)).ok()?;
+        Some(Arc::new(ProxyDigest::new(Box::new(no_response), Some(Box::new(Arc::clone(self))))))
+    }
+
+    /// Runs the future of this connection or stream, and its timer.
+    pub(crate) async fn watch<F: Future>(&self, future: F) -> F::Output {
+        let mut future = pin!(future);
+        let mut timer = None;
+        poll_fn(|cx| {
+            loop {
+                if let Poll::Ready(output) = future.as_mut().poll(cx) {
+                    return Poll::Ready(output);
                 }
-            })
-            .await
+                drop(self.until_idle.take());
+                if self.poll_waits(&mut timer, cx).is_pending() {
+                    return Poll::Pending;
+                }
+            }
         })
         .await
-}
+    }
 
-/// The request has a connection to its peer: from `now` on it waits for a response header, at most for `timeout`.
-pub(crate) fn await_response(socket: Option<RawFd>, now: Instant, timeout: Duration) {
-    with(|connection| {
-        connection.late.set(false);
-        connection.given_up.set(false);
-        connection.peer.set(socket);
-        connection.response_timeout.set(timeout);
-        connection.response.set(Some(now + timeout));
-    });
-}
+    /// Notes why the connection or stream ends; the first reason stays.
+    pub(crate) fn reject(&self, rejection: Rejection) {
+        self.rejection.get_or_init(|| rejection);
+    }
 
-/// The request made progress: its wait for the response header starts over.
-pub(crate) fn extend() {
-    with(|connection| {
-        if connection.response.get().is_some() {
-            connection.response.set(Some(Instant::now() + connection.response_timeout.get()));
+    /// Why the connection or stream ends, if it was rejected.
+    pub(crate) fn rejection(&self) -> Option<Rejection> {
+        self.rejection.get().copied()
+    }
+
+    /// Drops `held` once this poll of the connection's future has done what it can.
+    pub(crate) fn hold_until_idle(&self, held: Box<dyn Any + Send>) {
+        self.until_idle.set(held);
+    }
+
+    /// From now on bytes pass both ways, without an interpretation.
+    pub(crate) fn upgrade(&self) {
+        self.upgraded.store(true, Relaxed);
+    }
+
+    /// Whether bytes pass both ways, without an interpretation.
+    pub(super) fn is_upgraded(&self) -> bool {
+        self.upgraded.load(Relaxed)
+    }
+
+    /// The request that runs is the last one of this connection.
+    pub(super) fn set_last_request(&self) {
+        self.is_last_request.store(true, Relaxed);
+    }
+
+    /// Whether the response has to ask the client to close the connection.
+    pub(crate) fn is_last_request(&self) -> bool {
+        self.is_last_request.load(Relaxed)
+    }
+
+    /// Waits for a header until then; none once it has arrived.
+    pub(crate) fn await_header(&self, until: Option<Instant>) {
+        self.header.set(until);
+    }
+
+    /// Whether this wait for the client has timed out. Returns true once.
+    pub(super) fn has_expired(&self, wait: Wait) -> bool {
+        let has_expired = self.expired.load(Relaxed) == wait as u8;
+        if has_expired {
+            self.expired.store(0, Relaxed);
         }
-    });
-}
+        has_expired
+    }
 
-/// The response header is here, or will not come. The peer's socket may be closed from now on.
-pub(crate) fn arrived() {
-    with(|connection| {
-        connection.response.set(None);
-        connection.peer.set(None);
-        connection.give_up.set(None);
-    });
-}
+    /// The body of this request may pause for any time.
+    pub(crate) fn let_body_pause(&self) {
+        self.body_may_pause.store(true, Relaxed);
+    }
 
-/// Whether a response is waited for from a peer whose connection other requests share.
-pub(crate) fn shares_peer() -> bool {
-    CONNECTION.try_with(|connection| connection.response.get().is_some() && connection.peer.get().is_none()).unwrap_or(false)
-}
-
-/// Gets a message when the request has to be given up, and is dropped when the response header is here.
-pub(crate) fn give_up_by(sender: mpsc::Sender<Bytes>) {
-    with(|connection| connection.give_up.set(Some(sender)));
-}
-
-/// Whether the connection to the peer is gone because the time was up.
-pub(crate) fn late() -> bool {
-    CONNECTION.try_with(|connection| connection.late.get()).unwrap_or(false)
-}
-
-/// Whether the request has to be given up: its peer is late, and other requests share the peer's connection.
-pub(crate) fn given_up() -> bool {
-    CONNECTION.try_with(|connection| connection.given_up.get()).unwrap_or(false)
-}
-
-/// A header is waited for until then, and not any more once it is here.
-pub(crate) fn await_header(until: Option<Instant>) {
-    with(|connection| connection.header.set(until));
-}
-
-/// How long a connection may be without a request.
-pub(crate) fn idle_timeout() -> Duration {
-    CONNECTION.try_with(|connection| connection.ends.limits.idle_timeout).unwrap_or_default()
-}
-
-/// Whether the client has used up its time for this; asked once.
-pub(crate) fn expired(wait: Wait) -> bool {
-    CONNECTION.try_with(|connection| connection.forget_expired(wait)).unwrap_or(false)
-}
-
-/// The body of this request may pause for as long as it likes.
-pub(crate) fn allow_quiet_body() {
-    with(|connection| connection.quiet_body.set(true));
-}
-
-/// The request goes on when the client sends more of its body.
-pub(crate) fn waits() {
-    with(|connection| {
-        if connection.ends.pace().is_some() && !connection.quiet_body.get() && !connection.reading.is_waiting() {
-            connection.reading.begin_wait();
+    /// Begins to wait for bytes of the request body.
+    pub(super) fn await_body(&self) {
+        if self.client.pace().is_some() && !self.body_may_pause.load(Relaxed) && !self.reading.is_waiting() {
+            self.reading.begin_wait();
         }
-    });
-}
+    }
 
-/// The client sent so many bytes of a body.
-pub(crate) fn moved(bytes: usize) {
-    with(|connection| {
-        if let Some((rate, _)) = connection.ends.pace() {
-            connection.reading.end_wait(bytes as u64, rate);
+    /// Ends the wait for bytes of the request body: so many have arrived.
+    pub(super) fn body_arrived(&self, bytes: usize) {
+        if let Some((rate, _)) = self.client.pace() {
+            self.reading.end_wait(bytes as u64, rate);
         }
-        connection.forget_expired(Wait::Body);
-    });
-}
+        self.has_expired(Wait::Body);
+    }
 
-/// The answer goes on when the client has taken more of it. `unseen` is how many bytes it may take without any sign of it.
-pub(crate) fn waits_to_write(socket: &SocketDigest, unseen: u64) {
-    with(|connection| {
-        if let Some((rate, stall_timeout)) = connection.ends.pace()
-            && !connection.writing.is_waiting()
+    /// Begins to wait until the client reads more of the response. `unseen` is how many bytes it may read without a visible sign.
+    pub(super) fn await_reader(&self, socket: &SocketDigest, unseen: u64) {
+        if let Some((rate, stall_timeout)) = self.client.pace()
+            && !self.writing.is_waiting()
         {
-            connection.writing.begin_wait_to_write(socket, unseen, rate, stall_timeout);
+            self.writing.begin_wait_to_write(socket, unseen, rate, stall_timeout);
         }
-    });
-}
-
-/// The wait to write is over, if there was one. `granted` bytes were asked for by the client itself, as HTTP/2 does.
-pub(crate) fn wrote(socket: &SocketDigest, granted: u64) {
-    with(|connection| {
-        if let Some((rate, _)) = connection.ends.pace() {
-            connection.writing.end_wait_to_write(socket, granted, rate);
-        }
-        connection.forget_expired(Wait::Reader);
-    });
-}
-
-/// The time to take more of the answer is up. Whether the client has really taken too little: if not, the wait goes on.
-pub(crate) fn reads_too_slowly(socket: &SocketDigest) -> bool {
-    let is_too_slow =
-        |connection: &Connection| connection.ends.pace().is_some_and(|(rate, _)| connection.writing.is_too_slow(socket, rate));
-    CONNECTION.try_with(|connection| is_too_slow(connection)).unwrap_or(false)
-}
-
-/// Notes why the connection ends; the first reason is the reason.
-pub(crate) fn refuse(rejection: Rejection) {
-    with(|connection| connection.refused.set(connection.refused.get().or(Some(rejection))));
-}
-
-/// Why the connection ends, if it was refused.
-pub(crate) fn refused() -> Option<Rejection> {
-    CONNECTION.try_with(|connection| connection.refused.get()).ok().flatten()
-}
-
-/// Drops `held` once this poll of the connection's future has done what it can.
-pub(crate) fn until_idle(held: Box<dyn Any + Send>) {
-    with(|connection| connection.held.set(Some(held)));
-}
-
-/// From now on bytes go both ways, whatever they mean.
-pub(crate) fn upgrade() {
-    with(|connection| connection.upgraded.set(true));
-}
-
-/// Whether bytes go both ways, whatever they mean.
-pub(crate) fn is_upgraded() -> bool {
-    CONNECTION.try_with(|connection| connection.upgraded.get()).unwrap_or(false)
-}
-
-/// No request comes after the one that runs.
-pub(crate) fn end_after_this() {
-    with(|connection| connection.last.set(true));
-}
-
-/// Whether the client has to be asked to leave.
-pub(crate) fn ends_after_this() -> bool {
-    CONNECTION.try_with(|connection| connection.last.get()).unwrap_or(false)
-}
-
-/// The two ends of this connection; none outside of [`watched`].
-pub(crate) fn ends() -> Option<Arc<ClientInfo>> {
-    CONNECTION.try_with(|connection| Arc::clone(&connection.ends)).ok()
-}
-
-impl ClientInfo {
-    pub(crate) fn new(client: SocketAddr, local_port: u16, limits: Arc<Limits>) -> Self {
-        let client = client.ip().to_canonical();
-        let text = HeaderValue::from_maybe_shared(Bytes::from(client.to_string()));
-        // An address is a header value.
-        let client_text = text.unwrap_or(HeaderValue::from_static("unknown"));
-        let local_port = HeaderValue::from(local_port);
-        Self { client, client_text, local_port, tls: None, listener: Arc::from(""), redirect_to_https: false, limits }
     }
 
-    /// Bytes per second, and how long a client may be slower.
-    fn pace(&self) -> Option<(u32, Duration)> {
-        self.limits.min_rate.map(|rate| (rate, self.limits.stall_timeout))
+    /// Ends the wait for the reader, if there was one. `granted`: bytes of HTTP/2 flow-control window that it has opened.
+    pub(super) fn reader_read(&self, socket: &SocketDigest, granted: u64) {
+        if let Some((rate, _)) = self.client.pace() {
+            self.writing.end_wait_to_write(socket, granted, rate);
+        }
+        self.has_expired(Wait::Reader);
     }
+
+    /// After the wait for the reader timed out: whether it has read too little. If not, the wait continues.
+    pub(super) fn reads_too_slowly(&self, socket: &SocketDigest) -> bool {
+        self.client.pace().is_some_and(|(rate, _)| self.writing.is_too_slow(socket, rate))
+    }
+
+    /// The response waits for the client from now on.
+    pub(super) fn begin_stall(&self) {
+        self.client_took.store(false, Relaxed);
+        self.waits_for_client.store(true, Relaxed);
+    }
+
+    /// The response does not wait for the client.
+    pub(super) fn end_stall(&self) {
+        self.waits_for_client.store(false, Relaxed);
+    }
+
+    /// The client has taken something. Called by any thread, before it wakes the task.
+    pub(super) fn note_client_took(&self) {
+        self.client_took.store(true, Release);
+    }
+
+    /// Whether the response waits for the client.
+    pub(super) fn waits_for_client(&self) -> bool {
+        self.waits_for_client.load(Relaxed)
+    }
+
+    /// Whether there is nothing to do before the client takes more: it has taken nothing, and no wait has timed out.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.waits_for_client()
+            && !self.client_took.load(Acquire)
+            && self.expired.load(Relaxed) == 0
+            && !self.response.has_timed_out()
+            && self.rejection().is_none()
+    }
+
+    /// When the first wait for the client times out, and which one that is.
+    fn first_wait(&self) -> Option<(Instant, Wait)> {
+        let waits = [(self.header.get(), Wait::Header), (self.reading.until(), Wait::Body), (self.writing.until(), Wait::Reader)];
+        waits.into_iter().filter_map(|(until, wait)| Some((until?, wait))).min_by_key(|(until, _)| *until)
+    }
+
+    /// Ready when a wait has timed out that the connection's future has to notice.
+    fn poll_waits(&self, timer: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let (response, client) = (self.response.until(), self.first_wait());
+            let Some(until) = response.into_iter().chain(client.map(|(until, _)| until)).min() else {
+                return Poll::Pending;
+            };
+            if poll_until(until, timer, cx).is_pending() {
+                return Poll::Pending;
+            }
+            match client {
+                Some((at, wait)) if at == until => {
+                    match wait {
+                        Wait::Header => self.header.set(None),
+                        Wait::Body => self.reading.expire(),
+                        Wait::Reader => self.writing.expire(),
+                    }
+                    self.expired.store(wait as u8, Relaxed);
+                    return Poll::Ready(());
+                }
+                _ if self.response.expire() => return Poll::Ready(()),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Waits until then by the connection's timer, which is made when first needed.
+fn poll_until(until: Instant, timer: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> Poll<()> {
+    let deadline = until.into();
+    let mut is_unset = timer.is_none();
+    let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+    // The timer may have been set for an earlier request with a longer bound.
+    if deadline < timer.deadline() {
+        timer.as_mut().reset(deadline);
+        is_unset = true;
+    }
+    // A timer that was polled wakes this connection's task, which is the same all its life: until it has fired there is no need to
+    // poll it again.
+    if !is_unset && !timer.is_elapsed() || poll_timer(timer.as_mut(), cx).is_pending() {
+        return Poll::Pending;
+    }
+    if timer.deadline() < deadline {
+        timer.as_mut().reset(deadline);
+        return poll_timer(timer.as_mut(), cx);
+    }
+    Poll::Ready(())
 }
 
 /// Whatever is left of the poll's budget, which [`super::backpressure`] spends: a timer without budget is not set.
@@ -324,102 +329,19 @@ fn poll_timer(timer: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
     pin!(unconstrained(timer)).poll(cx)
 }
 
-/// Notes that the response waits for the client, or does not any more.
-pub(super) fn set_stall(stall: Option<Arc<Stall>>) {
-    with(|connection| {
-        let mut current = connection.stall.borrow_mut();
-        if current.is_some() || stall.is_some() {
-            *current = stall;
-        }
-    });
-}
-
-/// Whether the response waits for the client.
-pub(super) fn is_waiting_for_client() -> bool {
-    CONNECTION.try_with(|connection| connection.stall.borrow().is_some()).unwrap_or(false)
-}
-
-/// Whether there is nothing to do before the client takes more: it has taken nothing, and its time is not up.
-pub(super) fn is_stalled() -> bool {
-    let is_stalled = |connection: &Connection| {
-        let waits = connection.stall.borrow().as_ref().is_some_and(|stall| !stall.is_over());
-        waits && connection.expired.get().is_none() && !connection.late.get() && connection.refused.get().is_none()
-    };
-    CONNECTION.try_with(|connection| is_stalled(connection)).unwrap_or(false)
-}
-
-/// Outside [`watched`] there is nothing to bound.
-fn with(set: impl FnOnce(&Connection)) {
-    CONNECTION.try_with(|connection| set(connection)).unwrap_or_default();
-}
-
-impl Connection {
-    /// Whether it was this wait that is over; it is not any more.
-    fn forget_expired(&self, wait: Wait) -> bool {
-        let expired = self.expired.get() == Some(wait);
-        if expired {
-            self.expired.set(None);
-        }
-        expired
+impl ClientInfo {
+    pub(crate) fn new(client: SocketAddr, local_port: u16, limits: Arc<Limits>) -> Self {
+        let address = client.ip().to_canonical();
+        let text = HeaderValue::from_maybe_shared(Bytes::from(address.to_string()));
+        // An address is a header value.
+        let address_text = text.unwrap_or(HeaderValue::from_static("unknown"));
+        let local_port = HeaderValue::from(local_port);
+        Self { address, address_text, local_port, tls: None, listener: Arc::from(""), redirect_to_https: false, limits }
     }
 
-    /// When the first wait for the client is over, and what that is for.
-    fn client(&self) -> Option<(Instant, Wait)> {
-        let waits = [(self.header.get(), Wait::Header), (self.reading.until(), Wait::Body), (self.writing.until(), Wait::Reader)];
-        waits.into_iter().filter_map(|(until, wait)| Some((until?, wait))).min_by_key(|(until, _)| *until)
-    }
-
-    /// Ready when a wait is over that the connection's future has to look at.
-    fn poll(&self, timer: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> Poll<()> {
-        drop(self.held.take());
-        loop {
-            let (response, client) = (self.response.get(), self.client());
-            let Some(until) = response.into_iter().chain(client.map(|(until, _)| until)).min() else {
-                return Poll::Pending;
-            };
-            let deadline = until.into();
-            let mut unset = timer.is_none();
-            let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-            // The timer may have been set for an earlier request with a longer bound.
-            if deadline < timer.deadline() {
-                timer.as_mut().reset(deadline);
-                unset = true;
-            }
-            // A timer that was polled wakes this connection's task, which is the same all its life: until it has fired there
-            // is no need to poll it again.
-            if !unset && !timer.is_elapsed() || poll_timer(timer.as_mut(), cx).is_pending() {
-                return Poll::Pending;
-            }
-            if timer.deadline() < deadline {
-                timer.as_mut().reset(deadline);
-                if poll_timer(timer.as_mut(), cx).is_pending() {
-                    return Poll::Pending;
-                }
-            }
-            if let Some((at, wait)) = client
-                && at == until
-            {
-                match wait {
-                    Wait::Header => self.header.set(None),
-                    Wait::Body => self.reading.expire(),
-                    Wait::Reader => self.writing.expire(),
-                }
-                self.expired.set(Some(wait));
-                return Poll::Ready(());
-            }
-            self.response.set(None);
-            self.late.set(true);
-            let Some(socket) = self.peer.take() else {
-                self.given_up.set(true);
-                if let Some(give_up) = self.give_up.take() {
-                    drop(give_up.try_send(Bytes::new()));
-                }
-                return Poll::Ready(());
-            };
-            if let Err(e) = shutdown(socket, Shutdown::Both) {
-                log::debug!("the socket of a late peer was closed already error={e}");
-            }
-        }
+    /// Bytes per second, and how long a client may be slower.
+    fn pace(&self) -> Option<(u32, Duration)> {
+        self.limits.min_rate.map(|rate| (rate, self.limits.stall_timeout))
     }
 }
 

@@ -1,19 +1,16 @@
 //! Rejects request heads that parsers could interpret differently (request smuggling), and heads that exceed a limit.
 //!
-//! Called by [`crate::clients::http1`] with the raw bytes and by [`crate::clients::http2`] with the fields that h2 has parsed,
-//! before Pingora or a peer sees them. It rejects rather than repairs (RFC 9112, sections 2.2, 3, 5 and 6). It rewrites only what
+//! Called by [`super::http1`] with the raw bytes and by [`super::http2`] with the fields that h2 has parsed, before the proxy or a
+//! peer sees them. One set of rules applies to both. It rejects rather than repairs (RFC 9112, sections 2.2, 3, 5 and 6). It rewrites only what
 //! honest clients send and has one interpretation: a target in absolute form or with unencoded quotes and brackets, and fields
 //! that a peer must not get. Pure.
 
 use std::str;
 
-use http::{
-    HeaderValue, Method,
-    header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST},
-};
+use http::{HeaderValue, Method, header::COOKIE};
 use pingora::http::RequestHeader;
 
-use super::reject::Rejection;
+use super::{body_limit::BodyLimit, reject::Rejection};
 use crate::config::Limits;
 
 /// Room for fields; the largest `header_count` that a configuration may set is smaller.
@@ -93,23 +90,14 @@ pub(crate) fn judge(head: &[u8], limits: &Limits) -> Result<Head, Rejection> {
     let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
         return Err(Rejection::BadRequest("not an HTTP/1 header"));
     };
-    let fields = Fields::read(request.headers)?;
-
-    if method == "CONNECT" {
-        return Err(Rejection::Method);
-    }
+    let fields = Fields::read(method, request.headers.iter().map(|header| (header.name, header.value)))?;
     let host = match (fields.host, minor) {
         (Some(host), _) => Some(authority(host)?),
         (None, 0) => None,
         (None, _) => return Err(Rejection::BadRequest("no Host")),
     };
     let target = origin_form(method, target, host)?;
-    let body = fields.body(minor)?;
-    if let Body::Length(length) = body
-        && limits.body_bytes.is_some_and(|most| length > most)
-    {
-        return Err(Rejection::BodyBytes);
-    }
+    let body = fields.body(minor, limits)?;
     let is_websocket = fields.is_websocket_handshake(method, minor);
     if is_websocket && body != Body::Length(0) {
         return Err(Rejection::BadRequest("an upgrade with a body"));
@@ -136,22 +124,20 @@ pub(crate) fn judge(head: &[u8], limits: &Limits) -> Result<Head, Rejection> {
 /// # Errors
 /// The reason to reject it.
 pub(crate) fn judge_h2(request: &mut RequestHeader, limits: &Limits) -> Result<(), Rejection> {
-    if request.method == Method::CONNECT {
-        return Err(Rejection::Method);
-    }
-    let authority = request.uri.authority().map(|authority| authority.as_str().as_bytes().to_vec());
-    let mut hosts = request.headers.get_all(HOST).iter();
-    let host = hosts.next().map(|host| host.as_bytes().to_vec());
-    if hosts.next().is_some() {
-        return Err(Rejection::BadRequest("two Hosts"));
-    }
-    match (&authority, &host) {
+    let headers = request.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+    let fields = Fields::read(request.method.as_str(), headers)?;
+    match (request.uri.authority().map(|authority| authority.as_str().as_bytes()), fields.host) {
         (Some(authority), Some(host)) if !authority.eq_ignore_ascii_case(host) => {
             return Err(Rejection::BadRequest("an :authority and a Host that differ"));
         }
+        (Some(host), _) | (None, Some(host)) => {
+            authority(host)?;
+        }
         (None, None) => return Err(Rejection::BadRequest("no :authority")),
-        (named, host) => self::authority(named.as_ref().or(host.as_ref()).map(Vec::as_slice).unwrap_or_default())?,
     };
+    // HTTP/2 has no `Transfer-Encoding`; without a length, the stream's end is the body's.
+    fields.body(1, limits)?;
+    let has_underscore = fields.underscore;
     join_cookies(request)?;
     if request.headers.len() > limits.header_count {
         return Err(Rejection::HeaderCount);
@@ -168,19 +154,7 @@ pub(crate) fn judge_h2(request: &mut RequestHeader, limits: &Limits) -> Result<(
     if !target.iter().all(u8::is_ascii_graphic) || target == b"*" && request.method != Method::OPTIONS {
         return Err(Rejection::BadRequest("a target that is not a path"));
     }
-    if request.headers.get(EXPECT).is_some_and(|what| !what.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
-        return Err(Rejection::Expectation);
-    }
-    let mut lengths = request.headers.get_all(CONTENT_LENGTH).iter();
-    if let Some(length) = lengths.next() {
-        let length = decimal(length.as_bytes())
-            .filter(|_| lengths.next().is_none())
-            .ok_or(Rejection::BadRequest("an invalid Content-Length"))?;
-        if limits.body_bytes.is_some_and(|most| length > most) {
-            return Err(Rejection::BodyBytes);
-        }
-    }
-    if !limits.underscores_in_headers {
+    if has_underscore && !limits.underscores_in_headers {
         let named: Vec<_> = request.headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
         for name in named {
             request.remove_header(&name);
@@ -219,31 +193,35 @@ struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    fn read(headers: &[httparse::Header<'a>]) -> Result<Self, Rejection> {
+    /// Collects the fields of a request; rejects duplicates, CONNECT, and expectations that cannot be met.
+    fn read(method: &str, headers: impl Iterator<Item = (&'a str, &'a [u8])>) -> Result<Self, Rejection> {
+        if method == "CONNECT" {
+            return Err(Rejection::Method);
+        }
         let once = |slot: &mut Option<&'a [u8]>, value, why| match slot.replace(value) {
             None => Ok(()),
             Some(_) => Err(Rejection::BadRequest(why)),
         };
         let mut fields = Self::default();
-        for header in headers {
-            let is = |name: &str| header.name.eq_ignore_ascii_case(name);
+        for (name, value) in headers {
+            let is = |other: &str| name.eq_ignore_ascii_case(other);
             // By length first: most names are none of these.
-            match header.name.len() {
-                4 if is("host") => once(&mut fields.host, header.value, "two Hosts")?,
-                14 if is("content-length") => once(&mut fields.length, header.value, "two lengths")?,
-                17 if is("transfer-encoding") => once(&mut fields.encoding, header.value, "two transfer encodings")?,
+            match name.len() {
+                4 if is("host") => once(&mut fields.host, value, "two Hosts")?,
+                14 if is("content-length") => once(&mut fields.length, value, "two lengths")?,
+                17 if is("transfer-encoding") => once(&mut fields.encoding, value, "two transfer encodings")?,
                 7 if is("upgrade") => {
                     fields.upgrades += 1;
-                    fields.websocket |= header.value.eq_ignore_ascii_case(b"websocket");
+                    fields.websocket |= value.eq_ignore_ascii_case(b"websocket");
                 }
                 10 if is("connection") => {
-                    let mut tokens = header.value.split(|byte| *byte == b',');
+                    let mut tokens = value.split(|byte| *byte == b',');
                     fields.connection_upgrade |= tokens.any(|token| token.trim_ascii().eq_ignore_ascii_case(b"upgrade"));
                 }
-                6 if is("expect") && !header.value.eq_ignore_ascii_case(b"100-continue") => return Err(Rejection::Expectation),
+                6 if is("expect") && !value.eq_ignore_ascii_case(b"100-continue") => return Err(Rejection::Expectation),
                 6 if is("expect") => fields.expect = true,
                 14 if is("http2-settings") => fields.http2_settings = true,
-                _ => fields.underscore |= memchr::memchr(b'_', header.name.as_bytes()).is_some(),
+                _ => fields.underscore |= memchr::memchr(b'_', name.as_bytes()).is_some(),
             }
         }
         Ok(fields)
@@ -254,10 +232,15 @@ impl<'a> Fields<'a> {
         self.websocket && self.upgrades == 1 && self.connection_upgrade && minor == 1 && method == "GET"
     }
 
-    fn body(&self, minor: u8) -> Result<Body, Rejection> {
+    /// How the body ends; rejects a declared length over the limit.
+    fn body(&self, minor: u8, limits: &Limits) -> Result<Body, Rejection> {
         match (self.encoding, self.length) {
             (None, None) => Ok(Body::Length(0)),
-            (None, Some(text)) => decimal(text).map(Body::Length).ok_or(Rejection::BadRequest("an invalid Content-Length")),
+            (None, Some(text)) => {
+                let length = decimal(text).ok_or(Rejection::BadRequest("an invalid Content-Length"))?;
+                BodyLimit::new(limits.body_bytes).add(length)?;
+                Ok(Body::Length(length))
+            }
             (Some(_), Some(_)) => Err(Rejection::BadRequest("a length and a transfer encoding")),
             (Some(_), None) if minor == 0 => Err(Rejection::BadRequest("a transfer encoding in HTTP/1.0")),
             (Some(text), None) if text.eq_ignore_ascii_case(b"chunked") => Ok(Body::Chunked),

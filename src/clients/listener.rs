@@ -1,6 +1,6 @@
-//! What a listener allows and what is open on it: its limits, and the counts that they are compared with.
+//! A listener's limits, and the counts that they are compared with.
 //!
-//! The composition root makes a [`ListenerState`] for each listener; [`super::Edge`] counts its connections by [`ConnectionGuard`].
+//! The composition root makes a [`ListenerState`] for each listener; [`super::edge`] counts its connections by [`ConnectionGuard`].
 
 use std::{
     collections::HashMap,
@@ -44,15 +44,15 @@ pub(super) struct Connections {
 pub(super) struct ConnectionGuard {
     all: Arc<Connections>,
     listening: Arc<ListenerState>,
-    /// Counted by this address as well, where that is limited.
+    /// The address that it is also counted for, if connections per client are limited.
     client: Option<IpAddr>,
 }
 
 impl ListenerState {
-    /// `address` is the one really taken, `tls` what the configuration asks for.
+    /// `address` is the bound one, `tls` the TLS settings of the configuration.
     pub fn new(config: config::Listener, address: SocketAddr, tls: Option<Arc<Tls>>, metrics: &Metrics) -> Self {
         let label: Arc<str> = Arc::from(config.address.to_string());
-        // From 0 on, so that the first one is an increase.
+        // Create every series with 0, so that the first rejection is an increase.
         for rejection in Rejection::ALL {
             metrics.rejected.with_label_values(&[&*label, rejection.reason()]);
         }
@@ -61,7 +61,7 @@ impl ListenerState {
         Self { label, local_port: address.port(), config, limits, tls, open, stalled: Stalled::default(), per_client }
     }
 
-    /// Whether no more responses may wait for their clients.
+    /// Whether `unread_responses` is reached.
     pub(super) fn has_too_many_unread(&self) -> bool {
         self.stalled.count() >= self.limits.unread_responses
     }
@@ -94,12 +94,12 @@ impl ConnectionGuard {
         all.open.fetch_add(1, SeqCst);
         all.gauge.inc();
         let open = Self { all: Arc::clone(all), listening: Arc::clone(listening), client: None };
-        // Counted first, so that two at once cannot both be the last.
+        // Count first, so that two connections at the same time cannot both take the last place.
         let others = listening.open.fetch_add(1, SeqCst);
         if others < listening.limits.connections { Ok(open) } else { Err(Rejection::Connections) }
     }
 
-    /// Counts it as one of this client's.
+    /// Counts it for this client.
     pub(super) fn count(&mut self, client: IpAddr) -> Result<(), Rejection> {
         let Some(most) = self.listening.limits.connections_per_client else { return Ok(()) };
         self.client = Some(client);

@@ -1,13 +1,20 @@
 //! Measures for how long a client has been slower than its listener's `min_rate`, while it sends a body or reads a response.
 //!
-//! [`super::connection`] has one [`Pace`] for each direction. Only the time in which switchover waits for the client counts.
+//! A [`super::connection::Connection`] has one [`Pace`] for each direction. Only the time in which switchover waits for the client
+//! counts: being slower than `min_rate` spends `stall_timeout`, being faster gives it back. A bound on single reads and writes would
+//! pass a client that sends or reads a byte now and then.
+//!
+//! How fast a client reads is what its kernel has acknowledged (`tcpi_bytes_acked`). Bytes that the socket accepted say little: it
+//! accepts the next ones when a third of its send buffer is free, which may be megabytes.
 
 use std::{
-    cell::Cell,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
 use pingora::protocols::SocketDigest;
+
+use super::cells::{DurationCell, InstantCell};
 
 /// A remaining wait that is shorter counts as over.
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);
@@ -15,17 +22,22 @@ const SHORTEST_WAIT: Duration = Duration::from_millis(1);
 /// The time budget of a client in one direction.
 pub(super) struct Pace {
     /// Begin of the present wait.
-    since: Cell<Option<Instant>>,
+    since: InstantCell,
     /// How much of `budget` earlier waits used.
-    spent: Cell<Duration>,
-    budget: Cell<Duration>,
+    spent: DurationCell,
+    budget: DurationCell,
     /// `tcpi_bytes_acked` at the last look.
-    acked: Cell<u64>,
+    acked: AtomicU64,
 }
 
 impl Pace {
     pub(super) fn new(stall_timeout: Duration) -> Self {
-        Self { since: Cell::default(), spent: Cell::default(), budget: Cell::new(stall_timeout), acked: Cell::default() }
+        Self {
+            since: InstantCell::default(),
+            spent: DurationCell::default(),
+            budget: DurationCell::new(stall_timeout),
+            acked: AtomicU64::new(0),
+        }
     }
 
     pub(super) fn is_waiting(&self) -> bool {
@@ -39,7 +51,7 @@ impl Pace {
     /// Begins to wait until the client reads more of a response. `unseen`: how many bytes it may read without a visible sign.
     pub(super) fn begin_wait_to_write(&self, socket: &SocketDigest, unseen: u64, rate: u32, stall_timeout: Duration) {
         let info = socket.tcp_info();
-        self.acked.set(info.as_ref().map_or(0, |info| info.tcpi_bytes_acked));
+        self.acked.store(info.as_ref().map_or(0, |info| info.tcpi_bytes_acked), Relaxed);
         // A receiver announces a larger window only when it has room for a segment or half of its buffer (RFC 9293, section
         // 3.8.6.2.2). On the loopback interface a segment is 64 KiB, and a client at `min_rate` may need more than `stall_timeout`
         // to read one.
@@ -83,7 +95,7 @@ impl Pace {
     /// Bytes that the client's kernel has acknowledged since the last look.
     fn acknowledged(&self, socket: &SocketDigest) -> u64 {
         let acked = socket.tcp_info().map_or(0, |info| info.tcpi_bytes_acked);
-        acked.saturating_sub(self.acked.replace(acked))
+        acked.saturating_sub(self.acked.swap(acked, Relaxed))
     }
 }
 

@@ -1,4 +1,4 @@
-//! A client's socket, with TLS or without. [`crate::clients`] makes it, [`crate::clients::http1`] reads and writes it.
+//! A client's socket, with TLS or without. [`super::edge`] makes it, [`super::http1`] reads and writes it.
 
 use std::{
     io,
@@ -42,7 +42,7 @@ impl Socket {
         }
     }
 
-    /// Whether the client has agreed to speak HTTP/2 in the TLS handshake.
+    /// Whether the client has agreed on HTTP/2 in the TLS handshake.
     pub(super) fn has_agreed_on_h2(&self) -> bool {
         matches!(&self.transport, Transport::Tls(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2"))
     }

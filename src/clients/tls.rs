@@ -1,8 +1,8 @@
-//! TLS of a listener: which certificate a client is shown, and how certificates are replaced while they are in use.
+//! TLS of a listener: selects the certificate for a client, and replaces certificates while they are in use.
 //!
 //! The composition root makes one [`Tls`] per listener that has certificates, and calls [`Tls::watch`]; [`crate::clients`] takes the
-//! current settings for each handshake. Each pair stands for itself: one that cannot be read, does not match or has expired never
-//! replaces one that is good, and never keeps another pair from being renewed.
+//! current settings for each handshake. Pairs are independent: one that cannot be read, does not match or has expired never replaces
+//! a valid one, and never prevents the renewal of another.
 
 use std::{
     collections::HashMap,
@@ -28,33 +28,33 @@ use crate::{
     metrics::CertificateMetrics,
 };
 
-/// How often the files are read again: a few kilobytes each.
+/// How often the files are read again; each has a few kilobytes.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// A problem that stays is logged again after this.
+/// How long until a persistent problem is logged again.
 const REMINDER: Duration = Duration::from_secs(60 * 60);
 
-/// The certificates of one listener, as they are now.
+/// The current certificates of one listener.
 pub struct Tls {
     listener: String,
-    /// Kept over renewals, so that clients may resume their sessions.
+    /// Kept over renewals, so that clients can resume their sessions.
     provider: Arc<CryptoProvider>,
     settings: ArcSwap<ServerConfig>,
     metrics: CertificateMetrics,
     files: Mutex<Files>,
 }
 
-/// The files of one listener. Touched by [`Tls::new`] and [`Tls::watch`] alone.
+/// The files of one listener. Only [`Tls::new`] and [`Tls::watch`] use it.
 struct Files {
     /// In the order of the configuration; the one from an ACME authority is last.
     pairs: Vec<Source<Pair>>,
     client_ca: Option<Source<Arc<dyn ClientCertVerifier>>>,
-    /// The problems that were logged last, by file.
+    /// The problem that was logged last, by file.
     logged: HashMap<String, (String, Instant)>,
-    /// The names of the certificates that are in the metric.
+    /// The certificates in the metric, by their names.
     names: Vec<String>,
 }
 
-/// By the name that a client asks for.
+/// Selects a certificate by the name that a client sends.
 #[derive(Debug)]
 struct ByName {
     names: HashMap<String, Arc<CertifiedKey>>,
@@ -65,8 +65,8 @@ impl Tls {
     /// Reads the certificates of `listener`; relative paths are in `folder`.
     ///
     /// # Errors
-    /// A pair or a client CA that cannot be used. A process that starts with one would refuse some of its clients, and a start is
-    /// when a person is looking; the certificate from an ACME authority is only logged, because a new one is ordered anyway.
+    /// A pair or a client CA that cannot be used. A process that starts with one would reject some of its clients, and problems
+    /// are seen best at a start; the certificate from an ACME authority is only logged, because a new one is ordered anyway.
     pub fn new(listener: String, files: &config::Tls, folder: &Path, metrics: CertificateMetrics) -> Result<Self, String> {
         let provider = Arc::new(ring::default_provider());
         let mut files = Files::new(files, folder);
@@ -80,12 +80,12 @@ impl Tls {
         Ok(Self { listener, provider, settings, metrics, files: Mutex::new(files) })
     }
 
-    /// For the next handshake.
+    /// The settings for the next handshake.
     pub(super) fn settings(&self) -> Arc<ServerConfig> {
         self.settings.load_full()
     }
 
-    /// Takes renewed files as soon as they are complete, for ever.
+    /// Reads renewed files as soon as they are complete. Never returns.
     pub async fn watch(self: Arc<Self>) {
         loop {
             tokio::time::sleep(POLL_INTERVAL).await;

@@ -5,12 +5,13 @@ use std::time::Instant;
 use pingora::proxy::Session;
 
 use super::{Proxy, context::RequestCtx, failure::Failure, log_entry, own_response};
-use crate::clients::connection;
 
 /// Counts an ended request and writes its access log line.
 pub(super) fn ended(proxy: &Proxy, session: &mut Session, ctx: &RequestCtx) {
     let now = Instant::now();
-    connection::await_header(Some(now + connection::idle_timeout()));
+    if let Some(connection) = &ctx.connection {
+        connection.await_header(Some(now + connection.client.limits.idle_timeout));
+    }
     let code = own_response::status_sent(session).or(ctx.failure.map(Failure::status)).unwrap_or(Failure::ClientGone.status());
     let method = &session.req_header().method;
     let counter = match (ctx.answering_peer(), &ctx.service) {

@@ -8,11 +8,11 @@ use std::{
 };
 
 use http::{HeaderValue, header};
-use pingora::http::RequestHeader;
+use pingora::{Error, ErrorType, Result, http::RequestHeader};
 
 use super::{failure::Failure, forwarding::RequestId, hash_key, workarounds::Corkable};
 use crate::{
-    clients::connection,
+    clients::{connection::Connection, reject::Rejection},
     metrics::ErrorKind,
     pool::{Lease, Peer, PickError},
     route::NoRoute,
@@ -24,6 +24,8 @@ const SNAPSHOTS_TRIED: usize = 8;
 
 /// One request, from its header to its end. Dropping it releases its lease.
 pub struct RequestCtx {
+    /// The client's connection or stream; none before the first phase, which gets it from the session.
+    pub(super) connection: Option<Arc<Connection>>,
     pub(super) began: Instant,
     pub(super) snapshot: Option<Arc<Snapshot>>,
     pub(super) service: Option<Arc<Service>>,
@@ -54,6 +56,7 @@ impl RequestCtx {
     pub(super) fn new() -> Self {
         let now = Instant::now();
         Self {
+            connection: None,
             began: now,
             snapshot: None,
             service: None,
@@ -74,11 +77,31 @@ impl RequestCtx {
         }
     }
 
+    /// The client's connection or stream.
+    ///
+    /// # Errors
+    /// Before the first phase; there are no calls then.
+    pub(super) fn connection(&self) -> Result<&Connection> {
+        self.connection.as_deref().ok_or_else(|| Error::new_in(ErrorType::InternalError))
+    }
+
+    /// Why the client's connection or stream was rejected, if it was.
+    pub(super) fn rejection(&self) -> Option<Rejection> {
+        self.connection.as_ref()?.rejection()
+    }
+
+    /// Ends the wait for a response header. The peer's socket may be closed from now on.
+    pub(super) fn end_response_wait(&self) {
+        if let Some(connection) = &self.connection {
+            connection.response.end();
+        }
+    }
+
     /// Loads the current snapshot and finds the request's service in it.
     ///
     /// # Errors
     /// When no service matches.
-    pub(super) fn route(&mut self, current: &SnapshotCell, request: &RequestHeader) -> Result<(), NoRoute> {
+    pub(super) fn route(&mut self, current: &SnapshotCell, request: &RequestHeader) -> std::result::Result<(), NoRoute> {
         let snapshot = current.load_full();
         let host = request
             .headers
@@ -99,7 +122,8 @@ impl RequestCtx {
     pub(super) fn pick(&mut self, current: &SnapshotCell, request: &RequestHeader) -> Option<Lease> {
         for _ in 0..SNAPSHOTS_TRIED {
             let pool = &self.service.as_ref()?.active;
-            let key = pool.hash_by().and_then(|by| hash_key::of(by, request, &self.snapshot.as_ref()?.trusted_proxies));
+            let client = self.connection.as_ref().map(|connection| connection.client.address);
+            let key = pool.hash_by().and_then(|by| hash_key::of(by, request, client, &self.snapshot.as_ref()?.trusted_proxies));
             match pool.pick(&self.tried, key) {
                 Ok(lease) => return Some(lease),
                 Err(PickError::NoReadyPeer) => return None,
@@ -121,7 +145,7 @@ impl RequestCtx {
 
     /// Records that the peer failed this try, and releases its lease.
     pub(super) fn lost(&mut self, kind: ErrorKind) {
-        connection::arrived();
+        self.end_response_wait();
         self.connected = None;
         self.connect_began = Instant::now();
         self.failure = Some(Failure::Peer(kind));

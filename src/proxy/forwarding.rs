@@ -37,26 +37,26 @@ pub(super) struct RequestId([u8; 32]);
 ///
 /// # Errors
 /// When a value is not a valid header value. Does not happen: the values are addresses and parsed headers.
-pub(super) fn set(request: &mut RequestHeader, ends: &ClientInfo, trusted_proxies: &[IpNet]) -> Result<()> {
-    if trusted_proxies.iter().any(|network| network.contains(&ends.client)) {
-        return add_to_claims(request, ends, trusted_proxies);
+pub(super) fn set(request: &mut RequestHeader, client: &ClientInfo, trusted_proxies: &[IpNet]) -> Result<()> {
+    if trusted_proxies.iter().any(|network| network.contains(&client.address)) {
+        return add_to_claims(request, client, trusted_proxies);
     }
     drop_claims(request);
-    request.insert_header(X_REAL_IP, ends.client_text.clone())?;
-    request.insert_header(X_FORWARDED_FOR, ends.client_text.clone())?;
-    set_missing(request, ends, false)
+    request.insert_header(X_REAL_IP, client.address_text.clone())?;
+    request.insert_header(X_FORWARDED_FOR, client.address_text.clone())?;
+    set_missing(request, client, false)
 }
 
 /// Keeps the headers of a trusted proxy and appends its address.
-fn add_to_claims(request: &mut RequestHeader, ends: &ClientInfo, trusted_proxies: &[IpNet]) -> Result<()> {
-    let client = ends.client.to_string();
-    let chain = chain(request, &client);
+fn add_to_claims(request: &mut RequestHeader, client: &ClientInfo, trusted_proxies: &[IpNet]) -> Result<()> {
+    let address = client.address.to_string();
+    let chain = chain(request, &address);
     if !request.headers.contains_key(X_REAL_IP) {
-        let real = real_client(&chain, trusted_proxies).map_or(client, |ip| ip.to_string());
+        let real = real_client(&chain, trusted_proxies).map_or(address, |ip| ip.to_string());
         request.insert_header(X_REAL_IP, real)?;
     }
     request.insert_header(X_FORWARDED_FOR, chain)?;
-    set_missing(request, ends, true)
+    set_missing(request, client, true)
 }
 
 /// The new value of `X-Forwarded-For`: the addresses in the request, then that of the connection.
@@ -78,10 +78,11 @@ pub(super) fn client_address(request: &RequestHeader, client: IpAddr, trusted_pr
 }
 
 /// Sets each header; with `claimed`, only if a trusted proxy has not set it.
-fn set_missing(request: &mut RequestHeader, ends: &ClientInfo, claimed: bool) -> Result<()> {
+fn set_missing(request: &mut RequestHeader, client: &ClientInfo, claimed: bool) -> Result<()> {
     let missing = |request: &RequestHeader, name: &str| !(claimed && request.headers.contains_key(name));
     if missing(request, X_FORWARDED_PROTO) {
-        request.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static(if ends.tls.is_some() { "https" } else { "http" }))?;
+        request
+            .insert_header(X_FORWARDED_PROTO, HeaderValue::from_static(if client.tls.is_some() { "https" } else { "http" }))?;
     }
     if missing(request, X_FORWARDED_HOST)
         && let Some(host) = request.headers.get(http::header::HOST).cloned()
@@ -89,7 +90,7 @@ fn set_missing(request: &mut RequestHeader, ends: &ClientInfo, claimed: bool) ->
         request.insert_header(X_FORWARDED_HOST, host)?;
     }
     if missing(request, X_FORWARDED_PORT) {
-        request.insert_header(X_FORWARDED_PORT, ends.local_port.clone())?;
+        request.insert_header(X_FORWARDED_PORT, client.local_port.clone())?;
     }
     Ok(())
 }

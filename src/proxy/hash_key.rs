@@ -8,10 +8,10 @@ use ipnet::IpNet;
 use pingora::http::RequestHeader;
 
 use super::forwarding;
-use crate::{clients::connection, config::HashBy, pool::selection::hash};
+use crate::{config::HashBy, pool::selection::hash};
 
 /// The hash of a request's key; none if the request does not have it, or it is empty.
-pub(super) fn of(by: &HashBy, request: &RequestHeader, trusted_proxies: &[IpNet]) -> Option<u64> {
+pub(super) fn of(by: &HashBy, request: &RequestHeader, client: Option<IpAddr>, trusted_proxies: &[IpNet]) -> Option<u64> {
     if let Some(name) = &by.header {
         return of_text(match request.headers.get(name) {
             Some(value) => value.as_bytes(),
@@ -23,8 +23,7 @@ pub(super) fn of(by: &HashBy, request: &RequestHeader, trusted_proxies: &[IpNet]
     if let Some(name) = &by.cookie {
         return of_text(cookie(&request.headers, name.as_bytes())?);
     }
-    let client = connection::ends()?.client;
-    Some(match forwarding::client_address(request, client, trusted_proxies).to_canonical() {
+    Some(match forwarding::client_address(request, client?, trusted_proxies).to_canonical() {
         IpAddr::V4(address) => hash(&address.octets()),
         IpAddr::V6(address) => hash(&address.octets()),
     })
@@ -52,7 +51,7 @@ mod tests {
         for (name, value) in [("a", Some("3=4")), ("b", Some("6")), ("ab", Some("1")), ("A", None), ("c", None)] {
             assert_eq!(cookie(&request.headers, name.as_bytes()), value.map(str::as_bytes), "{name}");
         }
-        let by = |name: &str| of(&HashBy { cookie: Some(name.to_owned()), ..HashBy::default() }, &request, &[]);
+        let by = |name: &str| of(&HashBy { cookie: Some(name.to_owned()), ..HashBy::default() }, &request, None, &[]);
         assert_eq!((by("b"), by("e"), by("c")), (Some(hash(b"6")), None, None));
     }
 
@@ -60,11 +59,11 @@ mod tests {
     fn the_host_is_a_header_in_every_version() {
         let by = HashBy { header: Some(header::HOST), ..HashBy::default() };
         let mut http1 = RequestHeader::build("GET", b"/", None).unwrap();
-        assert_eq!(of(&by, &http1, &[]), None);
+        assert_eq!(of(&by, &http1, None, &[]), None);
         http1.insert_header("Host", "a.test").unwrap();
         let mut http2 = RequestHeader::build("GET", b"/", None).unwrap();
         http2.set_uri("http://a.test/".parse().unwrap());
-        assert_eq!((of(&by, &http1, &[]), of(&by, &http2, &[])), (Some(hash(b"a.test")), Some(hash(b"a.test"))));
+        assert_eq!((of(&by, &http1, None, &[]), of(&by, &http2, None, &[])), (Some(hash(b"a.test")), Some(hash(b"a.test"))));
     }
 
     #[test]

@@ -6,7 +6,6 @@ use http::{HeaderName, Version, header};
 use pingora::proxy::Session;
 
 use super::{context::RequestCtx, failure::Failure, forwarding};
-use crate::clients::connection;
 use crate::{
     access_log::{Entry, shortened},
     pool::Lease,
@@ -14,17 +13,17 @@ use crate::{
 
 /// Builds the entry of an ended request.
 pub(super) fn of(session: &mut Session, ctx: &RequestCtx, code: u16, now: Instant) -> Box<Entry> {
-    let ends = connection::ends();
+    let client = ctx.connection.as_ref().map(|connection| &connection.client);
     let request = session.req_header();
     let header = |name: &HeaderName| request.headers.get(name).map(|value| shortened(value.as_bytes())).unwrap_or_default();
     let host = request.uri.authority().map(|host| shortened(host.as_str().as_bytes()));
     let kept = header(&forwarding::REQUEST_ID);
-    let failure = connection::refused().map(Failure::Refused).or(ctx.failure);
+    let failure = ctx.rejection().map(Failure::Refused).or(ctx.failure);
     let peer = ctx.lease.as_ref().map(Lease::peer).or(ctx.tried.last());
     Box::new(Entry {
         at: Some(SystemTime::now()),
-        client: ends.as_ref().map(|ends| ends.client.to_string()).unwrap_or_default(),
-        listener: ends.as_ref().map(|ends| ends.listener.to_string()).unwrap_or_default(),
+        client: client.map(|client| client.address.to_string()).unwrap_or_default(),
+        listener: client.map(|client| client.listener.to_string()).unwrap_or_default(),
         method: request.method.to_string(),
         host: host.unwrap_or_else(|| header(&header::HOST)),
         target: shortened(request.raw_path()),
@@ -33,7 +32,7 @@ pub(super) fn of(session: &mut Session, ctx: &RequestCtx, code: u16, now: Instan
             Version::HTTP_2 => "HTTP/2.0",
             _ => "HTTP/1.1",
         },
-        tls: ends.as_ref().and_then(|ends| ends.tls),
+        tls: client.and_then(|client| client.tls),
         status: code,
         bytes_sent: session.body_bytes_sent() as u64,
         bytes_received: session.body_bytes_read() as u64,

@@ -41,7 +41,7 @@ use self::{context::RequestCtx, failure::Failure, workarounds::Corkable};
 use crate::{
     access_log::AccessLog,
     acme::ChallengeStore,
-    clients::{connection, reject::Rejection},
+    clients::{connection::Connection, reject::Rejection},
     metrics::{ErrorKind, Metrics},
     route::NoRoute,
     snapshot::SnapshotCell,
@@ -94,14 +94,17 @@ impl ProxyHttp for Proxy {
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {
-        connection::arrived();
+        let connection = Connection::of(&session.downstream_session).ok_or_else(|| Error::new_in(ErrorType::InternalError))?;
+        connection.response.end();
+        let is_last_request = connection.is_last_request();
+        ctx.connection = Some(Arc::clone(connection));
         // `clients::head` leaves an `Upgrade` field in the handshake of a WebSocket only.
         ctx.upgrades = session.is_upgrade_req();
         // Pingora's read timeout would cut a WebSocket whose client only listens.
         if ctx.upgrades {
             session.set_read_timeout(None);
         }
-        if self.stopping.load(Relaxed) || connection::ends_after_this() {
+        if self.stopping.load(Relaxed) || is_last_request {
             session.set_keepalive(None);
         }
         // HTTP/1.0 has no interim responses (RFC 9110, section 15.2).
@@ -112,15 +115,12 @@ impl ProxyHttp for Proxy {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
-        let Some(ends) = connection::ends() else {
-            return Err(Error::new_in(ErrorType::InternalError));
-        };
         if let Some(token) = ChallengeStore::token(session.req_header().uri.path()) {
             if let Some(key_authorization) = self.challenges.get(token) {
                 own_response::challenge(session, key_authorization).await?;
                 return Ok(true);
             }
-        } else if ends.redirect_to_https {
+        } else if ctx.connection()?.client.redirect_to_https {
             own_response::redirect(session).await?;
             return Ok(true);
         }
@@ -129,7 +129,7 @@ impl ProxyHttp for Proxy {
             Err(NoRoute::NotFound) => Failure::NoRoute,
             Err(NoRoute::Ambiguous) => {
                 let rejection = Rejection::BadRequest("a path that two services could match");
-                connection::refuse(rejection);
+                ctx.connection()?.reject(rejection);
                 Failure::Refused(rejection)
             }
         };
@@ -188,7 +188,7 @@ impl ProxyHttp for Proxy {
         if let Some(holder) = ctx.holder.take()
             && let Some(cork) = holder.hold().or_err(ErrorType::ConnectError, "holding an upgrade")?
         {
-            connection::until_idle(Box::new(cork));
+            ctx.connection()?.hold_until_idle(Box::new(cork));
         }
         if let Some(service) = &ctx.service {
             if !reused {
@@ -196,24 +196,25 @@ impl ProxyHttp for Proxy {
             }
             // A shared HTTP/2 connection is not closed for one late response.
             let socket = (!service.upstream.is_h2()).then_some(fd);
-            connection::await_response(socket, connected, service.timeouts.response);
+            let connection = ctx.connection()?;
+            connection.response.begin(socket, connected, service.timeouts.response);
             // A gRPC stream may pause for any time.
             if service.upstream.is_h2() && own_response::is_grpc(session) {
-                connection::allow_quiet_body();
+                connection.let_body_pause();
             }
         }
         Ok(())
     }
 
-    /// Called for HTTP/2 sessions, which are aborted by a message: see [`crate::clients`].
+    /// Called for HTTP/2 sessions, which are aborted by a message; see `clients::http2`.
     async fn custom_forwarding(
         &self,
         _session: &mut Session,
-        _ctx: &mut RequestCtx,
+        ctx: &mut RequestCtx,
         _to_upstream: Option<mpsc::Sender<Bytes>>,
         to_client: mpsc::Sender<Bytes>,
     ) -> Result<()> {
-        connection::give_up_by(to_client);
+        ctx.connection()?.response.abort_by(to_client);
         Ok(())
     }
 
@@ -242,8 +243,9 @@ impl ProxyHttp for Proxy {
         ctx: &mut RequestCtx,
         _reused: bool,
     ) -> BError {
-        let failure = connection::refused().map_or_else(|| Failure::of(&e, connection::late()), Failure::Refused);
-        connection::arrived();
+        let has_timed_out = ctx.connection.as_ref().is_some_and(|connection| connection.response.has_timed_out());
+        let failure = ctx.rejection().map_or_else(|| Failure::of(&e, has_timed_out), Failure::Refused);
+        ctx.end_response_wait();
         let again = failure == Failure::Peer(ErrorKind::Closed)
             && !ctx.retried
             && !ctx.answered
@@ -279,10 +281,7 @@ impl ProxyHttp for Proxy {
             request.insert_header(header::TE, "trailers")?;
         }
         let trusted = ctx.snapshot.as_ref().map(|snapshot| snapshot.trusted_proxies.as_slice()).unwrap_or_default();
-        let Some(ends) = connection::ends() else {
-            return Err(Error::new_in(ErrorType::InternalError));
-        };
-        forwarding::set(request, &ends, trusted)?;
+        forwarding::set(request, &ctx.connection()?.client, trusted)?;
         if ctx.snapshot.as_ref().is_some_and(|snapshot| snapshot.tracing) {
             forwarding::set_traceparent(request, &mut ctx.traceparent)?;
         }
@@ -294,10 +293,10 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
-        _ctx: &mut RequestCtx,
+        ctx: &mut RequestCtx,
     ) -> Result<()> {
         let Some(bytes) = body.as_ref().map(Bytes::len) else { return Ok(()) };
-        connection::extend();
+        ctx.connection()?.response.extend();
         // Workaround: Pingora sends an HTTP/1 peer two ends of a body that ends with an empty frame (cloudflare/pingora#935).
         if end && bytes == 0 && own_response::is_h2(session) {
             *body = None;
@@ -313,10 +312,11 @@ impl ProxyHttp for Proxy {
     ) -> Result<()> {
         let upgrades = response.status == StatusCode::SWITCHING_PROTOCOLS;
         let interim = response.status.is_informational() && !upgrades;
+        let response_wait = &ctx.connection()?.response;
         if interim {
-            connection::extend();
+            response_wait.extend();
         } else {
-            connection::arrived();
+            response_wait.end();
         }
         if upgrades && !ctx.upgrades || !upstream_response::is_unambiguous(response) {
             return Err(Error::new_up(ErrorType::InvalidHTTPHeader));
@@ -334,7 +334,7 @@ impl ProxyHttp for Proxy {
         }
         if upgrades && let Some(lease) = &mut ctx.lease {
             lease.upgrade();
-            connection::upgrade();
+            ctx.connection()?.upgrade();
         }
         Ok(())
     }
@@ -352,7 +352,7 @@ impl ProxyHttp for Proxy {
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut RequestCtx) -> FailToProxy {
-        let refused = connection::refused().map(Failure::Refused);
+        let refused = ctx.rejection().map(Failure::Refused);
         let failure = *ctx.failure.get_or_insert_with(|| refused.unwrap_or_else(|| Failure::of(e, false)));
         if failure != Failure::ClientGone && own_response::status_sent(session).is_none() {
             // Fails if the client has closed the connection meanwhile.

@@ -5,7 +5,7 @@
 //! keeps the request header in the kernel until the connection's task is idle, which is after the message was read. This needs a
 //! new connection, because Pingora exposes a reused one only by its descriptor number.
 //!
-//! [`super::Proxy`] creates the cork, [`super::connection`] drops it.
+//! [`super::Proxy`] creates the cork, [`crate::clients::connection::Connection::watch`] drops it.
 
 use std::{
     io,

@@ -1,4 +1,4 @@
-//! The timer of a connection, with sockets of its own.
+//! The waits of a connection, with sockets of their own.
 
 use std::os::fd::AsRawFd;
 
@@ -9,8 +9,8 @@ use tokio::{
 
 use super::*;
 
-fn nobody() -> Arc<ClientInfo> {
-    Arc::new(ClientInfo::new(SocketAddr::from(([192, 0, 2, 1], 1)), 80, Arc::default()))
+fn connection(limits: Limits) -> Arc<Connection> {
+    Connection::new(Arc::new(ClientInfo::new(SocketAddr::from(([192, 0, 2, 1], 1)), 80, Arc::new(limits))))
 }
 
 async fn silent_peer() -> (TcpStream, TcpStream) {
@@ -19,95 +19,114 @@ async fn silent_peer() -> (TcpStream, TcpStream) {
     (near, listener.accept().await.unwrap().0)
 }
 
-/// Waits until the client has used up its time.
-async fn told() {
-    poll_fn(|_| if expired(Wait::Header) || expired(Wait::Body) { Poll::Ready(()) } else { Poll::Pending }).await;
+/// Returns when a wait for the client times out.
+async fn expiry(connection: &Connection) {
+    let has_expired = || connection.has_expired(Wait::Header) || connection.has_expired(Wait::Body);
+    poll_fn(|_| if has_expired() { Poll::Ready(()) } else { Poll::Pending }).await;
 }
 
 #[tokio::test]
-async fn a_peer_that_says_nothing_is_cut_when_the_time_is_up() {
+async fn a_silent_peer_is_shut_down_at_the_response_timeout() {
     let (mut near, _far) = silent_peer().await;
     let began = Instant::now();
-    let read = watched(nobody(), async {
-        await_response(Some(near.as_raw_fd()), Instant::now(), Duration::from_millis(50));
-        let read = near.read_u8().await;
-        assert!(late());
-        read
-    })
-    .await;
+    let connection = connection(Limits::default());
+    let read = connection
+        .watch(async {
+            connection.response.begin(Some(near.as_raw_fd()), Instant::now(), Duration::from_millis(50));
+            let read = near.read_u8().await;
+            assert!(connection.response.has_timed_out());
+            read
+        })
+        .await;
     assert!(read.is_err() && began.elapsed() >= Duration::from_millis(50));
 }
 
 #[tokio::test]
-async fn progress_begins_the_wait_anew_and_a_header_ends_it() {
+async fn progress_starts_the_response_wait_over_and_a_header_ends_it() {
     let (near, _far) = silent_peer().await;
-    watched(nobody(), async {
-        await_response(Some(near.as_raw_fd()), Instant::now(), Duration::from_millis(80));
+    let connection = connection(Limits::default());
+    let request = async {
+        connection.response.begin(Some(near.as_raw_fd()), Instant::now(), Duration::from_millis(80));
         for _ in 0..4 {
             tokio::time::sleep(Duration::from_millis(40)).await;
-            extend();
+            connection.response.extend();
         }
-        arrived();
+        connection.response.end();
         tokio::time::sleep(Duration::from_millis(120)).await;
-        assert!(!late());
-    })
-    .await;
+        assert!(!connection.response.has_timed_out());
+    };
+    connection.watch(request).await;
     assert!(near.peer_addr().is_ok());
 }
 
-/// The number of its descriptor may be another socket's by then.
+/// The number of its descriptor may belong to another socket by then.
 #[tokio::test]
-async fn a_peer_that_has_answered_is_not_shut_down_whatever_the_client_does() {
+async fn a_peer_that_has_answered_is_not_shut_down_when_the_client_times_out() {
     let (mut near, mut far) = silent_peer().await;
-    let limits = Limits { stall_timeout: Duration::from_millis(20), ..Limits::default() };
-    let ends = Arc::new(ClientInfo::new(([192, 0, 2, 1], 1).into(), 80, Arc::new(limits)));
-    watched(ends, async {
-        await_response(Some(near.as_raw_fd()), Instant::now(), Duration::from_millis(30));
-        arrived();
-        waits();
-        told().await;
+    let connection = connection(Limits { stall_timeout: Duration::from_millis(20), ..Limits::default() });
+    let request = async {
+        connection.response.begin(Some(near.as_raw_fd()), Instant::now(), Duration::from_millis(30));
+        connection.response.end();
+        connection.await_body();
+        expiry(&connection).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
-    })
-    .await;
+    };
+    connection.watch(request).await;
     tokio::io::AsyncWriteExt::write_all(&mut far, b"x").await.unwrap();
     assert_eq!(near.read_u8().await.unwrap(), b'x');
 }
 
 #[tokio::test]
-async fn a_client_without_a_request_is_told_of_and_one_with_a_request_is_not() {
+async fn a_client_without_a_request_times_out_and_one_with_a_request_does_not() {
     let began = Instant::now();
-    watched(nobody(), async {
-        await_header(Some(Instant::now() + Duration::from_millis(30)));
-        await_header(None);
+    let connection = connection(Limits::default());
+    let requests = async {
+        connection.await_header(Some(Instant::now() + Duration::from_millis(30)));
+        connection.await_header(None);
         tokio::time::sleep(Duration::from_millis(60)).await;
-        assert!(!expired(Wait::Header));
-        await_header(Some(Instant::now() + Duration::from_millis(40)));
-        told().await;
-    })
-    .await;
+        assert!(!connection.has_expired(Wait::Header));
+        connection.await_header(Some(Instant::now() + Duration::from_millis(40)));
+        expiry(&connection).await;
+    };
+    connection.watch(requests).await;
     assert!(began.elapsed() >= Duration::from_millis(100));
 }
 
 #[tokio::test]
 async fn a_client_that_drips_uses_up_its_time_and_one_that_is_quick_enough_does_not() {
-    let ends = |rate| {
-        let limits = Limits { min_rate: Some(rate), stall_timeout: Duration::from_millis(100), ..Limits::default() };
-        Arc::new(ClientInfo::new(([192, 0, 2, 1], 1).into(), 80, Arc::new(limits)))
-    };
     let began = Instant::now();
-    let drip = |rate| {
-        watched(ends(rate), async move {
+    let drip = async |rate| {
+        let limits = Limits { min_rate: Some(rate), stall_timeout: Duration::from_millis(100), ..Limits::default() };
+        let connection = connection(limits);
+        let body = async {
             for _ in 0..20 {
-                waits();
+                connection.await_body();
                 tokio::select! {
-                    () = told() => return true,
-                    () = tokio::time::sleep(Duration::from_millis(20)) => moved(10),
+                    () = expiry(&connection) => return true,
+                    () = tokio::time::sleep(Duration::from_millis(20)) => connection.body_arrived(10),
                 }
             }
             false
-        })
+        };
+        connection.watch(body).await
     };
     assert!(drip(100_000).await, "a byte every two milliseconds is slower than that");
     assert!(began.elapsed() < Duration::from_millis(300));
     assert!(!drip(10).await);
+}
+
+/// The state is the same for every holder, in whichever task it runs: Pingora may move a session to another one.
+#[tokio::test]
+async fn a_holder_in_another_task_sees_and_changes_the_same_state() {
+    let connection = connection(Limits::default());
+    connection.upgrade();
+    let other = Arc::clone(&connection);
+    tokio::spawn(async move {
+        assert!(other.is_upgraded());
+        other.reject(Rejection::SlowBody);
+        other.reject(Rejection::SlowReader);
+    })
+    .await
+    .unwrap();
+    assert_eq!(connection.rejection(), Some(Rejection::SlowBody), "the first reason stays");
 }

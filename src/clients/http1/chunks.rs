@@ -2,7 +2,7 @@
 //!
 //! [`crate::clients::http1`] passes the bytes as they arrive, in pieces of any size; Pingora gets only accepted bytes. Pure.
 
-use crate::clients::reject::Rejection;
+use crate::clients::{body_limit::BodyLimit, reject::Rejection};
 
 /// The most bytes in the extensions of one chunk, and in all trailer fields together.
 const EXTRA_BYTES: usize = 4096;
@@ -13,9 +13,8 @@ const SIZE_DIGITS: u8 = 15;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Chunks {
     state: State,
-    /// Length of all chunks so far.
-    bytes: u64,
-    most: Option<u64>,
+    /// Counts the length of all chunks.
+    limit: BodyLimit,
     extra: usize,
 }
 
@@ -48,7 +47,7 @@ enum State {
 impl Chunks {
     /// At the start of a body of at most `most` bytes.
     pub(crate) fn new(most: Option<u64>) -> Self {
-        Self { state: State::Size { digits: 0, size: 0 }, bytes: 0, most, extra: 0 }
+        Self { state: State::Size { digits: 0, size: 0 }, limit: BodyLimit::new(most), extra: 0 }
     }
 
     /// Whether the body is complete.
@@ -102,8 +101,8 @@ impl Chunks {
                 Ok(State::Trailer)
             }
             (State::SizeFeed { size }, b'\n') => {
-                self.bytes = self.bytes.saturating_add(size);
-                if self.most.is_some_and(|most| self.bytes > most) { Err(Rejection::BodyBytes) } else { Ok(State::Data(size)) }
+                self.limit.add(size)?;
+                Ok(State::Data(size))
             }
             (State::DataReturn, b'\r') => Ok(State::DataFeed),
             (State::DataFeed, b'\n') => Ok(State::Size { digits: 0, size: 0 }),

@@ -1,14 +1,14 @@
-//! The bytes of one client's connection, between its socket and Pingora.
+//! The bytes of one client connection, between its socket and Pingora.
 //!
-//! Under HTTP/1 a header is read here whole, bounded in time and size, and judged before Pingora sees a byte of it; then Pingora
-//! is given exactly that header and its body, whose end is found here as well, and nothing of the request behind it. So what a
-//! peer gets never hangs on how two parsers read the same bytes, a rejection can be answered and counted, and pipelined requests
-//! wait for their turn. Under HTTP/2, and once a connection is upgraded, bytes go through as they come.
+//! With HTTP/1, a header is read completely, bounded in time and size, and judged before Pingora reads a byte of it. Then Pingora
+//! gets exactly that header and its body, whose end is found here too, and nothing of the next request. So a peer never gets bytes
+//! that two parsers could read differently, a rejection is answered and counted, and pipelined requests wait for their turn. With
+//! HTTP/2, and once a connection is upgraded, bytes pass unchanged.
 //!
-//! [`crate::clients`] makes one per connection. How fast its bytes move is told to [`crate::clients::connection`].
+//! [`super::edge`] makes one per connection. It holds the [`Connection`], reports the pace of the bytes to it, and hands it to Pingora
+//! as part of the digest of each session.
 
 pub(super) mod chunks;
-mod paced;
 mod traits;
 
 use std::{
@@ -18,55 +18,53 @@ use std::{
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, Waker, ready},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use bytes::{Buf, BytesMut};
-use pingora::protocols::SocketDigest;
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf},
-    time::timeout,
-};
+use pingora::protocols::{SocketDigest, raw_connect::ProxyDigest};
+use tokio::io::{AsyncRead, AsyncWrite, BufWriter, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
 use self::chunks::Chunks;
 use super::{
     backpressure,
     closing::Closing,
-    connection::{self, Wait},
+    connection::{Connection, Wait},
+    frame_watcher::FrameWatcher,
     head::{self, Body, Scan},
-    http2::refused::FrameWatcher,
+    linger, paced,
     reject::Rejection,
     socket::Socket,
 };
 use crate::config::Limits;
 
-/// What an HTTP/2 client says first (RFC 9113, section 3.4).
+/// The first bytes of an HTTP/2 connection (RFC 9113, section 3.4).
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Read at once, outside of bodies.
+/// How many bytes one read asks for, outside of bodies.
 const READ_AHEAD: usize = 4096;
-/// Small writes that belong together are one packet.
+/// Collects small writes that belong together into one packet.
 const WRITE_BUFFER: usize = 4096;
-/// A client that was refused while it was still sending has to read the answer before the connection is reset.
-pub(super) const LINGER: Duration = Duration::from_secs(2);
-const LINGER_BYTES: u64 = 1024 * 1024;
 
 /// A client's connection.
 pub(super) struct ClientStream {
-    /// None once it lingers without this.
+    /// None once it was taken to answer a rejection or to linger.
     socket: Option<BufWriter<Socket>>,
     fd: RawFd,
     digest: Arc<SocketDigest>,
-    /// Read, and not given to Pingora.
+    connection: Arc<Connection>,
+    /// Carries `connection` to the sessions of this stream.
+    connection_digest: Option<Arc<ProxyDigest>>,
+    /// Bytes that were read, and that Pingora has not taken.
     pending: BytesMut,
-    /// So many bytes more are given as they are.
+    /// How many further bytes pass unchanged: the header, and a body of known length.
     exactly: u64,
-    /// After these, a chunked body.
+    /// The chunked body that follows them.
     chunks: Option<Chunks>,
-    /// So many of the pending bytes have passed as parts of the chunked body.
+    /// How many of the pending bytes were accepted as parts of the chunked body.
     passed: usize,
     mode: Mode,
-    /// Of HTTP/2, as they go out.
+    /// Follows the HTTP/2 frames that are sent.
     frames: Option<FrameWatcher>,
 }
 
@@ -78,7 +76,7 @@ enum Mode {
     Through,
 }
 
-/// What a client begins with.
+/// What the client sends next.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
     Request,
@@ -89,27 +87,29 @@ pub(super) enum Next {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Http2Start {
     No,
-    /// If it does so.
+    /// If the first bytes are the preface.
     Maybe,
-    /// It has said so in the TLS handshake; whatever comes then is for h2 to judge.
+    /// The TLS handshake has agreed on it; the h2 library judges what follows.
     Agreed,
 }
 
 /// Why there is no next request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// The client has gone, or is asked to go while it has nothing to ask.
+    /// The client has closed the connection, or idle connections are closed.
     Closed,
-    Refused(Rejection),
+    Rejected(Rejection),
 }
 
 impl ClientStream {
-    pub(super) fn new(socket: Socket) -> Self {
+    pub(super) fn new(socket: Socket, connection: Arc<Connection>) -> Self {
         let fd = socket.fd();
         Self {
             socket: Some(BufWriter::with_capacity(WRITE_BUFFER, socket)),
             fd,
             digest: Arc::new(SocketDigest::from_raw_fd(fd)),
+            connection_digest: connection.digest(),
+            connection,
             pending: BytesMut::new(),
             exactly: 0,
             chunks: None,
@@ -119,12 +119,7 @@ impl ClientStream {
         }
     }
 
-    /// What it is spoken over.
-    pub(super) fn socket(&self) -> Option<&Socket> {
-        self.socket.as_ref().map(BufWriter::get_ref)
-    }
-
-    /// Looks at the frames of HTTP/2 that go out.
+    /// Follows the HTTP/2 frames that are sent.
     pub(super) fn watch(&mut self, frames: FrameWatcher) {
         self.frames = Some(frames);
     }
@@ -145,11 +140,11 @@ impl ClientStream {
         self.mode == Mode::Requests && self.exactly == 0 && self.passed == 0 && self.chunks.is_none_or(|chunks| chunks.done())
     }
 
-    /// Waits for the next header, judges it, and lets it through to Pingora. `closing` closes connections without a request;
-    /// `h2` is for the first header of a connection.
+    /// Waits for the next header, judges it, and lets Pingora read it. `closing` closes connections without a request; `h2` applies to
+    /// the first header of a connection.
     ///
     /// # Errors
-    /// When there is none that may pass.
+    /// When the connection ends, or its next header is rejected.
     pub(super) async fn next(&mut self, limits: &Limits, h2: Http2Start, closing: &Closing) -> Result<Next, End> {
         let mut scan = Scan::default();
         let mut begun = false;
@@ -165,26 +160,26 @@ impl ClientStream {
             let decided = if begins { self.pending.len() >= H2_PREFACE.len() } else { !self.pending.is_empty() };
             if maybe_h2 && decided {
                 self.mode = Mode::H2;
-                connection::await_header(None);
+                self.connection.await_header(None);
                 return Ok(Next::H2);
             }
-            if !maybe_h2 && let Some(length) = scan.end(&self.pending, limits).map_err(End::Refused)? {
-                connection::await_header(None);
-                return self.take(length, limits).map(|()| Next::Request).map_err(End::Refused);
+            if !maybe_h2 && let Some(length) = scan.end(&self.pending, limits).map_err(End::Rejected)? {
+                self.connection.await_header(None);
+                return self.take(length, limits).map(|()| Next::Request).map_err(End::Rejected);
             }
             if !self.pending.is_empty() && !begun {
                 begun = true;
-                connection::await_header(Some(Instant::now() + limits.header_timeout));
+                self.connection.await_header(Some(Instant::now() + limits.header_timeout));
             }
             let read = poll_fn(|cx| {
-                if connection::expired(Wait::Header) {
+                if self.connection.has_expired(Wait::Header) {
                     let why = if self.pending.is_empty() { Rejection::Idle } else { Rejection::HeaderTimeout };
-                    return Poll::Ready(Err(End::Refused(why)));
+                    return Poll::Ready(Err(End::Rejected(why)));
                 }
                 if let Poll::Ready(read) = self.poll_fill(cx) {
                     return Poll::Ready(read.map_err(|_| End::Closed));
                 }
-                // Looked at only where there is nothing: a request that has begun is served.
+                // Checked only while no byte of a request has arrived: a request that has begun is served.
                 if self.pending.is_empty() && closed.as_mut().poll(cx).is_ready() {
                     Poll::Ready(Err(End::Closed))
                 } else {
@@ -197,7 +192,7 @@ impl ClientStream {
         }
     }
 
-    /// Lets a header pass, and what its body will be.
+    /// Judges a complete header, and lets it and its body pass.
     fn take(&mut self, length: usize, limits: &Limits) -> Result<(), Rejection> {
         let head = head::judge(self.pending.get(..length).unwrap_or_default(), limits)?;
         let mut length = length;
@@ -217,16 +212,9 @@ impl ClientStream {
     }
 
     /// Answers a rejection, and lets the client read it.
-    pub(super) async fn refuse(mut self, rejection: Rejection) {
-        if let (Some(mut socket), Some(answer)) = (self.socket.take(), rejection.answer()) {
-            let told = async {
-                socket.write_all(answer.as_bytes()).await?;
-                socket.flush().await
-            };
-            // Whoever does not read is not waited for.
-            if matches!(timeout(LINGER, told).await, Ok(Ok(()))) {
-                linger(socket).await;
-            }
+    pub(super) async fn reject(mut self, rejection: Rejection) {
+        if let Some(socket) = self.socket.take() {
+            linger::reject(socket, rejection).await;
         }
     }
 
@@ -236,22 +224,23 @@ impl ClientStream {
         poll_read_buf(Pin::new(socket), cx, &mut self.pending)
     }
 
-    /// As [`Self::poll_fill`], of a body that is being waited for.
+    /// Like [`Self::poll_fill`], while a body is awaited.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let polled = self.poll_fill(cx);
-        paced::read(polled)
+        paced::body(&self.connection, polled, |bytes| *bytes)
     }
 
-    /// Writes or flushes. A response of HTTP/1 that has to wait is stalled; on an HTTP/2 connection each stream is by itself.
+    /// Writes or flushes. An HTTP/1 response that has to wait is stalled; on an HTTP/2 connection each stream has its own stall.
     fn poll_down(
         &mut self,
         cx: &mut Context<'_>,
         mut poll: impl FnMut(Pin<&mut BufWriter<Socket>>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         let Some(socket) = &mut self.socket else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
-        let digest = &self.digest;
-        let mut write = |cx: &mut Context<'_>| paced::write(digest, poll(Pin::new(&mut *socket), cx));
-        if self.mode == Mode::H2 { write(cx) } else { backpressure::writing(cx, write) }
+        let (connection, digest) = (&self.connection, &self.digest);
+        // What the kernel has accepted is not what the client has taken.
+        let mut write = |cx: &mut Context<'_>| paced::response(connection, digest, poll(Pin::new(&mut *socket), cx), 0, 0);
+        if self.mode == Mode::H2 { write(cx) } else { backpressure::writing(connection, cx, write) }
     }
 
     fn give(&mut self, most: u64, buf: &mut ReadBuf<'_>) -> usize {
@@ -271,19 +260,9 @@ impl ClientStream {
     }
 }
 
-/// As much as a preface has.
+/// The part that may be a preface.
 fn head_of(pending: &[u8]) -> &[u8] {
     pending.get(..H2_PREFACE.len()).unwrap_or(pending)
-}
-
-/// Lets a client that is still sending read what it was told: closing at once would reset the connection.
-async fn linger(mut socket: BufWriter<Socket>) {
-    let gone = async {
-        socket.shutdown().await?;
-        tokio::io::copy(&mut socket.take(LINGER_BYTES), &mut tokio::io::sink()).await
-    };
-    // However it ends, it has ended.
-    drop(timeout(LINGER, gone).await);
 }
 
 impl Drop for ClientStream {
@@ -291,12 +270,12 @@ impl Drop for ClientStream {
         let Some(mut socket) = self.socket.take() else { return };
         if (!self.pending.is_empty() || !self.is_between_requests())
             && self.mode == Mode::Requests
-            && !connection::is_upgraded()
+            && !self.connection.is_upgraded()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
-            runtime.spawn(linger(socket));
+            runtime.spawn(linger::close(socket));
         } else if !socket.buffer().is_empty() {
-            // The begin of an answer that broke off. The socket has room for it, or has a client that does not read.
+            // The beginning of a response that broke off. If the socket has no room for it, its client does not read.
             drop(Pin::new(&mut socket).poll_flush(&mut Context::from_waker(Waker::noop())));
         }
     }
@@ -315,7 +294,7 @@ impl AsyncRead for ClientStream {
                 {
                     let before = buf.filled().len();
                     let polled = Pin::new(socket).poll_read(cx, buf).map_ok(|()| buf.filled().len() - before);
-                    this.exactly -= ready!(paced::read(polled))? as u64;
+                    this.exactly -= ready!(paced::body(&this.connection, polled, |bytes| *bytes))? as u64;
                     return Poll::Ready(Ok(()));
                 }
                 if ready!(this.poll_body(cx))? == 0 {
@@ -333,7 +312,7 @@ impl AsyncRead for ClientStream {
                     return Poll::Ready(Ok(()));
                 }
                 this.passed = chunks.pass(&this.pending).map_err(|rejection| {
-                    connection::refuse(rejection);
+                    this.connection.reject(rejection);
                     io::Error::from(io::ErrorKind::InvalidData)
                 })?;
                 this.chunks = Some(chunks);
@@ -342,17 +321,17 @@ impl AsyncRead for ClientStream {
             return Poll::Ready(Ok(()));
         }
         // The request is over. What comes now is the answer to an upgrade, the next request, or the client's end.
-        if connection::is_upgraded() {
+        if this.connection.is_upgraded() {
             this.mode = Mode::Through;
             return this.poll_through(cx, buf);
         }
-        if connection::given_up() {
+        if this.connection.response.is_aborted() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         if this.pending.is_empty() && ready!(this.poll_fill(cx))? == 0 {
             return Poll::Ready(Ok(()));
         }
-        // Nothing is woken: the wait for the next request finds it.
+        // Nothing wakes this read: `next` handles what was read.
         Poll::Pending
     }
 }
@@ -368,7 +347,7 @@ impl AsyncWrite for ClientStream {
         if self.socket.is_none() {
             return Poll::Ready(Ok(()));
         }
-        // What is flushed was counted when it was written.
+        // The bytes were counted when they were written.
         self.poll_down(cx, |socket, cx| socket.poll_flush(cx).map_ok(|()| 0)).map_ok(drop)
     }
 

@@ -1,4 +1,4 @@
-//! What Pingora asks of a stream besides reading and writing.
+//! The traits that Pingora requires of a stream, besides reading and writing.
 
 use std::{fmt, os::fd::RawFd, sync::Arc};
 
@@ -14,7 +14,7 @@ use super::{ClientStream, Mode};
 #[async_trait]
 impl Shutdown for ClientStream {
     async fn shutdown(&mut self) {
-        // Whoever has gone already has gone.
+        // Fails if the client has closed the connection already.
         drop(AsyncWriteExt::shutdown(self).await);
     }
 }
@@ -30,7 +30,7 @@ impl Ssl for ClientStream {
         None
     }
 
-    /// Also without TLS, where the preface has said it.
+    /// Without TLS, the preface decides.
     fn selected_alpn_proto(&self) -> Option<ALPN> {
         (self.mode == Mode::H2).then_some(ALPN::H2)
     }
@@ -44,7 +44,7 @@ impl GetTimingDigest for ClientStream {
 
 impl GetProxyDigest for ClientStream {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        None
+        self.connection_digest.clone()
     }
 }
 

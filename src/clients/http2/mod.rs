@@ -1,8 +1,7 @@
-//! A client's HTTP/2 connection: its bounds, and its requests, each of which is watched as a connection of HTTP/1 is.
+//! A client's HTTP/2 connection: its limits, and its requests, each with a [`Connection`] of its own.
 //!
-//! [`crate::clients`] hands over a connection that begins with HTTP/2. Pingora accepts the requests; none is answered here.
+//! [`super::edge`] hands over a connection that begins with HTTP/2. Pingora accepts the streams; none is answered here.
 
-pub(super) mod refused;
 mod stream;
 
 use std::{
@@ -34,61 +33,64 @@ use pingora::{
 };
 use tokio::sync::{Notify, Semaphore, watch};
 
-use self::{refused::FrameWatcher, stream::StreamSession};
+use self::stream::StreamSession;
 use super::{
-    Edge, ListenerState,
     backpressure::{self, STALLED_STREAMS},
-    connection::{self, ClientInfo},
+    connection::{ClientInfo, Connection},
+    frame_watcher::FrameWatcher,
     head,
-    http1::{ClientStream, LINGER},
+    http1::ClientStream,
+    linger::LINGER,
+    listener::ListenerState,
     reject::Rejection,
+    shared::Shared,
 };
 use crate::access_log::{Entry, shortened};
 
-/// The library keeps so many times `header_bytes` of a header, so that the usual one that is too long is judged, and counted, by us.
+/// The library accepts so many times `header_bytes`, so that almost every header that is too long is rejected, and counted, here.
 const HEADERS: u32 = 4;
-/// What a client may send on a stream, and on all of a connection, before it is asked for more.
+/// How many bytes a client may send unasked on a stream, and on all streams of a connection.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
-/// What the library keeps of a response that it cannot send yet; of every stream, so that this times `streams_per_connection` counts.
+/// How much of a response the library buffers, per stream.
 const SEND_BUFFER: usize = 16 * 1024;
-/// A client that was sent GOAWAY, and has no request, when the process stops: its answer to the PING may be on its way.
+/// How long a client without a request may take to answer GOAWAY and PING when the process stops.
 const GOAWAY_LINGER: Duration = Duration::from_secs(1);
 
-/// A connection, as Pingora asks for it.
+/// One connection, as an application of Pingora's server.
 struct Http2App<A> {
-    edge: Edge<A>,
+    shared: Arc<Shared<A>>,
     listening: Arc<ListenerState>,
-    ends: Arc<ClientInfo>,
+    client: Arc<ClientInfo>,
     options: HttpServerOptions,
     requests: AtomicU32,
-    /// Tells the client to begin no more requests here.
+    /// Set when the client shall send no further requests on this connection.
     last: watch::Sender<bool>,
-    /// Requests that run now.
+    /// How many requests run.
     running: AtomicUsize,
     /// Notified when the first of them begins and when the last one ends.
     changed: Notify,
-    /// Places for responses that wait for the client.
+    /// One permit for each response that may wait for the client.
     unread: Arc<Semaphore>,
 }
 
 /// Serves a connection until it ends.
 pub(super) async fn serve<A: HttpServerApp + Send + Sync + 'static>(
-    edge: &Edge<A>,
-    mut wire: Box<ClientStream>,
+    shared: &Arc<Shared<A>>,
+    mut stream: Box<ClientStream>,
     listening: &Arc<ListenerState>,
-    ends: &Arc<ClientInfo>,
+    connection: &Connection,
     stopping: &ShutdownWatch,
 ) {
     let limits = &listening.limits;
     let mut options = HttpServerOptions::default();
     options.h2_idle_timeout = Some(limits.idle_timeout);
-    let (last, mut goes) = watch::channel(*stopping.borrow());
+    let (last, mut is_last) = watch::channel(*stopping.borrow());
     let h2 = Arc::new(Http2App {
-        edge: edge.clone(),
+        shared: Arc::clone(shared),
         listening: Arc::clone(listening),
-        ends: Arc::clone(ends),
+        client: Arc::clone(&connection.client),
         options,
         requests: AtomicU32::new(0),
         last,
@@ -97,19 +99,21 @@ pub(super) async fn serve<A: HttpServerApp + Send + Sync + 'static>(
         unread: Arc::new(Semaphore::new(STALLED_STREAMS)),
     });
     let written = Arc::new(AtomicU32::new(0));
-    let (of, client, ended) = (Arc::clone(listening), ends.client, Arc::clone(&written));
-    let count = edge.clone();
-    wire.watch(FrameWatcher::new(move |rejection| count.reject(rejection, client, &of), ended));
+    let report = {
+        let h2 = Arc::clone(&h2);
+        move |rejection| h2.shared.reject(rejection, h2.client.address, &h2.listening)
+    };
+    stream.watch(FrameWatcher::new(report, Arc::clone(&written)));
     let mut stopping = stopping.clone();
-    let mut told = goes.clone();
-    told.mark_unchanged();
-    let mut served = pin!(h2.process_new(wire as Stream, &told));
+    let mut last_watch = is_last.clone();
+    last_watch.mark_unchanged();
+    let mut served = pin!(h2.process_new(stream as Stream, &last_watch));
     tokio::select! {
         _ = &mut served => return,
-        _ = goes.wait_for(|goes| *goes) => {}
+        _ = is_last.wait_for(|is_last| *is_last) => {}
         _ = stopping.changed() => drop(h2.last.send_replace(true)),
     }
-    // After GOAWAY Pingora waits for the client, however long it takes. To drop the connection is to close it.
+    // After GOAWAY Pingora waits for the client without a bound. Dropping the connection closes it.
     tokio::select! {
         _ = served => {}
         () = h2.is_over(&written) => {}
@@ -117,8 +121,8 @@ pub(super) async fn serve<A: HttpServerApp + Send + Sync + 'static>(
 }
 
 impl<A: HttpServerApp + Send + Sync + 'static> Http2App<A> {
-    /// Returns when no request has run for as long as a connection may be idle, or at once where the process asks idle connections
-    /// to go and every response was sent.
+    /// Returns when no request has run for `idle_timeout`, or at once when the process closes idle connections and every response was
+    /// sent.
     async fn is_over(&self, written: &AtomicU32) {
         loop {
             if self.running.load(SeqCst) > 0 {
@@ -126,8 +130,8 @@ impl<A: HttpServerApp + Send + Sync + 'static> Http2App<A> {
                 continue;
             }
             let unused = async {
-                self.edge.idle_closed().await;
-                // A client that reads slowly has still to get what the library keeps of a response.
+                self.shared.closing.closed().await;
+                // The library may still have to send what it buffers of a response.
                 if written.load(Relaxed) < self.requests.load(Relaxed) {
                     std::future::pending::<()>().await;
                 }
@@ -142,7 +146,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Http2App<A> {
     }
 }
 
-/// A request that runs.
+/// Counts a request that runs.
 struct Running<'a, A>(&'a Http2App<A>);
 
 impl<'a, A> Running<'a, A> {
@@ -162,8 +166,8 @@ impl<A> Drop for Running<'_, A> {
     }
 }
 
-/// What the access log says of a request that is refused.
-fn described(request: &RequestHeader, ends: &ClientInfo) -> Entry {
+/// The access log entry of a rejected request.
+fn entry_of(request: &RequestHeader, client: &ClientInfo) -> Entry {
     let host = request.uri.authority().map(|authority| authority.as_str().as_bytes());
     let host = host.or_else(|| request.headers.get(header::HOST).map(HeaderValue::as_bytes)).unwrap_or_default();
     Entry {
@@ -171,13 +175,13 @@ fn described(request: &RequestHeader, ends: &ClientInfo) -> Entry {
         host: shortened(host),
         target: shortened(request.raw_path()),
         version: "HTTP/2.0",
-        tls: ends.tls,
+        tls: client.tls,
         ..Entry::default()
     }
 }
 
-/// Answers a rejection.
-async fn refuse(stream: &mut HttpSession, rejection: Rejection) -> pingora::Result<()> {
+/// Answers a rejected request.
+async fn answer(stream: &mut HttpSession, rejection: Rejection) -> pingora::Result<()> {
     let body = rejection.body();
     let mut response = ResponseHeader::build(rejection.status(), Some(5))?;
     response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))?;
@@ -191,7 +195,7 @@ async fn refuse(stream: &mut HttpSession, rejection: Rejection) -> pingora::Resu
     if is_head {
         return Ok(());
     }
-    // A client that has opened no window does not read it.
+    // A client with a closed window does not read it.
     stream.set_write_timeout(Some(LINGER));
     stream.write_body(Bytes::from_static(body.as_bytes()), true).await
 }
@@ -205,26 +209,25 @@ impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Http2App<A> {
             self.last.send_if_modified(|last| !std::mem::replace(last, true));
         }
         let ServerSession::H2(mut stream) = session else { return None };
-        let judged = head::judge_h2(stream.req_header_mut(), limits);
-        let judged =
-            judged.and_then(|()| if self.listening.has_too_many_unread() { Err(Rejection::UnreadResponses) } else { Ok(()) });
+        let judged = match head::judge_h2(stream.req_header_mut(), limits) {
+            Ok(()) if self.listening.has_too_many_unread() => Err(Rejection::UnreadResponses),
+            judged => judged,
+        };
         if let Err(rejection) = judged {
-            let request = described(stream.req_header(), &self.ends);
-            self.edge.reject_request(rejection, self.ends.client, &self.listening, request);
-            if let Err(e) = refuse(&mut stream, rejection).await {
+            let request = entry_of(stream.req_header(), &self.client);
+            self.shared.reject_request(rejection, self.client.address, &self.listening, request);
+            if let Err(e) = answer(&mut stream, rejection).await {
                 log::debug!("a client did not read why its request was rejected reason={rejection} error={e}");
             }
             return None;
         }
-        let session = ServerSession::new_custom(Box::new(StreamSession::new(stream, limits.body_bytes)));
-        connection::watched(Arc::clone(&self.ends), async {
-            let request = self.edge.app().process_new_http(session, stopping);
-            backpressure::bounded(request, &self.listening.stalled, Some(&self.unread)).await;
-            if let Some(rejection) = connection::refused() {
-                self.edge.count(rejection, &self.listening);
-            }
-        })
-        .await;
+        let connection = Connection::new(Arc::clone(&self.client));
+        let session = ServerSession::new_custom(Box::new(StreamSession::new(stream, Arc::clone(&connection))));
+        let request = self.shared.app.process_new_http(session, stopping);
+        connection.watch(backpressure::bounded(&connection, request, &self.listening.stalled, Some(&self.unread))).await;
+        if let Some(rejection) = connection.rejection() {
+            self.shared.count(rejection, &self.listening);
+        }
         None
     }
 

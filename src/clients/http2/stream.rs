@@ -1,11 +1,11 @@
 //! One request of a client's HTTP/2 connection, between Pingora's session of it and Pingora's proxy.
 //!
-//! It bounds the request's body and how slowly the client sends it and reads the answer, as `http1` does for HTTP/1. While the proxy
-//! waits for a peer that speaks HTTP/2 as well, this session is all that can end the request, because the peer's connection is
-//! shared with other requests. So a late peer is noticed here, and the request ends as any other that fails: answered, counted
-//! and logged. All the rest is passed on.
+//! It bounds the length of the request body and the pace of the client, as `http1` does for HTTP/1. While the proxy waits for a peer
+//! that uses HTTP/2 as well, only this session can end the request, because the peer's connection is shared with other requests. So
+//! the response timeout is noticed here, and the request ends like any other that fails: answered, counted and logged. Everything
+//! else is delegated.
 //!
-//! [`crate::clients::http2`] makes one per request; [`crate::clients::connection`] says when it is given up.
+//! [`super::serve`] makes one per request. Its digest hands the stream's [`Connection`] to the proxy.
 
 use std::{
     future::{Future, poll_fn},
@@ -22,7 +22,7 @@ use pingora::{
     Error, ErrorType, Result,
     http::{RequestHeader, ResponseHeader},
     protocols::{
-        Digest, SocketDigest,
+        Digest,
         http::{
             HttpTask,
             custom::{CustomMessageWrite, server::Session},
@@ -32,11 +32,7 @@ use pingora::{
     },
 };
 
-use crate::clients::{
-    backpressure,
-    connection::{self, Wait},
-    reject::Rejection,
-};
+use crate::clients::{backpressure, body_limit::BodyLimit, connection::Connection, paced};
 
 /// What a client may read before it opens its window again: half of the window that HTTP/2 begins with.
 const UNSEEN: u64 = 32 * 1024;
@@ -44,61 +40,43 @@ const UNSEEN: u64 = 32 * 1024;
 /// A request of HTTP/2.
 pub(super) struct StreamSession {
     inner: HttpSession,
-    /// The connection's, which all of its streams share.
-    socket: Option<Arc<SocketDigest>>,
-    /// Bytes of the body so far, and how many there may be.
-    received: u64,
-    body_bytes: Option<u64>,
+    connection: Arc<Connection>,
+    /// As the TCP connection's, with the stream's [`Connection`].
+    digest: Digest,
+    body: BodyLimit,
 }
 
 impl StreamSession {
-    pub(super) fn new(inner: HttpSession, body_bytes: Option<u64>) -> Self {
-        let socket = inner.digest().and_then(|digest| digest.socket_digest.clone());
-        Self { inner, socket, received: 0, body_bytes }
-    }
-
-    /// Counts bytes of the body.
-    fn received(&mut self, bytes: usize) -> Result<()> {
-        connection::moved(bytes);
-        self.received += bytes as u64;
-        if self.body_bytes.is_some_and(|most| self.received > most) {
-            connection::refuse(Rejection::BodyBytes);
-            return Error::e_explain(ErrorType::HTTPStatus(413), "the body is too long");
-        }
-        Ok(())
+    pub(super) fn new(inner: HttpSession, connection: Arc<Connection>) -> Self {
+        let socket_digest = inner.digest().and_then(|digest| digest.socket_digest.clone());
+        let digest = Digest { socket_digest, proxy_digest: connection.digest(), ..Digest::default() };
+        let body = BodyLimit::new(connection.client.limits.body_bytes);
+        Self { inner, connection, digest, body }
     }
 }
 
 /// Waits for a write of `bytes`; fails when the client reads too slowly.
-async fn paced<T>(socket: Option<&SocketDigest>, bytes: usize, write: impl Future<Output = Result<T>>) -> Result<T> {
+async fn paced_write<T>(
+    connection: &Arc<Connection>,
+    digest: &Digest,
+    bytes: usize,
+    write: impl Future<Output = Result<T>>,
+) -> Result<T> {
     let mut write = pin!(write);
-    let Some(socket) = socket else { return write.await };
-    poll_fn(|cx| match backpressure::writing(cx, |cx| write.as_mut().poll(cx)) {
-        Poll::Ready(written) => {
-            connection::wrote(socket, bytes as u64);
-            Poll::Ready(written)
-        }
-        Poll::Pending if connection::expired(Wait::Reader) && connection::reads_too_slowly(socket) => {
-            connection::refuse(Rejection::SlowReader);
-            Poll::Ready(
-                Error::e_explain(ErrorType::WriteTimedout, "the client reads too slowly").map_err(|e: Box<Error>| e.into_down()),
-            )
-        }
-        Poll::Pending => {
-            connection::waits_to_write(socket, UNSEEN);
-            Poll::Pending
-        }
+    let Some(socket) = &digest.socket_digest else { return write.await };
+    poll_fn(|cx| {
+        let polled = backpressure::writing(connection, cx, |cx| write.as_mut().poll(cx));
+        paced::response(connection, socket, polled, bytes as u64, UNSEEN)
     })
     .await
 }
 
-/// Ends a request by a message to its client. While a peer that speaks HTTP/2 does not take the body, and after that while its answer
-/// is waited for, Pingora's proxy does not look at this session; messages are all that it looks at. The only message is that the
-/// request is given up.
-struct GiveUp;
+/// Aborts a request by a message to its client. While an HTTP/2 peer does not take the body, and then until its response, Pingora's
+/// proxy does not poll this session; it only waits for messages. The only message is that the request is aborted.
+struct Abort;
 
 #[async_trait]
-impl CustomMessageWrite for GiveUp {
+impl CustomMessageWrite for Abort {
     fn set_write_timeout(&mut self, _timeout: Option<Duration>) {}
 
     async fn write_custom_message(&mut self, _message: Bytes) -> Result<()> {
@@ -115,28 +93,23 @@ type Messages = Box<dyn tokio_stream::Stream<Item = Result<Bytes>> + Unpin + Sen
 
 #[async_trait]
 impl Session for StreamSession {
-    /// Fails once the request is given up, and when the body is too long or comes too slowly.
+    /// Fails once the request is aborted, and when the body is too long or comes too slowly.
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
-        let read = {
-            let mut read = pin!(self.inner.read_body_or_idle(no_body_expected));
-            poll_fn(|cx| match read.as_mut().poll(cx) {
-                Poll::Ready(read) => Poll::Ready(read),
-                Poll::Pending if connection::given_up() => {
-                    Poll::Ready(Error::e_explain(ErrorType::ReadTimedout, "the request is given up"))
-                }
-                Poll::Pending if no_body_expected => Poll::Pending,
-                Poll::Pending if connection::expired(Wait::Body) => {
-                    connection::refuse(Rejection::SlowBody);
-                    Poll::Ready(Error::e_explain(ErrorType::ReadTimedout, "the body comes too slowly"))
-                }
-                Poll::Pending => {
-                    connection::waits();
-                    Poll::Pending
-                }
-            })
-            .await?
-        };
-        self.received(read.as_ref().map_or(0, Bytes::len))?;
+        let Self { inner, connection, body, .. } = self;
+        let mut read = pin!(inner.read_body_or_idle(no_body_expected));
+        let length = |read: &Option<Bytes>| read.as_ref().map_or(0, Bytes::len);
+        let read = poll_fn(|cx| match read.as_mut().poll(cx) {
+            Poll::Pending if connection.response.is_aborted() => {
+                Poll::Ready(Error::e_explain(ErrorType::ReadTimedout, "the request is aborted"))
+            }
+            Poll::Pending if no_body_expected => Poll::Pending,
+            polled => paced::body(connection, polled, length),
+        })
+        .await?;
+        if let Err(rejection) = body.add(length(&read) as u64) {
+            connection.reject(rejection);
+            return Error::e_explain(ErrorType::HTTPStatus(rejection.status()), "the body is too long");
+        }
         Ok(read)
     }
 
@@ -165,7 +138,7 @@ impl Session for StreamSession {
     }
 
     async fn write_body(&mut self, bytes: Bytes, end: bool) -> Result<()> {
-        paced(self.socket.as_deref(), bytes.len(), self.inner.write_body(bytes, end)).await
+        paced_write(&self.connection, &self.digest, bytes.len(), self.inner.write_body(bytes, end)).await
     }
 
     async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
@@ -175,7 +148,7 @@ impl Session for StreamSession {
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
         let body = |task: &HttpTask| if let HttpTask::Body(Some(bytes), _) = task { bytes.len() } else { 0 };
         let bytes = tasks.iter().map(body).sum();
-        paced(self.socket.as_deref(), bytes, self.inner.response_duplex_vec(tasks)).await
+        paced_write(&self.connection, &self.digest, bytes, self.inner.response_duplex_vec(tasks)).await
     }
 
     fn set_read_timeout(&mut self, _timeout: Option<Duration>) {}
@@ -237,11 +210,11 @@ impl Session for StreamSession {
     }
 
     fn digest(&self) -> Option<&Digest> {
-        self.inner.digest()
+        Some(&self.digest)
     }
 
     fn digest_mut(&mut self) -> Option<&mut Digest> {
-        self.inner.digest_mut()
+        Some(&mut self.digest)
     }
 
     fn client_addr(&self) -> Option<&SocketAddr> {
@@ -281,7 +254,8 @@ impl Session for StreamSession {
     }
 
     fn take_custom_message_writer(&mut self) -> Option<Box<dyn CustomMessageWrite>> {
-        (connection::shares_peer() && !self.inner.is_body_done()).then(|| Box::new(GiveUp) as Box<dyn CustomMessageWrite>)
+        (self.connection.response.is_shared() && !self.inner.is_body_done())
+            .then(|| Box::new(Abort) as Box<dyn CustomMessageWrite>)
     }
 
     fn restore_custom_message_writer(&mut self, _writer: Box<dyn CustomMessageWrite>) -> Result<()> {

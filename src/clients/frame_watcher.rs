@@ -1,20 +1,20 @@
-//! What an HTTP/2 client is refused, read from the frames that go to it.
+//! Finds rejections by the h2 library and by Pingora in the HTTP/2 frames that are sent to a client.
 //!
-//! The h2 library refuses floods, streams past the limit and whatever breaks its protocol by itself, and reports it to the client
-//! alone. Pingora does the same with a request that has no `:authority`, or two that differ: it answers 400 before any hook.
-//! [`crate::clients::http1`] shows every byte that it has taken from there; [`crate::clients::http2`] counts what is found.
-//! Nothing here changes or holds back a byte.
+//! The h2 library rejects floods, streams past the limit and protocol errors by itself, and reports them to the client only. Pingora
+//! does the same with a request that has no `:authority`, or two that differ: it answers 400 before any hook.
+//! [`super::http1`] passes every byte that it sends on an HTTP/2 connection; [`super::http2`] counts the rejections. Nothing here
+//! changes or delays a byte.
 
 use std::sync::{
     Arc,
     atomic::{AtomicU32, Ordering::Relaxed},
 };
 
-use crate::clients::reject::Rejection;
+use super::reject::Rejection;
 
 /// Length, kind, flags and stream (RFC 9113, section 4.1).
 const HEAD: usize = 9;
-/// The last stream and the code of a GOAWAY, which is the most that is looked at.
+/// The longest beginning that is needed: the last stream and the error code of a GOAWAY.
 const MOST: usize = HEAD + 8;
 
 const DATA: u8 = 0;
@@ -26,25 +26,25 @@ const END_STREAM: u8 = 1;
 /// As a field of the static table (RFC 7541, appendix A).
 const STATUS_400: u8 = 0x8c;
 
-/// Where the frames of one connection begin and end.
+/// Follows the frames of one connection.
 pub(crate) struct FrameWatcher {
-    tell: Box<dyn Fn(Rejection) + Send + Sync>,
-    /// Responses to requests whose last frame has gone out; Pingora's own 400 answers none that [`super`] knows of.
+    report: Box<dyn Fn(Rejection) + Send + Sync>,
+    /// Responses whose last frame was sent. Pingora's own 400 does not count: [`super::http2`] never sees its request.
     ended: Arc<AtomicU32>,
-    /// The beginning of the frame that goes out now.
+    /// The beginning of the current frame.
     begin: [u8; MOST],
     have: usize,
-    /// So many bytes of it are of no interest.
+    /// How many further bytes of it are not needed.
     skip: usize,
 }
 
 impl FrameWatcher {
-    /// Calls `tell` for each rejection, and counts the responses that have ended in `ended`.
-    pub(crate) fn new(tell: impl Fn(Rejection) + Send + Sync + 'static, ended: Arc<AtomicU32>) -> Self {
-        Self { tell: Box::new(tell), ended, begin: [0; MOST], have: 0, skip: 0 }
+    /// Calls `report` for each rejection, and counts the responses that have ended in `ended`.
+    pub(crate) fn new(report: impl Fn(Rejection) + Send + Sync + 'static, ended: Arc<AtomicU32>) -> Self {
+        Self { report: Box::new(report), ended, begin: [0; MOST], have: 0, skip: 0 }
     }
 
-    /// The next bytes that the client gets.
+    /// Takes the next bytes that were sent.
     pub(crate) fn written(&mut self, mut bytes: &[u8]) {
         loop {
             let skipped = self.skip.min(bytes.len());
@@ -59,7 +59,7 @@ impl FrameWatcher {
             bytes = bytes.get(next.len()..).unwrap_or_default();
             if self.have == self.needed() {
                 if let Some(rejection) = self.rejection() {
-                    (self.tell)(rejection);
+                    (self.report)(rejection);
                 }
                 if self.ends_response() {
                     self.ended.fetch_add(1, Relaxed);
@@ -70,7 +70,7 @@ impl FrameWatcher {
         }
     }
 
-    /// Of the beginning, as far as it is known.
+    /// The length of the beginning that is needed, as far as it is known.
     fn needed(&self) -> usize {
         let [_, _, _, kind, ..] = self.begin;
         match kind {
@@ -87,7 +87,7 @@ impl FrameWatcher {
         usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low)
     }
 
-    /// Whether these are the fields of Pingora's 400, which are the status alone. Every other answer has a date at least.
+    /// Whether the fields are those of Pingora's 400: only the status. Every other response has at least a date.
     fn is_bare_400(&self) -> bool {
         match self.begin.get(HEAD..self.have) {
             Some([STATUS_400]) => true,
@@ -105,18 +105,18 @@ impl FrameWatcher {
     fn rejection(&self) -> Option<Rejection> {
         let [_, _, _, kind, _, _, _, _, _, a0, a1, a2, a3, b0, b1, b2, b3] = self.begin;
         match kind {
-            RST_STREAM => told([a0, a1, a2, a3]),
-            GOAWAY => told([b0, b1, b2, b3]),
+            RST_STREAM => rejection_of([a0, a1, a2, a3]),
+            GOAWAY => rejection_of([b0, b1, b2, b3]),
             HEADERS if self.is_bare_400() => Some(Rejection::BadRequest("an :authority and a Host that do not name one host")),
             _ => None,
         }
     }
 }
 
-/// What a code means (RFC 9113, section 7).
-const fn told(code: [u8; 4]) -> Option<Rejection> {
+/// The rejection that an error code reports (RFC 9113, section 7).
+const fn rejection_of(code: [u8; 4]) -> Option<Rejection> {
     match u32::from_be_bytes(code) {
-        // NO_ERROR, INTERNAL_ERROR, CANCEL: nothing that the client did.
+        // NO_ERROR, INTERNAL_ERROR, CANCEL: not the client's fault.
         0 | 2 | 8 => None,
         // REFUSED_STREAM
         7 => Some(Rejection::Streams),
@@ -137,9 +137,9 @@ mod tests {
 
     /// The reasons, and how many responses have ended.
     fn found(bytes: &[u8], piece: usize) -> (Vec<&'static str>, u32) {
-        let (tell, found) = std::sync::mpsc::channel();
+        let (report, found) = std::sync::mpsc::channel();
         let ended = Arc::default();
-        let mut frames = FrameWatcher::new(move |rejection| tell.send(rejection.reason()).unwrap(), Arc::clone(&ended));
+        let mut frames = FrameWatcher::new(move |rejection| report.send(rejection.reason()).unwrap(), Arc::clone(&ended));
         bytes.chunks(piece).for_each(|piece| frames.written(piece));
         drop(frames);
         (found.iter().collect(), ended.load(Relaxed))
@@ -174,7 +174,7 @@ mod tests {
         for piece in [1, 9, 10, 4096] {
             assert_eq!(found(&answers, piece), (vec!["bad_request"; 2], 2), "in pieces of {piece}");
         }
-        // No frame that a library sends; only not a reason to fall over.
+        // No library sends these frames; they only must not panic.
         assert_eq!(found(&[frame(RST_STREAM, 0, 1, b""), frame(GOAWAY, 0, 0, b"\x01")].concat(), 1), (vec![], 0));
     }
 }
