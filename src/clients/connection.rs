@@ -44,6 +44,7 @@ use super::{
     cells::{InstantCell, Slot},
     pace::Pace,
     reject::Rejection,
+    rejections::Rejections,
     response_wait::ResponseWait,
 };
 use crate::config::Limits;
@@ -54,6 +55,7 @@ pub(crate) struct Connection {
     pub(crate) client: Arc<ClientInfo>,
     /// The wait for the peer's response header.
     pub(crate) response: ResponseWait,
+    rejections: Arc<Rejections>,
     rejection: OnceLock<Rejection>,
     upgraded: AtomicBool,
     is_last_request: AtomicBool,
@@ -99,11 +101,12 @@ pub(crate) struct ClientInfo {
 }
 
 impl Connection {
-    pub(crate) fn new(client: Arc<ClientInfo>) -> Arc<Self> {
+    pub(super) fn new(client: Arc<ClientInfo>, rejections: Arc<Rejections>) -> Arc<Self> {
         let stall_timeout = client.limits.stall_timeout;
         Arc::new(Self {
             client,
             response: ResponseWait::default(),
+            rejections,
             rejection: OnceLock::new(),
             upgraded: AtomicBool::new(false),
             is_last_request: AtomicBool::new(false),
@@ -148,9 +151,12 @@ impl Connection {
         .await
     }
 
-    /// Notes why the connection or stream ends; the first reason stays.
+    /// Counts and keeps the reason why the connection or stream ends; the first reason stays.
     pub(crate) fn reject(&self, rejection: Rejection) {
-        self.rejection.get_or_init(|| rejection);
+        self.rejection.get_or_init(|| {
+            self.rejections.count(rejection, &self.client.listener);
+            rejection
+        });
     }
 
     /// Why the connection or stream ends, if it was rejected.

@@ -21,12 +21,14 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{
     backpressure,
+    closing::Closing,
     connection::{ClientInfo, Connection},
     http1::{ClientStream, End, Http2Start, Next},
     http2, linger,
     listener::{ConnectionGuard, Connections, ListenerState},
     proxy_protocol,
     reject::Rejection,
+    rejections::Rejections,
     shared::Shared,
     socket::Socket,
 };
@@ -70,7 +72,11 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
     ) -> Self {
         let connections = Connections::new(metrics.downstream_connections.clone());
         Self(Arc::new(Inner {
-            shared: Arc::new(Shared::new(app, metrics, access_log)),
+            shared: Arc::new(Shared {
+                app,
+                rejections: Arc::new(Rejections::new(metrics, access_log)),
+                closing: Closing::default(),
+            }),
             snapshot,
             connections: Arc::new(connections),
             descriptors: Arc::new(Semaphore::new(descriptors.min(Semaphore::MAX_PERMITS))),
@@ -155,7 +161,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
         }
         let Some((stream, client)) = self.client_address(stream, client, until, &listening).await else { return };
         if let Err(rejection) = open.count(client.ip().to_canonical()) {
-            self.0.shared.reject(rejection, client.ip(), &listening);
+            self.0.shared.rejections.connection(rejection, client.ip(), &listening.label);
             if let Some(_place) = self.may_answer(&listening, false) {
                 linger::reject(BufWriter::new(Socket::plain(stream, descriptor)), rejection).await;
             }
@@ -167,21 +173,19 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
                 let left = until.saturating_duration_since(Instant::now());
                 match timeout(left, TlsAcceptor::from(tls.settings()).accept(stream)).await {
                     Ok(Ok(stream)) => Socket::tls(stream, descriptor),
-                    _ => return self.0.shared.reject(Rejection::Handshake, client.ip(), &listening),
+                    _ => return self.0.shared.rejections.connection(Rejection::Handshake, client.ip(), &listening.label),
                 }
             }
         };
-        let connection = Connection::new(Arc::new(ClientInfo {
+        let client = ClientInfo {
             tls: socket.tls_version(),
             listener: Arc::clone(&listening.label),
             redirect_to_https: listening.config.redirect_to_https,
             ..ClientInfo::new(client, listening.local_port, Arc::clone(&listening.limits))
-        }));
+        };
+        let connection = Connection::new(Arc::new(client), Arc::clone(&self.0.shared.rejections));
         connection.await_header(Some(until));
         connection.watch(self.requests(socket, &listening, &connection, &stopping)).await;
-        if let Some(rejection) = connection.rejection() {
-            self.0.shared.count(rejection, &listening);
-        }
         drop(open);
     }
 
@@ -206,7 +210,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
             Ok(Err(Some(rejection))) => rejection,
             Err(_) => Rejection::ProxyProtocol,
         };
-        self.0.shared.reject(rejection, client.ip(), listening);
+        self.0.shared.rejections.connection(rejection, client.ip(), &listening.label);
         None
     }
 
@@ -236,7 +240,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
                 Err(End::Rejected(rejection)) => Some(rejection),
             };
             if let Some(rejection) = rejection {
-                shared.reject(rejection, connection.client.address, listening);
+                shared.rejections.connection(rejection, connection.client.address, &listening.label);
                 if let Some(_place) = self.may_answer(listening, connection.client.tls.is_some()) {
                     stream.reject(rejection).await;
                 }
@@ -271,7 +275,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
         client: SocketAddr,
         listening: &ListenerState,
     ) {
-        self.0.shared.reject(rejection, client.ip(), listening);
+        self.0.shared.rejections.connection(rejection, client.ip(), &listening.label);
         if let Some(place) = self.may_answer(listening, false) {
             tokio::spawn(async move {
                 linger::reject(BufWriter::new(Socket::plain(stream, descriptor)), rejection).await;

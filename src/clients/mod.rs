@@ -9,11 +9,11 @@
 //! ```text
 //! edge                                  accepts connections
 //! http2                                 the requests of an HTTP/2 connection
-//! http1  shared                         the bytes of a connection; the application and the count of rejections
+//! http1  shared                         the bytes of a connection; what all connections share
 //! listener                              limits
 //! backpressure  paced  linger           what a request and its end do for both protocols
 //! connection                            the state of a connection
-//! response_wait  pace  head  frame_watcher  proxy_protocol  socket  tls  closing
+//! response_wait  pace  rejections  head  frame_watcher  proxy_protocol  socket  tls  closing
 //! cells  body_limit  reject
 //! ```
 
@@ -40,6 +40,7 @@ mod paced;
 pub mod properties;
 mod proxy_protocol;
 pub(crate) mod reject;
+mod rejections;
 mod response_wait;
 mod shared;
 mod socket;

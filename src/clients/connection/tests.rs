@@ -8,9 +8,15 @@ use tokio::{
 };
 
 use super::*;
+use crate::metrics::Metrics;
 
 fn connection(limits: Limits) -> Arc<Connection> {
-    Connection::new(Arc::new(ClientInfo::new(SocketAddr::from(([192, 0, 2, 1], 1)), 80, Arc::new(limits))))
+    counted_connection(limits, Arc::new(Metrics::new().unwrap()))
+}
+
+fn counted_connection(limits: Limits, metrics: Arc<Metrics>) -> Arc<Connection> {
+    let client = ClientInfo::new(SocketAddr::from(([192, 0, 2, 1], 1)), 80, Arc::new(limits));
+    Connection::new(Arc::new(client), Arc::new(Rejections::new(metrics, None)))
 }
 
 async fn silent_peer() -> (TcpStream, TcpStream) {
@@ -118,7 +124,8 @@ async fn a_client_that_drips_uses_up_its_time_and_one_that_is_quick_enough_does_
 /// The state is the same for every holder, in whichever task it runs: Pingora may move a session to another one.
 #[tokio::test]
 async fn a_holder_in_another_task_sees_and_changes_the_same_state() {
-    let connection = connection(Limits::default());
+    let metrics = Arc::new(Metrics::new().unwrap());
+    let connection = counted_connection(Limits::default(), Arc::clone(&metrics));
     connection.upgrade();
     let other = Arc::clone(&connection);
     tokio::spawn(async move {
@@ -129,4 +136,7 @@ async fn a_holder_in_another_task_sees_and_changes_the_same_state() {
     .await
     .unwrap();
     assert_eq!(connection.rejection(), Some(Rejection::SlowBody), "the first reason stays");
+    let counts = [Rejection::SlowBody, Rejection::SlowReader]
+        .map(|rejection| metrics.rejected.with_label_values(&[&*connection.client.listener, rejection.reason()]).get());
+    assert_eq!(counts, [1, 0], "and is counted once");
 }

@@ -101,7 +101,7 @@ pub(super) async fn serve<A: HttpServerApp + Send + Sync + 'static>(
     let written = Arc::new(AtomicU32::new(0));
     let report = {
         let h2 = Arc::clone(&h2);
-        move |rejection| h2.shared.reject(rejection, h2.client.address, &h2.listening)
+        move |rejection| h2.shared.rejections.connection(rejection, h2.client.address, &h2.client.listener)
     };
     stream.watch(FrameWatcher::new(report, Arc::clone(&written)));
     let mut stopping = stopping.clone();
@@ -215,19 +215,16 @@ impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Http2App<A> {
         };
         if let Err(rejection) = judged {
             let request = entry_of(stream.req_header(), &self.client);
-            self.shared.reject_request(rejection, self.client.address, &self.listening, request);
+            self.shared.rejections.request(rejection, self.client.address, &self.client.listener, request);
             if let Err(e) = answer(&mut stream, rejection).await {
                 log::debug!("a client did not read why its request was rejected reason={rejection} error={e}");
             }
             return None;
         }
-        let connection = Connection::new(Arc::clone(&self.client));
+        let connection = Connection::new(Arc::clone(&self.client), Arc::clone(&self.shared.rejections));
         let session = ServerSession::new_custom(Box::new(StreamSession::new(stream, Arc::clone(&connection))));
         let request = self.shared.app.process_new_http(session, stopping);
         connection.watch(backpressure::bounded(&connection, request, &self.listening.stalled, Some(&self.unread))).await;
-        if let Some(rejection) = connection.rejection() {
-            self.shared.count(rejection, &self.listening);
-        }
         None
     }
 
