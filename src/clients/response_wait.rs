@@ -9,7 +9,7 @@
 //! after the other, and only the future that [`super::connection::Connection::watch`] polls can close the socket.
 
 use std::{
-    os::fd::RawFd,
+    os::fd::{AsRawFd, OwnedFd, RawFd},
     sync::atomic::{AtomicBool, AtomicI32, Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -29,6 +29,8 @@ pub(crate) struct ResponseWait {
     timeout: DurationCell,
     /// The peer's socket, if no other request shares it.
     socket: AtomicI32,
+    /// The peer's socket, of a connection that was opened for this request.
+    own_socket: Slot<OwnedFd>,
     timed_out: AtomicBool,
     aborted: AtomicBool,
     /// Aborts a request whose body its peer does not take.
@@ -41,8 +43,14 @@ impl ResponseWait {
         self.timed_out.store(false, Relaxed);
         self.aborted.store(false, Relaxed);
         self.socket.store(socket.unwrap_or(NO_SOCKET), Relaxed);
+        drop(self.own_socket.take());
         self.timeout.set(timeout);
         self.until.set(Some(now + timeout));
+    }
+
+    /// Shuts down `socket` when the wait times out. It is a descriptor of its own, so another task may close the peer's.
+    pub(crate) fn own_socket(&self, socket: OwnedFd) {
+        self.own_socket.set(socket);
     }
 
     /// Starts the wait over, because the request made progress.
@@ -56,6 +64,7 @@ impl ResponseWait {
     pub(crate) fn end(&self) {
         self.until.set(None);
         self.socket.store(NO_SOCKET, Relaxed);
+        drop(self.own_socket.take());
         drop(self.abort.take());
     }
 
@@ -88,7 +97,9 @@ impl ResponseWait {
     pub(super) fn expire(&self) -> bool {
         self.until.set(None);
         self.timed_out.store(true, Relaxed);
-        let socket = self.socket.swap(NO_SOCKET, Relaxed);
+        let own_socket = self.own_socket.take();
+        let borrowed = self.socket.swap(NO_SOCKET, Relaxed);
+        let socket = own_socket.as_ref().map_or(borrowed, AsRawFd::as_raw_fd);
         if socket == NO_SOCKET {
             self.aborted.store(true, Relaxed);
             if let Some(abort) = self.abort.take() {
@@ -110,6 +121,7 @@ impl Default for ResponseWait {
             until: InstantCell::default(),
             timeout: DurationCell::default(),
             socket: AtomicI32::new(NO_SOCKET),
+            own_socket: Slot::default(),
             timed_out: AtomicBool::new(false),
             aborted: AtomicBool::new(false),
             abort: Slot::default(),

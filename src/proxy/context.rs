@@ -10,7 +10,7 @@ use std::{
 use http::{HeaderValue, header};
 use pingora::{Error, ErrorType, Result, http::RequestHeader};
 
-use super::{failure::Failure, forwarding::RequestId, hash_key, workarounds::Corkable};
+use super::{failure::Failure, forwarding::RequestId, hash_key, workarounds::NewSocket};
 use crate::{
     clients::{connection::Connection, reject::Rejection},
     metrics::ErrorKind,
@@ -44,8 +44,8 @@ pub struct RequestCtx {
     pub(super) failure: Option<Failure>,
     pub(super) request_id: Option<RequestId>,
     pub(super) traceparent: Option<HeaderValue>,
-    /// Set on an upgrade request until its peer is connected.
-    pub(super) holder: Option<Corkable>,
+    /// Set on a request that needs a connection of its own, until its peer is connected.
+    pub(super) new_socket: Option<NewSocket>,
     /// Whether the request is a WebSocket handshake.
     pub(super) upgrades: bool,
     pub(super) connect_took: Option<Duration>,
@@ -70,7 +70,7 @@ impl RequestCtx {
             failure: None,
             request_id: None,
             traceparent: None,
-            holder: None,
+            new_socket: None,
             upgrades: false,
             connect_took: None,
             header_took: None,

@@ -37,7 +37,11 @@ use pingora::{
 
 use tokio::sync::mpsc;
 
-use self::{context::RequestCtx, failure::Failure, workarounds::Corkable};
+use self::{
+    context::RequestCtx,
+    failure::Failure,
+    workarounds::{Cork, NewSocket, may_exceed_window},
+};
 use crate::{
     access_log::AccessLog,
     acme::ChallengeStore,
@@ -145,7 +149,10 @@ impl ProxyHttp for Proxy {
             ctx.tried.clear();
             lease = ctx.pick(&self.snapshot, session.req_header());
         }
-        let http_peer = lease.as_ref().and_then(|lease| lease.peer().http_peer(ctx.retried || ctx.upgrades));
+        let speaks_h2 = ctx.service.as_ref().is_some_and(|service| service.upstream.is_h2());
+        let own_connection =
+            if speaks_h2 { !own_response::is_h2(session) && may_exceed_window(session.req_header()) } else { ctx.upgrades };
+        let http_peer = lease.as_ref().and_then(|lease| lease.peer().http_peer(ctx.retried || own_connection));
         let Some(service) = &ctx.service else {
             return Err(Error::new_in(ErrorType::InternalError));
         };
@@ -161,14 +168,14 @@ impl ProxyHttp for Proxy {
         http_peer.options.connection_timeout = Some(service.timeouts.connect);
         http_peer.options.total_connection_timeout = Some(service.timeouts.connect);
         http_peer.options.idle_timeout = Some(service.timeouts.idle);
-        if service.upstream.is_h2() && !own_response::is_grpc(session) {
+        if speaks_h2 && !own_response::is_grpc(session) {
             // An HTTP/2 peer can stall a body forever by flow control, and its shared connection is not closed for one request.
             // A gRPC stream may pause for any time.
             http_peer.options.write_timeout = Some(service.timeouts.response);
         }
         ctx.lease = Some(lease);
         ctx.tries += 1;
-        ctx.holder = (ctx.upgrades && !service.upstream.is_h2()).then(|| Corkable::of(&mut http_peer));
+        ctx.new_socket = own_connection.then(|| NewSocket::of(&mut http_peer));
         Ok(http_peer)
     }
 
@@ -185,9 +192,11 @@ impl ProxyHttp for Proxy {
         let connected = if reused { ctx.connect_began } else { Instant::now() };
         ctx.connected = Some(connected);
         ctx.connect_took = Some(connected - ctx.connect_began);
-        if let Some(holder) = ctx.holder.take()
-            && let Some(cork) = holder.hold().or_err(ErrorType::ConnectError, "holding an upgrade")?
+        let mut own_socket = ctx.new_socket.take().and_then(NewSocket::take);
+        if ctx.upgrades
+            && let Some(socket) = own_socket.take()
         {
+            let cork = Cork::new(socket).or_err(ErrorType::ConnectError, "corking an upgrade")?;
             ctx.connection()?.hold_until_idle(Box::new(cork));
         }
         if let Some(service) = &ctx.service {
@@ -198,6 +207,9 @@ impl ProxyHttp for Proxy {
             let socket = (!service.upstream.is_h2()).then_some(fd);
             let connection = ctx.connection()?;
             connection.response.begin(socket, connected, service.timeouts.response);
+            if let Some(socket) = own_socket {
+                connection.response.own_socket(socket);
+            }
             // A gRPC stream may pause for any time.
             if service.upstream.is_h2() && own_response::is_grpc(session) {
                 connection.let_body_pause();

@@ -215,3 +215,33 @@ fn a_late_peer_of_http_2_is_answered_for_and_counted_whatever_the_client_speaks(
         if log.matches("\"ended\":\"response_timeout\"").count() == 3 { Ok(()) } else { Err(log) }
     });
 }
+
+/// Pingora would wait for a response without a bound once such a peer does not open its window.
+#[test]
+fn an_upload_over_http_1_that_an_http_2_peer_does_not_read_ends_at_the_response_timeout() {
+    let peer = HyperPeer::start(true, None);
+    let service = "    upstream: {protocol: h2c}\n    health_check: {interval: 100ms, path: /}\n    timeouts: {response: 1s}\n";
+    let config = ConfigFile::new(&[("blue", &[peer.address])]).service(service);
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let series = format!(
+        "switchover_upstream_errors_total{{kind=\"response_timeout\",peer=\"{}\",pool=\"blue\",service=\"shop\"}}",
+        peer.address
+    );
+    // More than the peer's window and every buffer on the way.
+    let body = config.folder().join("body");
+    fs::write(&body, vec![b'x'; 16 * 1024 * 1024]).unwrap();
+    let upload = format!("@{}", body.to_str().unwrap());
+    let ask = |path: &str, args: &[&str]| {
+        let args = [&["--http1.1", "-H", "Expect:", "--data-binary", &upload], args].concat();
+        curl(&format!("http://{}{path}", switchover.address), &args)
+    };
+    for (failed, field) in (1..).zip(["A: b", "Transfer-Encoding: chunked"]) {
+        let status = ask("/late", &["-H", field, "-o", "/dev/null", "-w", "%{http_code}"]);
+        assert_eq!(status.as_deref(), Ok("504"), "{field}");
+        assert_eq!(switchover.metric(&series), Some(f64::from(failed)), "{field}");
+    }
+    // A peer that reads gets all of it.
+    let answer = ask("/", &[]).unwrap();
+    assert_eq!(answer, format!("h2 {} []", 16 * 1024 * 1024));
+}
