@@ -17,6 +17,7 @@
 pub mod client;
 mod commands;
 mod guard;
+mod places;
 mod serve;
 
 pub use guard::{read_token, token};

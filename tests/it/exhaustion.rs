@@ -3,12 +3,14 @@
 use std::{
     fs,
     io::{self, Read, Write},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     process::Command,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    thread,
     time::{Duration, Instant},
 };
 
-use crate::support::{Client, ConfigFile, Origin, Switchover, eventually, switchover::command};
+use crate::support::{Client, ConfigFile, Origin, Switchover, eventually, switchover::command, two_pools};
 
 /// Starts switchover with these limits of descriptors.
 fn within(soft: &str, hard: &str, config: &ConfigFile) -> Switchover {
@@ -151,11 +153,90 @@ fn a_silent_connection_of_the_admin_api_is_closed_and_many_do_not_stop_it() {
                 .unwrap(),
         }
     }
-    // These use all connections until their timeout; then the request gets its response.
+    // These use all connections; the oldest of them is closed for the request.
     assert_eq!(switchover.admin_get("/livez").0, 200);
     for client in &mut clients {
         client.stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let closed = client.stream.read_to_end(&mut Vec::new());
         assert!(!closed.is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock), "after {:?}", began.elapsed());
     }
+}
+
+/// Each thread keeps `count` connections to `address` open with `bytes` on them, and opens each again as soon as it is closed.
+fn crowd<'a>(scope: &'a thread::Scope<'a, '_>, address: SocketAddr, bytes: &'static [u8], count: usize, done: &'a AtomicBool) {
+    let open = move || {
+        let mut stream = TcpStream::connect(address).ok()?;
+        stream.write_all(bytes).ok()?;
+        stream.set_nonblocking(true).ok()?;
+        Some(stream)
+    };
+    scope.spawn(move || {
+        let mut streams: Vec<Option<TcpStream>> = (0..count).map(|_| open()).collect();
+        while !done.load(Relaxed) {
+            for stream in &mut streams {
+                let is_open = stream.as_mut().is_some_and(|stream| match stream.read(&mut [0; 4096]) {
+                    Ok(read) => read > 0,
+                    Err(e) => e.kind() == io::ErrorKind::WouldBlock,
+                });
+                if !is_open {
+                    *stream = open();
+                }
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
+}
+
+/// `/livez` is a liveness probe: without a response, Kubernetes restarts the pod.
+#[test]
+fn connections_without_a_request_do_not_keep_a_request_to_the_admin_api_waiting() {
+    let (_blue, _green, _config, switchover) = two_pools(|config| config);
+    const HALF_A_HEADER: &[u8] = b"GET /livez HTTP/1.1\r\nHost:";
+    const HALF_A_BODY: &[u8] =
+        b"POST /v1/reload HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{";
+    const IDLE: &[u8] = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for bytes in [b"", HALF_A_HEADER, HALF_A_BODY, IDLE] {
+            crowd(scope, switchover.admin, bytes, 75, &done);
+        }
+        // Ends the crowd also when an assertion fails.
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for turn in 0..50 {
+                let mut client = Client::connect(switchover.admin).unwrap();
+                // The limit of a probe. Without the crowd, this takes a millisecond.
+                client.stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                assert_eq!(client.get("/livez").expect("a response in time").status, 200, "{turn}");
+            }
+            let output = switchover.cli(&["promote", "green"]);
+            assert_eq!(output.code, 0, "{output:?}");
+            assert_eq!(switchover.cli(&["health"]).code, 0);
+        }));
+        done.store(true, Relaxed);
+        ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+    assert_eq!(switchover.service().active, "green");
+}
+
+/// A connection that waits for the response to its request is never closed for another one.
+#[test]
+fn a_request_to_the_admin_api_that_is_handled_is_not_ended_by_other_connections() {
+    let (_blue, green, _config, switchover) = two_pools(|config| config.service("promotion: {ready_timeout: 60s}"));
+    green.readiness(503, "starting");
+    switchover.await_pool("green", "not ready", |pool| !pool.peers[0].ready);
+    let mut promotes = Client::connect(switchover.admin).unwrap();
+    let body = b"{\"pool\": \"green\"}";
+    let head = format!(
+        "POST /v1/services/shop/promote?wait=drained HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n",
+        body.len()
+    );
+    promotes.send([head.as_bytes(), body].concat()).unwrap();
+    switchover.await_proving();
+    let mut silent: Vec<Client> = (0..200).map(|_| Client::connect(switchover.admin).unwrap()).collect();
+    // The oldest silent ones have been closed, so the limit was reached.
+    assert!(silent[0].is_closed());
+    assert_eq!(switchover.admin_get("/livez").0, 200);
+    green.readiness(200, "up");
+    assert_eq!(promotes.read_response().unwrap().status, 200);
 }
