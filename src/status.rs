@@ -27,7 +27,7 @@ pub struct Status {
 /// The configuration file and its last reload.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ConfigStatus {
-    /// Its path, as given.
+    /// Its absolute path.
     pub file: String,
     /// The last reload.
     pub last_reload: Reload,

@@ -39,6 +39,11 @@ impl Client {
         }
     }
 
+    /// The address that it calls.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// `GET /v1/status`.
     ///
     /// # Errors

@@ -16,9 +16,10 @@ mod schema;
 mod status;
 
 use std::{
-    fmt,
+    fmt, fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::PathBuf,
+    os::unix::fs::MetadataExt,
+    path::{self, Path, PathBuf},
     process::ExitCode,
 };
 
@@ -43,7 +44,7 @@ struct Cli {
 const EXIT_CODES: &str = "Exit codes:
   0    done
   1    failed, cancelled, or superseded by a newer edit
-  2    usage, or an unknown service or pool
+  2    usage, an unknown service or pool, or a process that runs another file
   3    timed out or not ready (the old pool continues to serve)
   78   invalid configuration
   130  interrupted by Ctrl-C (the swap continues)
@@ -109,10 +110,14 @@ struct AdminArg {
 }
 
 impl AdminArg {
-    /// A client for commands that change something. Without `--admin`, the configuration file must be readable: the default
-    /// address could belong to another switchover.
+    /// A client for commands that change something. Without `--admin`, the configuration file must be readable, and the process must
+    /// run it: the address could belong to another switchover.
     fn client(&self) -> Result<Client, Failure> {
-        self.connect(Err)
+        let client = self.connect(Err)?;
+        if self.admin.is_none() {
+            check_runs(&client, &self.config.path()?)?;
+        }
+        Ok(client)
     }
 
     /// A client for commands that only read. Without a readable file, it uses the default address.
@@ -139,6 +144,27 @@ impl AdminArg {
             _ => {}
         }
         Ok(Client::new(&address.to_string(), token))
+    }
+}
+
+/// Checks that the process behind `client` runs the configuration file `path`. Only warns if the file of the process is not visible
+/// here: a process in a container has other paths.
+fn check_runs(client: &Client, path: &Path) -> Result<(), Failure> {
+    // Equal for every path of a file: symbolic and hard links, and bind mounts.
+    let identity = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    let (address, given, running) = (client.address(), path.display(), client.status()?.config.file);
+    if path::absolute(path).is_ok_and(|path| path == Path::new(&running)) {
+        return Ok(());
+    }
+    match identity(Path::new(&running)) {
+        Ok(of_running) if identity(path).is_ok_and(|of_given| of_given == of_running) => Ok(()),
+        Ok(_) => Err(Failure::usage(format!(
+            "the switchover at {address} runs {running}, not {given}; name its file with --config, or its address with --admin {address}"
+        ))),
+        Err(e) => {
+            out::error(&format!("warning: cannot check that {address} runs {given}: it runs {running}, here: {e}"));
+            Ok(())
+        }
     }
 }
 

@@ -86,7 +86,8 @@ impl View {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             listeners: listeners.to_vec(),
             config: status::ConfigStatus {
-                file: self.file.clone(),
+                // A command compares it with its own file, and may run in another folder.
+                file: std::path::absolute(&self.file).map_or_else(|_| self.file.clone(), |path| path.display().to_string()),
                 last_reload: status::Reload {
                     result: self.last_reload.result,
                     at: rfc3339(self.last_reload.at),

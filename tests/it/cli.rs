@@ -17,7 +17,7 @@ use nix::{
 use switchover::status::{Outcome, Phase, ServiceStatus, Status};
 
 use crate::support::{
-    ConfigFile, Origin, Switchover,
+    ConfigFile, Origin, Port, Switchover,
     switchover::{Output, command, run},
 };
 
@@ -363,4 +363,53 @@ fn an_unknown_name_is_answered_with_the_nearest_one() {
         assert_eq!((output.code, output.stderr.trim()), (2, said), "{args:?}");
     }
     assert_eq!(switchover.service().active, "blue");
+}
+
+/// The admin address of another file may belong to a process that runs this one.
+#[test]
+fn a_command_with_a_file_that_the_process_does_not_run_is_rejected() {
+    let (blue, green, port) = (Origin::start("blue"), Origin::start("green"), Port::reserve());
+    let config = ConfigFile::new(&[("blue", &[blue.address()]), ("green", &[green.address()])]);
+    let folder = config.folder();
+    let with_port = config.text().replace("admin:\n  address: 127.0.0.1:0", &format!("admin:\n  address: {}", port.address));
+    config.write_in_place(&with_port);
+    // Started with a path that is relative to its folder, as by default.
+    let mut run = command(&["run", "--config", "switchover.yaml"]);
+    run.current_dir(folder);
+    let switchover = Switchover::spawn(run, &config);
+    switchover.await_ready("green");
+    let other = folder.join("other.yaml");
+    fs::write(&other, with_port.replace("active: blue", "active: green")).unwrap();
+    let run = |args: &[&str], file: &Path, admin: &[&str]| {
+        let file = ["--config", file.to_str().unwrap()];
+        crate::support::switchover::run(&[args, &file, admin].concat())
+    };
+
+    for args in [&["reload"][..], &["promote", "green"], &["promote", "shop", "green"], &["cancel", "shop"]] {
+        let output = run(args, &other, &[]);
+        assert_eq!(output.code, 2, "{args:?}: {output:?}");
+        let named = format!("{} runs {}, not {}; ", port.address, config.path.display(), other.display());
+        assert!(output.stderr.contains(&named) && output.stderr.contains("--config"), "{args:?}: {output:?}");
+        assert!(output.stdout.is_empty(), "{args:?}: {output:?}");
+    }
+    assert_eq!((switchover.service().active.as_str(), fs::read_to_string(&config.path).unwrap()), ("blue", with_port.clone()));
+    assert_eq!(run(&["status"], &other, &[]).code, 0, "it only reads");
+    // A named address is used whatever the file.
+    assert_eq!(run(&["reload"], &other, &["--admin", &port.address.to_string()]).code, 0);
+
+    // Other paths of the same file.
+    fs::hard_link(&config.path, folder.join("hard.yaml")).unwrap();
+    std::os::unix::fs::symlink("switchover.yaml", folder.join("symbolic.yaml")).unwrap();
+    for name in ["switchover.yaml", "hard.yaml", "symbolic.yaml", "./../switchover.yaml"] {
+        let path = if name.starts_with('.') { folder.join("conf").join(name) } else { folder.join(name) };
+        fs::create_dir_all(folder.join("conf")).unwrap();
+        let output = run(&["reload"], &path, &[]);
+        assert_eq!((output.code, output.stderr.as_str()), (0, ""), "{name}");
+    }
+
+    // The path of a process in a container may not exist here.
+    fs::rename(&config.path, folder.join("moved.yaml")).unwrap();
+    let output = run(&["reload"], &other, &[]);
+    let warned = format!("cannot check that {} runs {}", port.address, other.display());
+    assert!(output.stderr.contains(&warned) && output.stderr.contains(config.path.to_str().unwrap()), "{output:?}");
 }
