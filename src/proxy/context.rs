@@ -38,7 +38,7 @@ pub struct RequestCtx {
     /// When the peer was connected; none before that.
     pub(super) connected: Option<Instant>,
     pub(super) answered: bool,
-    /// Set on the single retry after a lost connection.
+    /// Set on a retry after the peer was connected; it needs a new connection.
     pub(super) retried: bool,
     /// Why the request failed, or why its response broke off.
     pub(super) failure: Option<Failure>,

@@ -2,6 +2,7 @@
 //!
 //! Used by the phases in [`super`]. This is the only place that maps errors to a status. A body never contains internal details.
 
+use h2::Reason;
 use pingora::{Error, ErrorSource, ErrorType};
 
 use crate::{
@@ -126,4 +127,12 @@ impl Failure {
             Self::Internal => "500 something went wrong here\n",
         }
     }
+}
+
+/// Whether an HTTP/2 peer reported that it has not processed the request (RFC 9113, section 8.7): it refused the stream, or is shutting
+/// down and named a last stream before this one. h2 gives the error of a GOAWAY only to streams after the named one.
+pub(super) fn is_unprocessed(error: &Error) -> bool {
+    let Some(error) = error.root_cause().downcast_ref::<h2::Error>().filter(|error| error.is_remote()) else { return false };
+    error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM)
+        || error.is_go_away() && error.reason() == Some(Reason::NO_ERROR)
 }

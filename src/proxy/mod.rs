@@ -246,7 +246,8 @@ impl ProxyHttp for Proxy {
         e
     }
 
-    /// The peer may have acted on the request, so only an idempotent one is retried.
+    /// A request that the peer has not processed is retried as after a failed connect. Otherwise the peer may have acted on it, so
+    /// only an idempotent one is retried, once.
     fn error_while_proxy(
         &self,
         _peer: &HttpPeer,
@@ -258,10 +259,11 @@ impl ProxyHttp for Proxy {
         let has_timed_out = ctx.connection.as_ref().is_some_and(|connection| connection.response.has_timed_out());
         let failure = ctx.rejection().map_or_else(|| Failure::of(&e, has_timed_out), Failure::Refused);
         ctx.end_response_wait();
+        let retries = ctx.service.as_ref().map_or(0, |service| service.retries);
         let again = failure == Failure::Peer(ErrorKind::Closed)
-            && !ctx.retried
+            && (failure::is_unprocessed(&e) && ctx.tries <= retries
+                || !ctx.retried && session.req_header().method.is_idempotent())
             && !ctx.answered
-            && session.req_header().method.is_idempotent()
             && !ctx.upgrades
             && !session.as_ref().retry_buffer_truncated()
             && own_response::status_sent(session).is_none();

@@ -49,6 +49,7 @@ mod schema;
 mod swaps;
 mod tasks;
 mod tls;
+mod unprocessed;
 mod unread;
 mod upstream;
 mod waits;
