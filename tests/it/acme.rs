@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 use crate::support::{AcmeServer, Authority, ConfigFile, Origin, Switchover, eventually};
 
 /// Two TLS listeners with the same ACME certificate, and a listener without TLS for the authority.
-fn ordering(origin: &Origin, year: i32) -> (ConfigFile, AcmeServer) {
+pub fn ordering(origin: &Origin, year: i32) -> (ConfigFile, AcmeServer) {
     let config = ConfigFile::new(&[("blue", &[origin.address()])]);
     let authority = Authority::new();
     authority.write(config.folder());

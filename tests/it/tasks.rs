@@ -4,7 +4,10 @@ use std::{fs, path::PathBuf};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Authority, ConfigFile, Origin, Switchover, eventually, switchover::command};
+use crate::{
+    acme::ordering,
+    support::{Authority, ConfigFile, Origin, Switchover, eventually, switchover::command},
+};
 
 /// A switchover in which a test can make a task panic.
 struct Fragile {
@@ -110,4 +113,31 @@ fn a_resolver_begins_again() {
         other => Err(other),
     });
     assert_eq!(switchover.get("/").text(), "blue");
+}
+
+/// A certificate that is lost while the task restarts is ordered again.
+#[test]
+fn the_renewal_of_an_acme_certificate_begins_again() {
+    let blue = Origin::start("blue");
+    let (config, server) = ordering(&blue, 2040);
+    let asks = config.folder().join("panic");
+    let mut run = command(&["run", "--config", config.path.to_str().unwrap()]);
+    run.env("SWITCHOVER_TEST_PANIC", &asks);
+    let switchover = Switchover::spawn(run, &config);
+    let obtained = |times: usize| {
+        eventually("a certificate is obtained", || {
+            match switchover.log().matches("certificate obtained names=shop.test").count() {
+                count if count == times => Ok(()),
+                _ => Err(switchover.log()),
+            }
+        });
+        assert_eq!(server.orders(), times);
+    };
+    obtained(1);
+    let store = fs::read_dir(config.folder().join("store")).unwrap().next().unwrap().unwrap().path();
+    fs::remove_file(store.join("shop.test.pem")).unwrap();
+    fs::write(asks, "acme").unwrap();
+    switchover.await_log("is restarted task=\"acme\" reason=\"a panic: a test asked acme to panic\"");
+    assert_eq!(switchover.metric("switchover_task_restarts_total{task=\"acme\"}"), Some(1.0));
+    obtained(2);
 }
