@@ -168,28 +168,24 @@ fn swap_failed(swap: &Swap) -> Result<(), Failed> {
 async fn drained(admin: &mut Admin, target: &Target, timed_out: bool) -> Result<(), Failed> {
     let Target { service, pool, .. } = target;
     let bound = if timed_out { Duration::ZERO } else { admin.view.borrow().drain_timeout(service).unwrap_or_default() };
-    let serves = |view: &Arc<View>| view.active(service) == Some(pool);
-    let done = |view: &Arc<View>| !serves(view) || view.not_safe_others(service).is_empty();
+    let serves = |view: &Arc<View>| view.active(service) == pool.as_deref();
+    let done = |view: &Arc<View>| !serves(view) || view.not_safe_others(target).is_empty();
     let waited = timeout(bound, admin.view.wait_for(done)).await.is_ok();
     let view = admin.view.borrow();
     if !serves(&view) {
         let now = view.active(service).map_or("the service has left the file".to_owned(), |active| format!("{active} serves"));
-        return Err(Failed {
-            status: StatusCode::CONFLICT,
-            code: "superseded",
-            message: format!("promotion of {pool} was superseded: {now}"),
-        });
+        let what = pool.as_ref().map_or("its removal".to_owned(), |pool| format!("promotion of {pool}"));
+        let message = format!("{what} was superseded: {now}");
+        return Err(Failed { status: StatusCode::CONFLICT, code: "superseded", message });
     }
     let left: Vec<String> =
-        view.not_safe_others(service).into_iter().map(|(pool, reason)| format!("{pool} is not safe to stop: {reason}")).collect();
+        view.not_safe_others(target).into_iter().map(|(pool, reason)| format!("{pool} is not safe to stop: {reason}")).collect();
     if waited || left.is_empty() {
         return Ok(());
     }
-    Err(Failed {
-        status: StatusCode::GATEWAY_TIMEOUT,
-        code: "drain-timed-out",
-        message: format!("{pool} serves, but {}", left.join("; ")),
-    })
+    let state = pool.as_ref().map_or("it was removed from the file".to_owned(), |pool| format!("{pool} serves"));
+    let message = format!("{state}, but {}", left.join("; "));
+    Err(Failed { status: StatusCode::GATEWAY_TIMEOUT, code: "drain-timed-out", message })
 }
 
 pub(super) async fn safe_to_stop(
@@ -201,21 +197,21 @@ pub(super) async fn safe_to_stop(
         Ok(wait) => wait.unwrap_or(Duration::ZERO),
         Err(e) => return error(StatusCode::BAD_REQUEST, "bad-request", format!("wait: {e}; write 30s")),
     };
-    {
+    let asked = {
         let view = admin.view.borrow();
         let Some(pools) = view.pools(&service) else {
             return rejected(&CommandError::UnknownService(service, view.services().map(str::to_owned).collect()));
         };
-        if !pools.contains(&pool.as_str()) {
+        let Some(asked) = view.pool(&service, &pool) else {
             return rejected(&CommandError::UnknownPool(pool, pools.into_iter().map(str::to_owned).collect()));
-        }
-    }
-    // A pool that is removed from the file during the wait is safe to stop once it has drained.
-    let is_safe = |view: &Arc<View>| view.not_safe_because(&service, &pool).is_none();
+        };
+        asked.clone()
+    };
+    let is_safe = |view: &Arc<View>| view.not_safe_because(&service, &asked).is_none();
     if timeout(wait, admin.view.wait_for(is_safe)).await.is_ok_and(|view| view.is_ok()) {
         return Json(json!({"service": service, "pool": pool, "safe_to_stop": true})).into_response();
     }
-    let reason = admin.view.borrow().not_safe_because(&service, &pool).unwrap_or_default();
+    let reason = admin.view.borrow().not_safe_because(&service, &asked).unwrap_or_default();
     error(StatusCode::GATEWAY_TIMEOUT, "not-safe-to-stop", format!("{pool} is not safe to stop: {reason}"))
 }
 

@@ -1,6 +1,11 @@
 //! Executes commands: applies a reload, a promotion or a cancellation.
 
-use std::{collections::BTreeSet, path::Path, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+    time::Instant,
+};
 
 use log::{info, warn};
 
@@ -8,7 +13,7 @@ use super::{
     Accepted, CommandError, Controller, Promotion, Service, Target, Trigger,
     promotion::Edit,
     service::{Change, Source},
-    view::LastReload,
+    view::{LastReload, ServiceView},
 };
 use crate::{
     config::{self, Config, Problem},
@@ -42,13 +47,14 @@ impl Controller {
             info!("configuration reloaded result={} generation={}", result.label(), self.generation);
             self.reloaded(result, Vec::new());
         }
-        let names = self.last_change.iter();
         // The services of the last change, even if the watcher applied it before this command. Excludes unrelated swaps and
         // configurations that failed before.
-        let targets = names.filter_map(|name| {
-            let service = self.services.get(name)?;
-            let pool = service.follows_file()?.to_owned();
-            Some(Target { service: name.clone(), pool, swap: service.current_swap() })
+        let targets = self.last_change.iter().filter_map(|(name, before)| {
+            let service = self.services.get(name);
+            let in_file = self.config.services.contains_key(name);
+            let pool = if in_file { Some(service?.follows_file()?.to_owned()) } else { None };
+            let swap = service.and_then(Service::current_swap);
+            Some(Target { service: name.clone(), pool, swap, before: before.clone() })
         });
         Ok(Accepted { result, generation: self.generation, targets: targets.collect() })
     }
@@ -81,8 +87,11 @@ impl Controller {
             self.reloaded(ReloadResult::Applied, Vec::new());
         }
         let result = if changes.services.contains(&service) { ReloadResult::Applied } else { ReloadResult::Unchanged };
-        let swap = self.services.get(&service).and_then(Service::current_swap);
-        Ok(Accepted { result, generation: self.generation, targets: vec![Target { service, pool, swap }] })
+        let target = self.services.get(&service).map(|of| {
+            // A pool that served before this command still drains.
+            Target { service, pool: Some(pool), swap: of.current_swap(), before: of.view() }
+        });
+        Ok(Accepted { result, generation: self.generation, targets: target.into_iter().collect() })
     }
 
     pub(super) fn cancel(&mut self, name: &str) -> Result<Cancelled, CommandError> {
@@ -124,7 +133,7 @@ impl Controller {
     /// Accepts a valid configuration. Services that need no proof are published at once, in one store.
     pub(super) fn apply(&mut self, config: Config, mut promoted: Option<Wanted>) -> Changes {
         let now = Instant::now();
-        let mut changed = BTreeSet::new();
+        let mut changed = BTreeMap::new();
         let mut ready = Vec::new();
         for (name, in_file) in &config.services {
             let service = self.services.entry(name.clone()).or_insert_with(|| Service::new(name, Arc::clone(&self.deps)));
@@ -132,27 +141,33 @@ impl Controller {
                 Some(promoted) => (promoted.config, promoted.source),
                 None => (in_file.clone(), Source::File),
             };
+            let before = service.view();
             let change = service.apply(wanted, source, now);
             if change != Change::Unchanged {
-                changed.insert(name.clone());
+                changed.insert(name.clone(), before);
             }
             if change == Change::Publish {
                 ready.push(name.clone());
             }
         }
-        let leaves = |(name, service): (&String, &Service)| !config.services.contains_key(name) && service.published().is_some();
+        let leaves =
+            |(name, service): &(&String, &Service)| !config.services.contains_key(*name) && service.published().is_some();
+        let removed = self.services.iter().filter(leaves).map(|(name, service)| (name.clone(), service.view()));
+        let removed: BTreeMap<String, ServiceView> = removed.collect();
         let common = config.trusted_proxies != self.config.trusted_proxies
             || config.tracing != self.config.tracing
             || config.shutdown_timeout != self.config.shutdown_timeout
-            || self.services.iter().any(leaves);
+            || !removed.is_empty();
         self.config = config;
         if common || !ready.is_empty() {
             self.publish(&ready, now);
         }
+        let services = changed.keys().cloned().collect();
         if common || !changed.is_empty() {
-            self.last_change.clone_from(&changed);
+            changed.extend(removed);
+            self.last_change = changed;
         }
-        Changes { services: changed, common }
+        Changes { services, common }
     }
 
     fn reject(&mut self, error: CommandError) -> CommandError {

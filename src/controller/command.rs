@@ -6,6 +6,7 @@ use std::{fmt, time::Duration};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::view::ServiceView;
 use crate::{
     config::{Problem, nearest},
     status::{self, Cancelled, ReloadResult},
@@ -76,10 +77,12 @@ pub struct Accepted {
 pub struct Target {
     /// Name of the service.
     pub service: String,
-    /// The pool that the command makes active.
-    pub pool: String,
+    /// The pool that the command makes active; none if the service was removed from the file.
+    pub pool: Option<String>,
     /// The swap to that pool; none if it already is active and no pool drains.
     pub swap: Option<watch::Receiver<status::Swap>>,
+    /// The service before the change.
+    pub(super) before: ServiceView,
 }
 
 /// A command that was rejected; nothing has changed.

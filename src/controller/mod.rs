@@ -20,7 +20,7 @@ mod swap;
 mod view;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Instant, SystemTime},
@@ -39,7 +39,7 @@ use self::{
     peers::Deps,
     promotion::{Writing, Written},
     service::{Due, Service},
-    view::LastReload,
+    view::{LastReload, ServiceView},
 };
 use crate::{
     config::{Config, Tracing},
@@ -65,8 +65,8 @@ pub struct Controller {
     deps: Arc<Deps>,
     commands: mpsc::Receiver<Command>,
     last_reload: LastReload,
-    /// The services that the last change of the file or the last promotion concerns.
-    last_change: BTreeSet<String>,
+    /// The services that the last change of the file or the last promotion concerns, as they were before it.
+    last_change: BTreeMap<String, ServiceView>,
     /// The edit that is being written to the file; commands wait until it is done.
     writing: Option<Writing>,
     memory: Option<Memory>,
@@ -125,7 +125,7 @@ impl Controller {
             deps: Arc::new(deps),
             commands,
             last_reload,
-            last_change: BTreeSet::new(),
+            last_change: BTreeMap::new(),
             writing: None,
             was_ready: false,
             views,
@@ -229,9 +229,10 @@ impl Controller {
         let Some(service) = self.services.get_mut(name) else { return };
         match outcome {
             Ok(Written { text, config }) => {
+                let before = service.view();
                 service.written();
                 self.take_in_written(text, config);
-                self.last_change.insert(name.to_owned());
+                self.last_change.entry(name.to_owned()).or_insert(before);
             }
             Err((outcome, reason)) => {
                 service.give_up(outcome, Some(reason), now);

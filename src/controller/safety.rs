@@ -1,50 +1,60 @@
 //! Decides whether the processes of a pool are safe to stop, for `safe_to_stop` in the status, the endpoint and `wait=drained`.
 //!
 //! A pool is safe to stop when no request runs on its peers and none will: it is neither active, nor draining, nor being proven,
-//! and no such pool shares an address with it.
+//! and no such pool shares an address with it. A caller that waits remembers the pools that it asks about: an edit can remove a
+//! pool from the file and give its addresses to another one.
 
-use super::view::{PeerView, PoolView, ServiceView, View};
+use super::{
+    command::Target,
+    view::{PeerView, PoolView, ServiceView, View},
+};
 use crate::status::{self, PoolState};
 
 impl View {
-    /// Why a pool is not safe to stop; none if it is safe, or unknown.
-    pub fn not_safe_because(&self, service: &str, pool: &str) -> Option<String> {
-        let service = self.service(service)?;
-        let pool = service.pools.iter().find(|known| known.name == pool)?;
-        self.not_safe(service, pool)
+    /// Why a pool is not safe to stop; none if it is safe. `asked` is the pool when the wait began; its processes are judged even if
+    /// it has left the file since.
+    pub fn not_safe_because(&self, service: &str, asked: &PoolView) -> Option<String> {
+        let known = self.pool(service, &asked.name);
+        known.and_then(|pool| self.not_safe(service, pool)).or_else(|| self.in_use(service, asked))
     }
 
-    /// The pools of a service, except the active one, that are not safe to stop, with the reasons.
-    pub fn not_safe_others(&self, service: &str) -> Vec<(String, String)> {
-        let others = |service: &ServiceView| {
-            let others = service.pools.iter().filter(|pool| pool.state != PoolState::Active);
-            others.filter_map(|pool| Some((pool.name.clone(), self.not_safe(service, pool)?))).collect()
-        };
-        self.service(service).map(others).unwrap_or_default()
+    /// The pools of a command's service, except the active one, that are not safe to stop, with the reasons.
+    pub fn not_safe_others(&self, target: &Target) -> Vec<(String, String)> {
+        let name = &target.service;
+        let now = self.service(name).map(|service| service.pools.as_slice()).unwrap_or_default();
+        let is_known = |pool: &PoolView| now.iter().any(|known| known.name == pool.name);
+        let removed = target.before.pools.iter().filter(|pool| pool.state != PoolState::Standby && !is_known(pool));
+        let known = now.iter().filter(|pool| pool.state != PoolState::Active);
+        let known = known.filter_map(|pool| Some((pool.name.clone(), self.not_safe(name, pool)?)));
+        known.chain(removed.filter_map(|pool| Some((pool.name.clone(), self.in_use(name, pool)?)))).collect()
     }
 
-    pub(super) fn not_safe(&self, service: &ServiceView, pool: &PoolView) -> Option<String> {
+    pub(super) fn not_safe(&self, service: &str, pool: &PoolView) -> Option<String> {
         let name = &pool.name;
-        let in_flight = pool.in_flight();
         match pool.state {
             PoolState::Active => Some(format!("{name} serves")),
             PoolState::Proving => Some(format!("{name} is being proven")),
-            PoolState::Draining | PoolState::Standby if in_flight > 0 => Some(status::still_running(in_flight)),
-            PoolState::Draining => Some(format!("{name} is draining")),
-            PoolState::Standby => self.shared(service, pool),
+            PoolState::Draining if pool.in_flight() == 0 => Some(format!("{name} is draining")),
+            PoolState::Draining | PoolState::Standby => self.in_use(service, pool),
         }
     }
 
+    /// Why the processes of a pool get requests, apart from the state of the pool itself.
+    fn in_use(&self, service: &str, pool: &PoolView) -> Option<String> {
+        let in_flight = pool.in_flight();
+        if in_flight > 0 { Some(status::still_running(in_flight)) } else { self.shared(service, pool) }
+    }
+
     /// An address that the pool shares with another pool in use.
-    fn shared(&self, service: &ServiceView, pool: &PoolView) -> Option<String> {
+    fn shared(&self, service: &str, pool: &PoolView) -> Option<String> {
         let pools = self.services.iter().flat_map(|service| service.pools.iter().map(move |pool| (service, pool)));
-        let is_other = |of: &ServiceView, other: &PoolView| of.name != service.name || other.name != pool.name;
+        let is_other = |of: &ServiceView, other: &PoolView| of.name != service || other.name != pool.name;
         let in_use =
             pools.filter(|(of, other)| is_other(of, other) && (other.state != PoolState::Standby || other.in_flight() > 0));
         for (of, other) in in_use {
             let same = |peer: &PeerView| other.peers.iter().any(|other| peer.is_same_process(other));
             let Some(peer) = pool.peers.iter().find(|peer| same(peer)) else { continue };
-            let of = if of.name == service.name { &other.name } else { &of.name };
+            let of = if of.name == service { &other.name } else { &of.name };
             let what = match other.state {
                 PoolState::Active => format!("also serves {of}"),
                 PoolState::Proving => format!("is also being proven for {of}"),

@@ -47,12 +47,13 @@ pub(super) struct ServiceView {
     pub pools: Vec<PoolView>,
 }
 
+/// A pool with its peers, for a caller that waits until it is safe to stop.
 #[derive(Clone)]
-pub(super) struct PoolView {
-    pub name: String,
-    pub version: Option<String>,
-    pub state: PoolState,
-    pub peers: Vec<PeerView>,
+pub struct PoolView {
+    pub(super) name: String,
+    pub(super) version: Option<String>,
+    pub(super) state: PoolState,
+    pub(super) peers: Vec<PeerView>,
 }
 
 #[derive(Clone)]
@@ -106,7 +107,7 @@ impl View {
             swap: service.swap.as_ref().map(Swap::status),
             last_swap: service.last_swap.clone(),
             drift: service.drift.clone(),
-            pools: service.pools.iter().map(|pool| pool.status(self.not_safe(service, pool))).collect(),
+            pools: service.pools.iter().map(|pool| pool.status(self.not_safe(&service.name, pool))).collect(),
         }
     }
 
@@ -114,9 +115,14 @@ impl View {
         self.services.iter().find(|service| service.name == name)
     }
 
-    /// The active pool of a service; none for an unknown service.
+    /// A pool of a service; none if one of them is unknown.
+    pub fn pool(&self, service: &str, pool: &str) -> Option<&PoolView> {
+        self.service(service)?.pools.iter().find(|known| known.name == pool)
+    }
+
+    /// The active pool of a service; none for a service that is not in the file.
     pub fn active(&self, service: &str) -> Option<&str> {
-        self.service(service).map(|service| service.active.as_str())
+        self.service(service).map(|service| service.active.as_str()).filter(|active| !active.is_empty())
     }
 
     /// The drift of a service, or of all of them.

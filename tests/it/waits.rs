@@ -4,7 +4,7 @@ use std::{thread, time::Instant};
 
 use switchover::status::{Phase, PoolState};
 
-use crate::support::{Client, ConfigFile, Edit, Origin, Switchover, origin::Act};
+use crate::support::{Client, ConfigFile, Edit, Origin, Switchover, eventually, origin::Act};
 
 const QUICK: &str = "    hosts: [shop.test]\n    health_check: {interval: 100ms}\n    drain: {timeout: 300ms}\n";
 
@@ -153,4 +153,78 @@ fn a_pool_whose_process_another_service_uses_is_not_safe_to_stop() {
     assert_eq!(promote(&switchover, "api", "two", "drained").0, 200);
     assert_eq!(promote(&switchover, "shop", "green", "drained").0, 200);
     assert!(switchover.pool_status("blue").safe_to_stop);
+}
+
+#[test]
+fn drained_waits_for_the_pools_of_a_removed_service() {
+    let (_blue, _green, config) = shop();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    one.on("/ws", Act::Echo);
+    let without = config.text();
+    config.write_in_place(&(without.clone() + &api(&one, &two)));
+    let switchover = Switchover::start(&config);
+    let socket = websocket(&switchover, "api.test");
+    config.replace_by_rename(&without);
+    // The first reload or the watcher applies the removal; for the second one it is already applied.
+    for _ in 0..2 {
+        let (status, error) = switchover.admin_post("/v1/reload?wait=drained", "{}");
+        assert_eq!((status, &error["code"]), (504, &"drain-timed-out".into()), "{error}");
+        let reason = "api: it was removed from the file, but one is not safe to stop: 1 request still runs";
+        assert_eq!(error["message"], reason);
+    }
+    assert_eq!(switchover.admin_post("/v1/reload?wait=promoted", "{}").0, 200);
+    drop(socket);
+    eventually("api is gone", || match switchover.read_status().services.iter().find(|service| service.name == "api") {
+        None => Ok(()),
+        Some(api) => Err(api.clone()),
+    });
+    assert_eq!(switchover.admin_post("/v1/reload?wait=drained", "{}").0, 200);
+}
+
+#[test]
+fn a_process_that_another_pool_takes_over_is_not_safe_to_stop() {
+    let (blue, _green, config) = shop();
+    blue.on("/ws", Act::Echo);
+    let config = config.service(&QUICK.replace("300ms", "20s"));
+    let switchover = Switchover::start(&config);
+    let socket = websocket(&switchover, "shop.test");
+    assert_eq!(promote(&switchover, "shop", "green", "promoted").0, 200);
+    let text = std::fs::read_to_string(&config.path).unwrap();
+    let renamed = text.replace("active: green", "active: purple").replace("blue:", "purple:");
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| switchover.admin_get("/v1/services/shop/pools/blue/safe-to-stop?wait=5s"));
+        config.replace_by_rename(&renamed);
+        switchover.await_active("purple");
+        drop(socket);
+        let (status, error) = waiter.join().unwrap();
+        let reason = format!("blue is not safe to stop: {} also serves purple", blue.address());
+        assert!(status == 504 && error.contains(&reason), "{status} {error}");
+    });
+}
+
+#[test]
+fn drained_does_not_ignore_a_process_that_another_service_takes_over() {
+    let (blue, _green, config) = shop();
+    let other = Origin::start("other");
+    blue.on("/ws", Act::Echo);
+    let config = config.service(&QUICK.replace("300ms", "5s"));
+    let switchover = Switchover::start(&config);
+    let socket = websocket(&switchover, "shop.test");
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| promote(&switchover, "shop", "green", "drained"));
+        switchover.await_draining("blue");
+        let text = std::fs::read_to_string(&config.path).unwrap();
+        let line = text.lines().position(|line| line.trim() == "blue:").unwrap();
+        let lines = text.lines().enumerate().filter(|(at, _)| *at != line && *at != line + 1).map(|(_, line)| line);
+        let without = lines.collect::<Vec<_>>().join("\n") + "\n";
+        config.replace_by_rename(&(without + &api(&blue, &other)));
+        eventually("api serves", || match switchover.read_status().services.as_slice() {
+            [api, _shop] => Ok(api.name.clone()),
+            _ => Err(()),
+        });
+        drop(socket);
+        let (status, error) = waiter.join().unwrap();
+        assert_eq!(status, 504, "{error}");
+        assert_eq!(error["message"], format!("green serves, but blue is not safe to stop: {} also serves api", blue.address()));
+    });
 }

@@ -43,7 +43,8 @@ pub(super) struct Service {
     drains: Drains,
     peers: Peers,
     history: History,
-    removed: bool,
+    /// Set while the service is not in the file: the `drain.timeout` that it had.
+    removed: Option<Duration>,
 }
 
 struct Running {
@@ -111,13 +112,13 @@ impl Service {
             drift: Drift::default(),
             start: Some(Start::default()),
             drains: Drains::default(),
-            removed: false,
+            removed: None,
         }
     }
 
     /// Accepts a wanted configuration; it replaces a candidate that is still being proven.
     pub(super) fn apply(&mut self, wanted: config::Service, source: Source, now: Instant) -> Change {
-        self.removed = false;
+        self.removed = None;
         let from_file = matches!(source, Source::File);
         let (edit, timeout) = match source {
             Source::File => (None, None),
@@ -211,7 +212,7 @@ impl Service {
 
     /// The service was removed from the file.
     pub(super) fn remove(&mut self, now: Instant) {
-        self.removed = true;
+        self.removed = Some(self.running.as_ref().map(|running| running.config.drain.timeout).unwrap_or_default());
         self.file = None;
         self.give_up(Outcome::Superseded, Some("the service left the file".to_owned()), now);
         let Some(running) = self.running.take() else { return };
@@ -222,7 +223,7 @@ impl Service {
 
     /// Whether it was removed and nothing of it runs.
     pub(super) fn is_gone(&self) -> bool {
-        self.removed && self.drains.is_empty() && self.peers.is_empty()
+        self.removed.is_some() && self.drains.is_empty() && self.peers.is_empty()
     }
 
     /// Advances the candidate and the drains. Returns the next step for the controller.

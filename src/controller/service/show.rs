@@ -90,7 +90,7 @@ impl Service {
             swap: self.candidate.as_ref().map(|candidate| &candidate.swap).or(self.history.current()).cloned(),
             last_swap: self.history.last().cloned(),
             drift: self.drift.shown().cloned(),
-            drain_timeout: config.map(|config| config.drain.timeout).unwrap_or_default(),
+            drain_timeout: config.map(|config| config.drain.timeout).or(self.removed).unwrap_or_default(),
             pools: names.into_iter().map(pool).collect(),
         }
     }
