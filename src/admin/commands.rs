@@ -111,10 +111,11 @@ async fn send<T>(admin: &Admin, make: impl FnOnce(Reply<T>) -> Command) -> Resul
 /// Waits as requested by `wait`, and builds the response. `service` is the service that the command names, if any.
 async fn follow(mut admin: Admin, service: Option<&str>, mut accepted: Accepted, wait: Wait) -> Response {
     let mut failed = None;
+    let promotion = service.is_some();
     for target in &mut accepted.targets {
-        if let Err(failure) = reached(&mut admin, target, wait).await {
+        if let Err(failure) = reached(&mut admin, target, promotion, wait).await {
             // A command for all services has to name the one that failed.
-            let message = if service.is_some() { failure.message } else { format!("{}: {}", target.service, failure.message) };
+            let message = if promotion { failure.message } else { format!("{}: {}", target.service, failure.message) };
             failed.get_or_insert(Failed { message, ..failure });
         }
     }
@@ -133,7 +134,7 @@ async fn follow(mut admin: Admin, service: Option<&str>, mut accepted: Accepted,
 }
 
 /// Waits until the swap of a service has reached the requested step.
-async fn reached(admin: &mut Admin, target: &mut Target, wait: Wait) -> Result<(), Failed> {
+async fn reached(admin: &mut Admin, target: &mut Target, promotion: bool, wait: Wait) -> Result<(), Failed> {
     let mut timed_out = false;
     if let Some(swap) = &mut target.swap {
         let far_enough = |swap: &Swap| match wait {
@@ -144,15 +145,16 @@ async fn reached(admin: &mut Admin, target: &mut Target, wait: Wait) -> Result<(
         // An error says that the swap has left the history; its last step stays readable.
         let _forgotten = swap.wait_for(far_enough).await.is_err();
         let swap = swap.borrow();
-        swap_failed(&swap)?;
+        swap_failed(&swap, promotion)?;
         timed_out = swap.outcome == Some(Outcome::DrainTimedOut);
     }
     if wait == Wait::Drained { drained(admin, target, timed_out).await } else { Ok(()) }
 }
 
-fn swap_failed(swap: &Swap) -> Result<(), Failed> {
+fn swap_failed(swap: &Swap, promotion: bool) -> Result<(), Failed> {
     let to = &swap.to;
-    let what = if swap.from.as_ref() == Some(to) { format!("the change of {to}") } else { format!("promotion of {to}") };
+    let what =
+        if !promotion && swap.from.as_ref() == Some(to) { format!("the change of {to}") } else { format!("promotion of {to}") };
     let reason = swap.reason.as_deref().unwrap_or("unknown reason");
     let (status, code, message) = match swap.outcome {
         Some(Outcome::NotReady) => (StatusCode::GATEWAY_TIMEOUT, "not-ready", format!("{what} failed: {reason}")),

@@ -64,7 +64,7 @@ pub(super) fn follow(
             _ => out::line("applied")?,
         }
     }
-    applied.swaps.iter().try_for_each(report)?;
+    applied.swaps.iter().try_for_each(|ended| report(ended, service.is_some()))?;
     let drift = applied.drift.iter();
     drift.map(|drift| format!("{}: {}", drift.service, status::drift_line(&drift.drift))).try_for_each(out::line)
 }
@@ -116,8 +116,8 @@ fn progress(running: &ServiceSwap) -> String {
     format!("{service}: proving {} {}/{}, {age} of {timeout}{why}", swap.to, swap.proven, swap.to_prove)
 }
 
-/// Prints the lines about the end of a swap.
-fn report(ended: &ServiceSwap) -> Result<(), Failure> {
+/// Prints the lines about the end of a swap. `promoted` says that the command was a promotion.
+fn report(ended: &ServiceSwap, promoted: bool) -> Result<(), Failure> {
     let ServiceSwap { service, swap } = ended;
     let milliseconds = |seconds: Option<f64>| (seconds.unwrap_or_default() * 1000.0).round();
     if !swap.promoted() {
@@ -127,6 +127,10 @@ fn report(ended: &ServiceSwap) -> Result<(), Failure> {
         out::line(format_args!("{service}: promoted {} in {} ms", swap.to, milliseconds(swap.prove_seconds)))?;
     }
     match (&swap.from, swap.outcome) {
+        // The pool already was the active one, but no peer of it was ready, or its version was written.
+        (Some(from), Some(Outcome::Drained)) if promoted && *from == swap.to => {
+            out::line(format_args!("{service}: {from} is ready and serves"))
+        }
         (Some(from), Some(Outcome::Drained)) if *from == swap.to => {
             out::line(format_args!("{service}: peers removed from {from} are drained"))
         }

@@ -228,3 +228,51 @@ fn drained_does_not_ignore_a_process_that_another_service_takes_over() {
         assert_eq!(error["message"], format!("green serves, but blue is not safe to stop: {} also serves api", blue.address()));
     });
 }
+
+#[test]
+fn a_promotion_of_the_active_pool_waits_until_it_serves() {
+    let (blue, _green, config) = shop();
+    let config = config.service(&QUICK.replace("drain:", "promotion: {ready_timeout: 300ms}\n    drain:"));
+    blue.readiness(503, "starting");
+    let switchover = Switchover::start(&config);
+    switchover.await_log("not ready in time, requests get 503 until it is service=shop");
+    // It has not been ready since the start, then it was ready and is not any more.
+    for reason in ["starting", "broken"] {
+        blue.readiness(503, reason);
+        switchover.await_pool("blue", "not ready", |pool| !pool.peers[0].ready);
+        let output = switchover.cli(&["promote", "blue"]);
+        assert_eq!(output.code, 3, "{output:?}");
+        let expected = format!("promotion of blue failed: {}: 503 {reason}", blue.address());
+        assert!(output.stderr.contains(&expected), "{expected}: {output:?}");
+        let output = switchover.cli(&["promote", "blue", "--version", "2.0.0"]);
+        assert_eq!((output.code, switchover.pool_status("blue").version), (3, None), "{output:?}");
+        assert_eq!(promote(&switchover, "shop", "blue", "none").1["swaps"][0]["phase"], "proving");
+        let (status, error) = promote(&switchover, "shop", "blue", "drained");
+        assert_eq!((status, &error["code"]), (504, &"not-ready".into()), "{error}");
+        thread::scope(|scope| {
+            let waiter = scope.spawn(|| switchover.cli(&["promote", "blue", "--timeout", "60s"]));
+            switchover.await_proving();
+            blue.readiness(200, "up");
+            let output = waiter.join().unwrap();
+            assert_eq!(output.code, 0, "{output:?}");
+            assert!(output.stdout.contains("shop: blue is ready and serves"), "{output:?}");
+        });
+        let output = switchover.cli(&["promote", "blue"]);
+        assert_eq!((output.code, output.stdout.trim()), (0, "shop: nothing to do, this pool already serves"));
+    }
+}
+
+#[test]
+fn an_edit_is_applied_after_a_promotion_of_the_active_pool_has_failed() {
+    let (blue, _green, config) = shop();
+    let switchover = Switchover::start(&config);
+    blue.readiness(503, "broken");
+    switchover.await_pool("blue", "not ready", |pool| !pool.peers[0].ready);
+    let promotion = "{\"pool\": \"blue\", \"timeout\": \"100ms\"}";
+    assert_eq!(switchover.admin_post("/v1/services/shop/promote?wait=promoted", promotion).0, 504);
+    config.replace_by_rename(&config.text().replace("    pools:", "    retries: 7\n    pools:"));
+    assert_eq!(switchover.admin_post("/v1/reload?wait=drained", "{}").0, 200);
+    let (_, running) = switchover.admin_get("/v1/config");
+    assert!(running.contains("retries: 7"), "{running}");
+    assert_eq!(switchover.drift(), None);
+}

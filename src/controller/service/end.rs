@@ -44,7 +44,9 @@ impl Service {
             _ => info!("swap ended before its promotion service={name} to={to} outcome={} reason={why}", outcome.label()),
         }
         let failed = matches!(outcome, Outcome::NotReady | Outcome::Cancelled);
-        if failed && candidate.edit.is_none() && !candidate.published {
+        // A promotion of the pool that already is active may fail too; the running configuration then still is that of the file.
+        let differs = self.running.as_ref().is_none_or(|running| running.config != candidate.config);
+        if failed && candidate.edit.is_none() && !candidate.published && differs {
             self.drift.failed(candidate.config, why);
         }
         self.history.show(&candidate.swap);

@@ -143,25 +143,33 @@ impl Service {
         let superseded = self.give_up(Outcome::Superseded, Some("a newer edit took its place".to_owned()), now);
         if edit.is_none() {
             self.drift.forget();
-            if self.running.as_ref().is_some_and(|running| running.config == wanted) {
+            let serves = |running: &Running| from_file || start::serves(&running.snapshot.active);
+            if self.running.as_ref().is_some_and(|running| running.config == wanted && serves(running)) {
                 return if superseded { Change::Pending } else { Change::Unchanged };
             }
         }
         let timeout = timeout.unwrap_or(wanted.promotion.ready_timeout);
-        self.begin(wanted, edit, timeout, now)
+        self.begin(wanted, from_file, edit, timeout, now)
     }
 
-    fn begin(&mut self, wanted: config::Service, edit: Option<Box<Edit>>, timeout: Duration, now: Instant) -> Change {
+    fn begin(
+        &mut self,
+        wanted: config::Service,
+        from_file: bool,
+        edit: Option<Box<Edit>>,
+        timeout: Duration,
+        now: Instant,
+    ) -> Change {
         let running = self.running.as_ref();
-        // A pool that never served can take other settings without a proof.
+        // A pool that never served can take other settings from the file without a proof.
         let first = running.is_none_or(|running| {
-            edit.is_none()
+            from_file
                 && running.config.active == wanted.active
                 && !running.snapshot.active.slots().iter().any(|slot| slot.peer.health.was_ready())
         });
         let running = running.map(|running| &running.config);
         self.peers.prepare(&wanted, running);
-        let proof = match self.need(&wanted, first) {
+        let proof = match self.need(&wanted, from_file, first) {
             Some(need) => self.peers.prove(&wanted, need, self.running.as_ref().map(|running| &running.config)),
             None => Proof::none(),
         };
@@ -177,7 +185,7 @@ impl Service {
     }
 
     /// Which peers have to pass before `wanted` may serve; none if it needs no proof.
-    fn need(&self, wanted: &config::Service, first: bool) -> Option<Need> {
+    fn need(&self, wanted: &config::Service, from_file: bool, first: bool) -> Option<Need> {
         let Some(running) = self.running.as_ref().filter(|_| !first) else { return Some(Need::All) };
         let peers = self.peers.of_active(wanted);
         let differently = asks_differently(&running.config, wanted);
@@ -185,6 +193,10 @@ impl Service {
             // A draining pool served a moment ago and needs no new proof.
             let back = !differently && peers.iter().all(|peer| peer.health.is_ready() && self.drains.contains(peer));
             return (!back).then_some(Need::All);
+        }
+        // A promotion succeeds only if the pool serves.
+        if !from_file && !start::serves(&running.snapshot.active) {
+            return Some(Need::One);
         }
         let slots = running.snapshot.active.slots();
         if !slots.iter().any(|slot| slot.peer.health.was_ready()) {
