@@ -102,6 +102,19 @@ pub struct Drift {
     pub since: String,
 }
 
+impl fmt::Display for Drift {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, serves, reason, since } = self;
+        if file == serves {
+            return write!(
+                f,
+                "the file has other settings for {file}, which failed at {since}: {reason}; the earlier settings stay in use"
+            );
+        }
+        write!(f, "the file names {file}, which failed at {since}: {reason}; {serves} serves")
+    }
+}
+
 /// One swap, from the edit to its outcome.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Swap {

@@ -119,6 +119,12 @@ async fn follow(mut admin: Admin, service: Option<&str>, mut accepted: Accepted,
             failed.get_or_insert(Failed { message, ..failure });
         }
     }
+    let drift = admin.view.borrow().drift(service);
+    // A reload that waits succeeds only if the file serves, whichever edit has failed.
+    if !promotion && wait != Wait::None && !drift.is_empty() {
+        let message = drift.iter().map(|drift| format!("{}: {}", drift.service, drift.drift)).collect::<Vec<_>>().join("; ");
+        failed.get_or_insert(Failed { status: StatusCode::CONFLICT, code: "drift", message });
+    }
     if let Some(Failed { status, code, message }) = failed {
         return error(status, code, message);
     }
@@ -128,7 +134,7 @@ async fn follow(mut admin: Admin, service: Option<&str>, mut accepted: Accepted,
         result: accepted.result,
         generation: accepted.generation,
         swaps: accepted.targets.iter().filter_map(swap).collect(),
-        drift: admin.view.borrow().drift(service),
+        drift,
     })
     .into_response()
 }

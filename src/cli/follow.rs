@@ -16,7 +16,7 @@ use std::{
 
 use signal_hook::{consts::SIGINT, flag};
 
-use super::{Failure, out, status};
+use super::{Failure, out};
 use crate::{
     admin::client::{CallError, Client},
     status::{Applied, Outcome, Phase, ReloadResult, ServiceSwap, Status, Swap},
@@ -66,7 +66,7 @@ pub(super) fn follow(
     }
     applied.swaps.iter().try_for_each(|ended| report(ended, service.is_some()))?;
     let drift = applied.drift.iter();
-    drift.map(|drift| format!("{}: {}", drift.service, status::drift_line(&drift.drift))).try_for_each(out::line)
+    drift.map(|drift| format!("{}: {}", drift.service, drift.drift)).try_for_each(out::line)
 }
 
 /// Set by Ctrl-C. A shell starts a background job with SIGINT ignored; it stays ignored.

@@ -212,7 +212,7 @@ impl From<CallError> for Failure {
         let code = match &error {
             CallError::Unreachable(_) => 1,
             CallError::Api(refused) => match refused.code.as_str() {
-                "not-ready" | "drain-timed-out" => 3,
+                "not-ready" | "drain-timed-out" | "drift" => 3,
                 "unknown-service" | "unknown-pool" => 2,
                 "invalid-config" | "static-changed" => INVALID_CONFIG,
                 _ => 1,

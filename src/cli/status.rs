@@ -5,9 +5,7 @@ use std::{fmt::Write as _, io::IsTerminal, thread, time::Duration};
 use clap::Args;
 
 use super::{AdminArg, Failure, out};
-use crate::status::{
-    Drift, Outcome, PeerStatus, Phase, PoolState, PoolStatus, ReloadResult, ServiceStatus, StateDir, Status, Swap,
-};
+use crate::status::{Outcome, PeerStatus, Phase, PoolState, PoolStatus, ReloadResult, ServiceStatus, StateDir, Status, Swap};
 
 /// How often `--watch` reads the status.
 const WATCH: Duration = Duration::from_millis(500);
@@ -78,7 +76,7 @@ fn put_service(out: &mut String, service: &ServiceStatus) {
     out.push('\n');
     put(out, format_args!("{}  active {}", service.name, service.active));
     if let Some(drift) = &service.drift {
-        put(out, format_args!("  drift  {}", drift_line(drift)));
+        put(out, format_args!("  drift  {}", drift));
     }
     if let Some(swap) = &service.swap {
         put(out, format_args!("  swap  {}", swap_line(swap)));
@@ -127,17 +125,6 @@ fn row(pool: &PoolStatus, peer: &PeerStatus) -> [String; 7] {
     // Escaped before the column widths are computed, because escaping changes the width.
     [pool.name.clone(), version, state.to_owned(), address, ready.to_owned(), in_flight, probe]
         .map(|cell| out::escape(&cell).into_owned())
-}
-
-/// Describes a drift.
-pub(super) fn drift_line(drift: &Drift) -> String {
-    let Drift { file, serves, reason, since } = drift;
-    if file == serves {
-        return format!(
-            "the file has other settings for {file}, which failed at {since}: {reason}; the earlier settings stay in use"
-        );
-    }
-    format!("the file names {file}, which failed at {since}: {reason}; {serves} serves")
 }
 
 fn swap_line(swap: &Swap) -> String {

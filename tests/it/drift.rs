@@ -39,8 +39,16 @@ fn a_refused_edit_is_shown_and_the_serving_pool_can_be_written_back() {
     assert!(humantime::parse_rfc3339(&drift.since).is_ok(), "{drift:?}");
     switchover.await_log("the running service differs from the file service=shop file=green serves=blue");
     assert_eq!(drift_metric(&switchover), Some(1.0));
-    let (status, applied) = switchover.admin_post("/v1/reload?wait=drained", "{}");
-    assert_eq!((status, &applied["drift"][0]["service"], &applied["drift"][0]["file"]), (200, &"shop".into(), &"green".into()));
+    // A reload succeeds only if the file serves now.
+    let (status, error) = switchover.admin_post("/v1/reload?wait=drained", "{}");
+    assert_eq!((status, &error["code"]), (409, &"drift".into()), "{error}");
+    let reason = format!("shop: the file names green, which failed at {}: {}; blue serves", drift.since, drift.reason);
+    assert_eq!(error["message"], reason);
+    let output = switchover.cli(&["reload", "--wait", "promoted"]);
+    assert!(output.code == 3 && output.stderr.contains(&reason), "{output:?}");
+    // Without a wait it only reads the file.
+    let output = switchover.cli(&["reload", "--wait", "none"]);
+    assert!(output.code == 0 && output.stdout.contains(&reason), "{output:?}");
     green.readiness(200, "up");
     let output = switchover.cli(&["promote", "blue"]);
     assert_eq!(output.code, 0, "{output:?}");
@@ -62,8 +70,8 @@ fn an_unrelated_edit_does_not_begin_a_refused_release_again() {
         ("another setting of the service", text.replace("    pools:", "    retries: 7\n    pools:")),
     ] {
         config.replace_by_rename(&text);
-        let (status, applied) = switchover.admin_post("/v1/reload?wait=drained", "{}");
-        assert_eq!((status, &applied["drift"][0]["serves"]), (200, &"blue".into()), "{name}: {applied}");
+        let (status, error) = switchover.admin_post("/v1/reload?wait=drained", "{}");
+        assert_eq!((status, &error["code"]), (409, &"drift".into()), "{name}: {error}");
         assert_eq!((switchover.service().active.as_str(), switchover.get("/").text().as_str()), ("blue", "blue"), "{name}");
     }
     let output = switchover.cli(&["promote", "green"]);
@@ -144,7 +152,7 @@ fn the_files_pool_is_refused_after_a_restart_when_its_time_is_over() {
     assert_eq!((switchover.get("/").text().as_str(), switchover.drift().unwrap().file.as_str()), ("blue", "green"));
     green.readiness(200, "up");
     switchover.await_ready("green");
-    assert_eq!(switchover.admin_post("/v1/reload?wait=drained", "{}").0, 200);
+    assert_eq!(switchover.admin_post("/v1/reload?wait=drained", "{}").0, 409);
     assert_eq!(switchover.get("/").text(), "blue", "only a promotion tries it again");
     assert_eq!(switchover.cli(&["promote", "green"]).code, 0);
     assert_eq!(switchover.get("/").text(), "green");
