@@ -3,7 +3,7 @@
 #
 #   release.sh jar JAR          for two ports of this host, with one process each
 #   release.sh compose VERSION  for two services of a compose project, with the image of this version
-#   release.sh start            after a reboot: starts the jar of the active pool
+#   release.sh start            after a reboot: starts the jar of the pool that served last (state_dir), or of the active pool
 #
 # If a step before the promotion fails, the script undoes the earlier steps and exits with the code of `switchover promote` (3: the
 # release was not ready in time) or with 1. It can be interrupted at any point and run again; the next run completes an interrupted
@@ -186,7 +186,8 @@ compose_set() {
 
 # --- switchover -----------------------------------------------------------------------------------------------------------
 
-# Prints a line `pool NAME STATE SAFE VERSION` for each pool of the service, and a line `peer NAME PORT` for each of its peers.
+# Prints a line `pool NAME STATE SAFE VERSION` for each pool of the service, a line `peer NAME PORT` for each of its peers, and a
+# line `last NAME` if no pool is ready since the start of switchover and state_dir has the pool that served before.
 pools() {
     $SWITCHOVER status --json 9>&- | tr '{' '\n' | awk -F'"' -v service="$SERVICE" '
         function value(key, text) {
@@ -195,7 +196,7 @@ pools() {
             sub(/".*/, "", text)
             return text
         }
-        /"active":/ { ours = ($4 == service) }
+        /"active":/ { ours = ($4 == service); if (ours && value("served_last")) print "last", value("served_last") }
         ours && /"state":/ { name = $4; print "pool", name, value("state"), /"safe_to_stop":true/ ? "safe" : "used", value("version") }
         ours && /^"address":/ { port = $4; sub(/.*:/, "", port); print "peer", name, port }'
 }
@@ -287,8 +288,11 @@ release() {
     say "done"
 }
 
-# After a reboot: starts the jar of the active pool.
+# After a reboot: starts the jar of the pool that served last. The file can name another pool, whose release was not ready.
 start() {
+    local active=$active last
+    last=$(awk '$1 == "last" { print $2 }' <<<"$all")
+    case $last in blue | green) active=$last ;; esac
     jar_check "$active"
     if jar_runs "$active"; then
         say "$active already runs"

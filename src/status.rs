@@ -77,6 +77,9 @@ pub struct ServiceStatus {
     pub name: String,
     /// The active pool.
     pub active: String,
+    /// The pool that served before the restart, according to `state_dir`; none once a pool of the service is ready.
+    #[serde(default)]
+    pub served_last: Option<String>,
     /// The swap in progress, or the last one; none before the first.
     pub swap: Option<Swap>,
     /// The last swap that ended.

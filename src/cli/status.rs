@@ -74,7 +74,9 @@ fn table(status: &Status) -> String {
 
 fn put_service(out: &mut String, service: &ServiceStatus) {
     out.push('\n');
-    put(out, format_args!("{}  active {}", service.name, service.active));
+    let last = service.served_last.as_ref().filter(|last| **last != service.active);
+    let last = last.map(|last| format!(", {last} served last")).unwrap_or_default();
+    put(out, format_args!("{}  active {}{last}", service.name, service.active));
     if let Some(drift) = &service.drift {
         put(out, format_args!("  drift  {}", drift));
     }

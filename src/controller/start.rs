@@ -9,6 +9,8 @@ use crate::{config, pool::Pool};
 /// A service that has not served yet.
 #[derive(Default)]
 pub(super) struct Start {
+    /// The pool that served before the restart, if it is recorded and still in the file.
+    pub served_last: Option<String>,
     /// The configuration of the file, but with the pool that served last as the active one.
     pub fallback: Option<Fallback>,
 }

@@ -40,6 +40,7 @@ pub(super) struct LastReload {
 pub(super) struct ServiceView {
     pub name: String,
     pub active: String,
+    pub served_last: Option<String>,
     pub swap: Option<Swap>,
     pub last_swap: Option<status::Swap>,
     pub drift: Option<status::Drift>,
@@ -104,6 +105,7 @@ impl View {
         ServiceStatus {
             name: service.name.clone(),
             active: service.active.clone(),
+            served_last: service.served_last.clone(),
             swap: service.swap.as_ref().map(Swap::status),
             last_swap: service.last_swap.clone(),
             drift: service.drift.clone(),

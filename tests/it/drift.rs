@@ -159,6 +159,28 @@ fn the_files_pool_is_refused_after_a_restart_when_its_time_is_over() {
 }
 
 #[test]
+fn the_pool_that_served_last_is_shown_until_a_pool_serves() {
+    let (blue, green, config, switchover) = restarted(true, "    health_check: {interval: 100ms}\n");
+    switchover.await_active("green");
+    assert_eq!(switchover.service().served_last, None);
+    eventually("green is remembered", || {
+        let text = fs::read_to_string(config.folder().join("state/served-last")).unwrap();
+        if text == "shop green\n" { Ok(()) } else { Err(text) }
+    });
+    drop(switchover);
+    config.set_active("blue", Edit::InPlace);
+    green.readiness(503, "starting");
+    blue.readiness(503, "starting");
+    let switchover = Switchover::start(&config);
+    assert_eq!(switchover.service().served_last.as_deref(), Some("green"));
+    let output = switchover.cli(&["status"]);
+    assert!(output.stdout.contains("shop  active blue, green served last"), "{output:?}");
+    green.readiness(200, "up");
+    switchover.await_active("green");
+    assert_eq!(switchover.service().served_last, None);
+}
+
+#[test]
 fn after_a_restart_the_files_pool_serves_if_it_is_ready() {
     let (_blue, _green, _config, switchover) = restarted(true, "    health_check: {interval: 100ms}\n");
     switchover.await_active("green");

@@ -14,7 +14,7 @@ use nix::{
 
 use crate::{
     deploy::spring::{Jar, Spring},
-    support::{ConfigFile, Load, Origin, Switchover, app, eventually, load::mixed},
+    support::{ConfigFile, Edit, Load, Origin, Switchover, app, eventually, load::mixed},
 };
 
 const BINARY: &str = env!("CARGO_BIN_EXE_switchover");
@@ -158,6 +158,32 @@ fn a_first_application_started_by_hand_three_releases_and_a_reboot() {
     });
     let again = host.script(&["start"]).output().unwrap();
     assert!(String::from_utf8_lossy(&again.stdout).contains("green already runs"), "{again:?}");
+}
+
+#[test]
+fn a_start_after_a_reboot_starts_the_pool_that_served_last() {
+    let mut host = Host::new();
+    let state = host.config.folder().join("state");
+    fs::create_dir(&state).unwrap();
+    let text = fs::read_to_string(&host.config.path).unwrap();
+    host.config.replace_by_rename(&text.replace("services:", "state_dir: state\nservices:"));
+    host.switchover = Switchover::start(&host.config);
+    assert!(host.release("1.0.0", &[]).status.success());
+    assert_eq!(host.switchover.service().active, "green");
+    eventually("green is recorded", || match fs::read_to_string(state.join("served-last")) {
+        Ok(text) if text == "shop green\n" => Ok(()),
+        other => Err(other.ok()),
+    });
+    // An edit names blue, which never was ready; then the machine is started again.
+    host.config.set_active("blue", Edit::Rename);
+    kill(host.pid("green").unwrap(), Signal::SIGKILL).unwrap();
+    eventually("it is gone", || host.pid("green").map_or(Ok(()), Err));
+    host.switchover = Switchover::start(&host.config);
+    let started = host.script(&["start"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&started.stdout).contains("starting green"), "{started:?}");
+    assert!(started.status.success() && stderr(&started).is_empty(), "{started:?}");
+    host.switchover.await_active("green");
+    host.assert_serves("1.0.0");
 }
 
 #[test]

@@ -210,15 +210,20 @@ impl Service {
         (leaves && !peers.iter().any(|peer| peer.health.is_ready())).then_some(Need::One)
     }
 
-    /// Sets the pool that served before the restart as the fallback. Call it after the first configuration was accepted.
+    /// Records the pool that served before the restart; it is the fallback if the file names another one. Call it after the first
+    /// configuration was accepted.
     pub(super) fn remember(&mut self, served_last: &str) {
         let Some(Candidate { config, .. }) = &self.candidate else { return };
-        if config.active == served_last || !config.pools.contains_key(served_last) {
+        if !config.pools.contains_key(served_last) {
+            return;
+        }
+        if config.active == served_last {
+            self.start = Some(Start { served_last: Some(served_last.to_owned()), fallback: None });
             return;
         }
         let config = config::Service { active: served_last.to_owned(), ..config.clone() };
         let proof = self.peers.prove(&config, Need::All, None);
-        self.start = Some(Start { fallback: Some(Fallback { config, proof }) });
+        self.start = Some(Start { served_last: Some(served_last.to_owned()), fallback: Some(Fallback { config, proof }) });
         self.probe_settings();
     }
 

@@ -87,6 +87,7 @@ impl Service {
         ServiceView {
             name: self.name.clone(),
             active: config.map(|config| config.active.clone()).unwrap_or_default(),
+            served_last: self.start.as_ref().and_then(|start| start.served_last.clone()),
             swap: self.candidate.as_ref().map(|candidate| &candidate.swap).or(self.history.current()).cloned(),
             last_swap: self.history.last().cloned(),
             drift: self.drift.shown().cloned(),
