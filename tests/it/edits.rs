@@ -14,7 +14,7 @@ use std::{
 
 use switchover::status::{Outcome, PoolStatus};
 
-use crate::support::{ConfigFile, Load, Origin, Switchover, eventually, load::mixed};
+use crate::support::{ConfigFile, Load, Origin, Switchover, eventually, install, load::mixed};
 
 const QUICK: &str = "    health_check: {interval: 100ms}\n    promotion: {ready_timeout: 500ms}\n";
 
@@ -263,7 +263,7 @@ fn a_file_of_another_owner_is_written_in_place() {
     }
     let (_blue, _green, config) = shop(QUICK);
     let program = config.folder().join("switchover");
-    fs::copy(env!("CARGO_BIN_EXE_switchover"), &program).unwrap();
+    install(Path::new(env!("CARGO_BIN_EXE_switchover")), &program);
     for writable in [false, true] {
         chown(&config.path, Some(0), Some(61_001)).unwrap();
         fs::set_permissions(&config.path, fs::Permissions::from_mode(0o664)).unwrap();

@@ -14,7 +14,7 @@ use nix::{
 
 use crate::{
     deploy::spring::{Jar, Spring},
-    support::{ConfigFile, Edit, Load, Origin, Switchover, app, eventually, load::mixed},
+    support::{ConfigFile, Edit, Load, Origin, Switchover, app, eventually, install, load::mixed},
 };
 
 const BINARY: &str = env!("CARGO_BIN_EXE_switchover");
@@ -110,8 +110,10 @@ fn script() -> PathBuf {
 }
 
 fn write_program(path: &Path, text: &str) {
-    fs::write(path, text).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    let written = path.with_extension("new");
+    fs::write(&written, text).unwrap();
+    fs::set_permissions(&written, fs::Permissions::from_mode(0o755)).unwrap();
+    install(&written, path);
 }
 
 fn stderr(output: &Output) -> String {

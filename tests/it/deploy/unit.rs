@@ -9,7 +9,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::support::{ConfigFile, Origin, Switchover};
+use crate::support::{ConfigFile, Origin, Switchover, install};
 
 /// The user ID that the harness runs the program under.
 const USER: u32 = 65534;
@@ -34,9 +34,9 @@ impl Unit {
         // Where the checkout is, the user may have no access.
         let programs = tempfile::tempdir().unwrap();
         let program = programs.path().join("switchover");
-        fs::hard_link(env!("CARGO_BIN_EXE_switchover"), &program)
-            .or_else(|_| fs::copy(env!("CARGO_BIN_EXE_switchover"), &program).map(drop))
-            .unwrap();
+        if fs::hard_link(env!("CARGO_BIN_EXE_switchover"), &program).is_err() {
+            install(Path::new(env!("CARGO_BIN_EXE_switchover")), &program);
+        }
         for folder in [programs.path(), config.folder()] {
             fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
         }

@@ -20,6 +20,8 @@ pub mod switchover;
 use std::{
     fmt::Debug,
     io::Write,
+    path::Path,
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -53,6 +55,13 @@ pub fn eventually<T, E: Debug>(what: &str, mut look: impl FnMut() -> Result<T, E
             Err(_) => thread::sleep(Duration::from_millis(5)),
         }
     }
+}
+
+/// Installs an executable file. `cp` writes it: if this process did, a child that another thread forks at that moment would inherit
+/// the descriptor, and for as long as a file is open for writing its execution fails with ETXTBSY.
+pub fn install(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("--preserve=mode").arg(from).arg(to).status().unwrap();
+    assert!(copied.success(), "cp {} {}", from.display(), to.display());
 }
 
 /// Reports that this system cannot run a test. Writes to the real standard error, because output of a passing test is not shown.
