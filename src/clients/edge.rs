@@ -89,7 +89,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
         self.0.connections.open()
     }
 
-    /// Returns when no connection is open.
+    /// Returns when no connection is open and none will be, because every [`Self::serve`] has ended.
     pub async fn all_closed(&self) {
         self.0.connections.all_closed().await;
     }
@@ -99,8 +99,10 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
         self.0.shared.closing.close();
     }
 
-    /// Accepts connections until `stopping` changes; then the socket is closed, and connections end by themselves.
+    /// Accepts connections until `stopping` changes, and then those that the kernel has already established: their clients may have
+    /// sent requests, and closing the socket would reset them. Connections end by themselves.
     pub async fn serve(self, socket: std::net::TcpListener, listening: Arc<ListenerState>, mut stopping: ShutdownWatch) {
+        let _accepting = self.0.connections.accepting();
         let socket = match TcpListener::from_std(socket) {
             Ok(socket) => socket,
             Err(e) => return log::error!("cannot listen listener={} error={e}", listening.label),
@@ -122,16 +124,10 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
             };
             let accepted = tokio::select! {
                 accepted = accept => accepted,
-                _ = stopping.changed() => return,
+                _ = stopping.changed() => break,
             };
             match accepted {
-                Ok(((stream, client), descriptor)) => match ConnectionGuard::new(&self.0.connections, &listening) {
-                    Ok(open) => {
-                        let (edge, listening, stopping) = (self.clone(), Arc::clone(&listening), stopping.clone());
-                        tokio::spawn(edge.connection(stream, descriptor, open, client, listening, stopping));
-                    }
-                    Err(rejection) => self.turn_away(stream, descriptor, rejection, client, &listening),
-                },
+                Ok(((stream, client), descriptor)) => self.begin(stream, descriptor, client, &listening, &stopping),
                 // The client closed the connection before it was accepted.
                 Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(e) => {
@@ -141,6 +137,43 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
                     tokio::time::sleep(NO_DESCRIPTOR).await;
                 }
             }
+        }
+        self.accept_established(socket, &listening, &stopping);
+    }
+
+    /// Accepts the connections that are established, at most as many as the listener may have: new ones can arrive meanwhile.
+    fn accept_established(&self, socket: TcpListener, listening: &Arc<ListenerState>, stopping: &ShutdownWatch) {
+        // Tokio accepts only after an event, and an event of an established connection may still be pending.
+        let Ok(socket) = socket.into_std() else { return };
+        for _ in 0..listening.limits.connections {
+            let Ok(descriptor) = Arc::clone(&self.0.descriptors).try_acquire_owned() else { return };
+            let accepted = socket.accept().and_then(|(stream, client)| {
+                stream.set_nonblocking(true)?;
+                Ok((TcpStream::from_std(stream)?, client))
+            });
+            match accepted {
+                Ok((stream, client)) => self.begin(stream, descriptor, client, listening, stopping),
+                Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Serves an accepted connection, or rejects it at the limit of connections.
+    fn begin(
+        &self,
+        stream: TcpStream,
+        descriptor: OwnedSemaphorePermit,
+        client: SocketAddr,
+        listening: &Arc<ListenerState>,
+        stopping: &ShutdownWatch,
+    ) {
+        match ConnectionGuard::new(&self.0.connections, listening) {
+            Ok(open) => {
+                let (edge, listening, stopping) = (self.clone(), Arc::clone(listening), stopping.clone());
+                tokio::spawn(edge.connection(stream, descriptor, open, client, listening, stopping));
+            }
+            Err(rejection) => self.turn_away(stream, descriptor, rejection, client, listening),
         }
     }
 

@@ -36,9 +36,14 @@ pub struct ListenerState {
 /// Connections of all listeners.
 pub(super) struct Connections {
     open: AtomicUsize,
+    /// Sockets that still accept connections.
+    accepting: AtomicUsize,
     gauge: IntGauge,
     all_closed: Notify,
 }
+
+/// One socket that accepts connections, counted until it is dropped.
+pub(super) struct AcceptingGuard(Arc<Connections>);
 
 /// One open connection, counted until it is dropped.
 pub(super) struct ConnectionGuard {
@@ -69,7 +74,7 @@ impl ListenerState {
 
 impl Connections {
     pub(super) fn new(gauge: IntGauge) -> Self {
-        Self { open: AtomicUsize::new(0), gauge, all_closed: Notify::new() }
+        Self { open: AtomicUsize::new(0), accepting: AtomicUsize::new(0), gauge, all_closed: Notify::new() }
     }
 
     /// Connections open now.
@@ -77,11 +82,18 @@ impl Connections {
         self.open.load(SeqCst)
     }
 
-    /// Returns when no connection is open.
+    /// Counts a socket that accepts connections.
+    pub(super) fn accepting(self: &Arc<Self>) -> AcceptingGuard {
+        self.accepting.fetch_add(1, SeqCst);
+        AcceptingGuard(Arc::clone(self))
+    }
+
+    /// Returns when no socket accepts connections and no connection is open.
     pub(super) async fn all_closed(&self) {
         loop {
             let closed = self.all_closed.notified();
-            if self.open() == 0 {
+            // In this order: a socket that has ended opens no connection after the second read.
+            if self.accepting.load(SeqCst) == 0 && self.open() == 0 {
                 return;
             }
             closed.await;
@@ -107,6 +119,14 @@ impl ConnectionGuard {
         let open = per_client.entry(client).or_default();
         *open += 1;
         if *open <= most { Ok(()) } else { Err(Rejection::ConnectionsPerClient) }
+    }
+}
+
+impl Drop for AcceptingGuard {
+    fn drop(&mut self) {
+        if self.0.accepting.fetch_sub(1, SeqCst) == 1 {
+            self.0.all_closed.notify_waiters();
+        }
     }
 }
 

@@ -106,6 +106,27 @@ fn a_stop_under_load_fails_no_request_that_was_let_in() {
 }
 
 #[test]
+fn a_stop_serves_the_connections_that_the_kernel_has_established() {
+    let (_blue, _config, mut switchover) = one_pool(|config| config);
+    // While the process is halted, the kernel establishes connections for it.
+    switchover.signal(Signal::SIGSTOP);
+    let clients: Vec<Client> = (0..500)
+        .map(|_| {
+            let mut client = switchover.client();
+            client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+            client
+        })
+        .collect();
+    switchover.signal(Signal::SIGTERM);
+    switchover.signal(Signal::SIGCONT);
+    let answered = clients.into_iter().map(|mut client| client.read_response().map(|response| response.status));
+    let failed: Vec<_> = answered.filter(|status| !matches!(status, Ok(200))).collect();
+    assert!(failed.is_empty(), "{} of 500: {:?}", failed.len(), failed.first());
+    let (status, _) = switchover.await_exit();
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
 fn shutdown_timeout_bounds_a_stop() {
     let (blue, _config, mut switchover) = one_pool(|config| config.top("shutdown_timeout: 700ms\n"));
     blue.on("/hang", Act::Hang);
