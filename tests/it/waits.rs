@@ -182,6 +182,26 @@ fn drained_waits_for_the_pools_of_a_removed_service() {
 }
 
 #[test]
+fn a_removed_service_has_no_drift() {
+    let (_blue, _green, config) = shop();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    one.on("/ws", Act::Echo);
+    two.readiness(503, "never");
+    let without = config.text();
+    let with = without.clone() + &api(&one, &two);
+    config.write_in_place(&with);
+    let switchover = Switchover::start(&config);
+    let _socket = websocket(&switchover, "api.test");
+    config.replace_by_rename(&with.replace("active: one", "active: two"));
+    assert_eq!(switchover.admin_post("/v1/reload", "{}").0, 200);
+    assert_eq!(switchover.cli(&["cancel", "api"]).code, 0);
+    assert_eq!(switchover.cli(&["reload", "--wait", "promoted"]).code, 3);
+    config.replace_by_rename(&without);
+    let output = switchover.cli(&["reload", "--wait", "promoted"]);
+    assert_eq!(output.code, 0, "{output:?}");
+}
+
+#[test]
 fn a_process_that_another_pool_takes_over_is_not_safe_to_stop() {
     let (blue, _green, config) = shop();
     blue.on("/ws", Act::Echo);

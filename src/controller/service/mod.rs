@@ -231,6 +231,7 @@ impl Service {
     pub(super) fn remove(&mut self, now: Instant) {
         self.removed = Some(self.running.as_ref().map(|running| running.config.drain.timeout).unwrap_or_default());
         self.file = None;
+        self.drift = Drift::default();
         self.give_up(Outcome::Superseded, Some("the service left the file".to_owned()), now);
         let Some(running) = self.running.take() else { return };
         let active = running.config.active;
