@@ -4,9 +4,12 @@
 //! sleeps through every shutdown; its listening service has no connection limits and no PROXY protocol on a plain port.
 
 use std::{
+    future::poll_fn,
     io,
     net::SocketAddr,
+    pin::pin,
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -287,7 +290,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
             }
             // The time is not used: `ClientStream::next` waits for the next header.
             session.set_keepalive(Some(60));
-            let request = shared.app.process_new_http(session, stopping);
+            let request = unless_stuck(connection, shared.app.process_new_http(session, stopping));
             let Some(reused) = backpressure::bounded(connection, request, &listening.stalled, None).await else { return };
             let (back, _) = reused.consume();
             let Ok(back) = back.into_any().downcast::<ClientStream>() else { return };
@@ -337,4 +340,19 @@ impl LogPause {
         }
         is_over
     }
+}
+
+/// Runs a request, but drops it if it does not notice that it is aborted: once an HTTP/2 peer does not open its window for the body,
+/// Pingora polls the client's session no more (see `proxy::workarounds`). The client gets no response then, only the end of its
+/// connection; without this the request would never end, and neither would the drain of its peer.
+async fn unless_stuck<T>(connection: &Connection, request: impl Future<Output = Option<T>>) -> Option<T> {
+    let mut request = pin!(request);
+    poll_fn(|cx| match request.as_mut().poll(cx) {
+        Poll::Pending if connection.response.is_aborted() => {
+            log::warn!("closing a client connection: its peer neither reads the request body nor responds");
+            Poll::Ready(None)
+        }
+        polled => polled,
+    })
+    .await
 }

@@ -63,6 +63,7 @@ impl ResponseWait {
     /// Ends the wait: the header has arrived, or will not. The peer's socket may be closed from now on.
     pub(crate) fn end(&self) {
         self.until.set(None);
+        self.aborted.store(false, Relaxed);
         self.socket.store(NO_SOCKET, Relaxed);
         drop(self.own_socket.take());
         drop(self.abort.take());

@@ -19,7 +19,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -152,7 +152,8 @@ impl ProxyHttp for Proxy {
         let speaks_h2 = ctx.service.as_ref().is_some_and(|service| service.upstream.is_h2());
         let own_connection =
             if speaks_h2 { !own_response::is_h2(session) && may_exceed_window(session.req_header()) } else { ctx.upgrades };
-        let http_peer = lease.as_ref().and_then(|lease| lease.peer().http_peer(ctx.retried || own_connection));
+        let fresh = ctx.retried || own_connection;
+        let http_peer = lease.as_ref().and_then(|lease| lease.peer().http_peer(fresh));
         let Some(service) = &ctx.service else {
             return Err(Error::new_in(ErrorType::InternalError));
         };
@@ -167,7 +168,8 @@ impl ProxyHttp for Proxy {
         service.upstream.apply(&mut http_peer, lease.peer());
         http_peer.options.connection_timeout = Some(service.timeouts.connect);
         http_peer.options.total_connection_timeout = Some(service.timeouts.connect);
-        http_peer.options.idle_timeout = Some(service.timeouts.idle);
+        // A fresh connection has a key of its own, so that no other request would find it again.
+        http_peer.options.idle_timeout = Some(if fresh { Duration::ZERO } else { service.timeouts.idle });
         if speaks_h2 && !own_response::is_grpc(session) {
             // An HTTP/2 peer can stall a body forever by flow control, and its shared connection is not closed for one request.
             // A gRPC stream may pause for any time.

@@ -245,3 +245,23 @@ fn an_upload_over_http_1_that_an_http_2_peer_does_not_read_ends_at_the_response_
     let answer = ask("/", &[]).unwrap();
     assert_eq!(answer, format!("h2 {} []", 16 * 1024 * 1024));
 }
+
+/// Such a body shares the peer's connection, because most peers take it at once. Before, the request never ended, and held up the
+/// drain of its peer.
+#[test]
+fn a_short_upload_over_http_1_that_an_http_2_peer_does_not_read_ends_as_well() {
+    let peer = HyperPeer::start(true, None);
+    let service = "    upstream: {protocol: h2c}\n    health_check: {interval: 100ms, path: /}\n    timeouts: {response: 1s}\n";
+    let config = ConfigFile::new(&[("blue", &[peer.address])]).service(service);
+    let switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let url = format!("http://{}/late", switchover.address);
+    // The connection, and with it the peer's window, is there before the upload.
+    assert_eq!(switchover.get("/").status, 200);
+    let body = "x".repeat(16 * 1024);
+    let answer = curl(&url, &["--http1.1", "-H", "Expect:", "-d", &body]);
+    assert!(answer.as_ref().is_err_and(|e| e.contains("Empty reply")), "{answer:?}");
+    switchover.await_in_flight("blue", 0);
+    // The peer's connection is still in use.
+    assert_eq!(curl(&url.replace("late", ""), &["--http1.1", "-d", "x"]).as_deref(), Ok("h2 1 []"));
+}

@@ -21,6 +21,9 @@ use tokio_rustls::TlsAcceptor;
 /// More than every buffer between a peer and a client takes together.
 pub const LARGE: usize = 8 * 1024 * 1024;
 
+/// Bytes of a request body that an HTTP/2 peer takes before it reads.
+const STREAM_WINDOW: u32 = 4096;
+
 /// Answers with the version of the request, the length of its body and its cookies; `/large` with [`LARGE`] bytes, `/late` never.
 pub struct HyperPeer {
     pub address: SocketAddr,
@@ -80,7 +83,9 @@ impl HyperPeer {
 async fn serve(h2: bool, stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static) {
     let io = TokioIo::new(stream);
     if h2 {
-        http2::Builder::new(TokioExecutor::new()).serve_connection(io, service_fn(answer)).await.unwrap_or_default();
+        // Less than every body that a test sends to a peer that does not read.
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder.initial_stream_window_size(STREAM_WINDOW).serve_connection(io, service_fn(answer)).await.unwrap_or_default();
     } else {
         http1::Builder::new().serve_connection(io, service_fn(answer)).await.unwrap_or_default();
     }
