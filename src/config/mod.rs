@@ -6,6 +6,7 @@
 pub mod diff;
 pub mod edit;
 mod effective;
+pub mod file;
 mod format;
 mod host;
 mod listener;
@@ -20,7 +21,7 @@ mod value;
 pub mod write;
 mod yaml;
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
 pub(crate) use self::reader::nearest;
 pub use self::{
@@ -35,8 +36,8 @@ pub use self::{
     },
 };
 
-/// Maximum size of a file, in bytes: more than any configuration needs, and small enough to be read at once.
-const LARGEST_FILE: usize = 1024 * 1024;
+/// Maximum size of an error page, in bytes. It stays in memory, and each error response copies it.
+const LARGEST_PAGE: u32 = 256 * 1024;
 
 /// Maximum number of reported problems.
 const LISTED: usize = 100;
@@ -84,14 +85,10 @@ pub fn parse_in(folder: &Path, text: &str) -> Result<Config, Vec<Problem>> {
     for (name, service) in &mut config.services {
         for (status, page) in &mut service.error_pages {
             let path = folder.join(&page.file);
-            match fs::read(&path).map(String::from_utf8) {
-                Ok(Ok(text)) if text.len() <= LARGEST_FILE => page.text = text,
-                other => {
-                    let why = match other {
-                        Ok(Ok(_)) => format!("is longer than {LARGEST_FILE} bytes"),
-                        Ok(Err(_)) => "is not UTF-8 text".to_owned(),
-                        Err(e) => e.to_string(),
-                    };
+            let text = file::read(&path, LARGEST_PAGE).map_err(|e| e.to_string());
+            match text.and_then(|bytes| String::from_utf8(bytes).map_err(|_| "is not UTF-8 text".to_owned())) {
+                Ok(text) => page.text = text,
+                Err(why) => {
                     let at = format!("services.{name}.error_pages.{status}");
                     problems.push(Problem::new(&at, format!("{}: {why}", path.display())));
                 }
@@ -133,17 +130,16 @@ pub fn admin(path: &Path) -> Result<Admin, LoadError> {
 fn read(path: &Path) -> Result<String, LoadError> {
     let failed = |problem| LoadError { problems: vec![Problem { file: path.display().to_string(), ..problem }] };
     let of_file = |message: String| failed(Problem::new("", message));
-    let bytes = fs::read(path).map_err(|e| {
+    let bytes = file::read(path, file::LARGEST).map_err(|e| {
         of_file(match e.kind() {
             io::ErrorKind::NotFound => "there is no such file; name another with --config".to_owned(),
             io::ErrorKind::IsADirectory => "is a folder; name the file in it with --config".to_owned(),
+            io::ErrorKind::InvalidInput => format!("{e}; name one with --config"),
+            io::ErrorKind::FileTooLarge => format!("{e}, more than any configuration needs"),
             io::ErrorKind::PermissionDenied => "may not be read by this user; see its permissions".to_owned(),
             _ => format!("cannot be read: {e}"),
         })
     })?;
-    if bytes.len() > LARGEST_FILE {
-        return Err(of_file(format!("is {} bytes long, more than the {LARGEST_FILE} of any configuration", bytes.len())));
-    }
     String::from_utf8(bytes).map_err(|e| {
         let line = 1 + e.as_bytes().iter().take(e.utf8_error().valid_up_to()).filter(|byte| **byte == b'\n').count();
         let message = "is not UTF-8 text; save it as UTF-8".to_owned();

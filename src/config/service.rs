@@ -57,8 +57,8 @@ pub struct Service {
     /// running requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash: Option<HashBy>,
-    /// Files with pages for the error responses of switchover itself, by status (400 to 599): HTML in UTF-8. `{request_id}` is
-    /// replaced by the ID of the request. Relative to the configuration file's folder, and read again on each reload.
+    /// Files with pages for the error responses of switchover itself, by status (400 to 599): HTML in UTF-8, in regular files of at
+    /// most 256 KiB. `{request_id}` is replaced by the ID of the request. Relative to the configuration file's folder, and read again on each reload.
     #[serde(default, with = "Map::<ErrorStatus, ErrorPage>")]
     pub error_pages: BTreeMap<u16, ErrorPage>,
     /// Limits on one request.

@@ -19,6 +19,8 @@ use rustix::{
     process::{getegid, geteuid, getgroups},
 };
 
+use super::file;
+
 /// Maximum number of attempts after concurrent saves.
 const ATTEMPTS: usize = 20;
 /// Delay before the next attempt with a missing or invalid file: an editor may be in the middle of a save.
@@ -103,7 +105,8 @@ impl Seen {
     fn read(path: &Path) -> io::Result<Self> {
         let real = fs::canonicalize(path)?;
         let meta = fs::metadata(&real)?;
-        let text = fs::read_to_string(&real)?;
+        let text = String::from_utf8(file::read(&real, file::LARGEST)?);
+        let text = text.map_err(|_| io::Error::new(ErrorKind::InvalidData, "is not UTF-8 text"))?;
         Ok(Self { real, file: (meta.dev(), meta.ino(), meta.size(), meta.modified().ok()), text })
     }
 

@@ -2,6 +2,11 @@
 
 use std::{fs, net::TcpListener};
 
+use nix::{
+    sys::{signal::Signal, stat::Mode},
+    unistd::mkfifo,
+};
+
 use crate::support::{
     Authority, ConfigFile, Edit, Origin, Switchover,
     switchover::{Output, run},
@@ -141,5 +146,52 @@ fn a_problem_has_its_file_line_and_column_everywhere() {
         let table = switchover.cli(&["status"]);
         assert!(table.stdout.contains(&expected), "{expected}: {table:?}");
         switchover.await_log(&expected);
+    }
+}
+
+/// Opening a pipe waits for its writer.
+#[test]
+fn a_configuration_that_is_no_regular_file_is_rejected_by_check_run_and_reload() {
+    let blue = Origin::start("blue");
+    let config = ConfigFile::new(&[("blue", &[blue.address()])]).top("shutdown_timeout: 500ms\n");
+    let mut switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let pipe = config.folder().join("pipe");
+    mkfifo(&pipe, Mode::from_bits_truncate(0o600)).unwrap();
+    fs::rename(&pipe, &config.path).unwrap();
+    let path = config.path.to_str().unwrap();
+    let expected = format!("{path}: is not a regular file");
+    for arguments in [["check", "--config", path], ["run", "--config", path], ["check", "--config", "/dev/zero"]] {
+        let output = run(&arguments);
+        assert!(output.code == 78 && output.stderr.contains("is not a regular file"), "{output:?}");
+    }
+    let output = run(&["reload", "--admin", &switchover.admin.to_string()]);
+    assert!(output.code == 78 && output.stderr.contains(&expected), "{output:?}");
+    switchover.await_log(&expected);
+    blue.readiness(503, "down");
+    switchover.await_pool("blue", "still probed", |pool| !pool.peers[0].ready);
+    switchover.signal(Signal::SIGHUP);
+    switchover.signal(Signal::SIGTERM);
+    assert!(switchover.await_exit().0.success());
+}
+
+/// Each of these would never end, or not before the memory does.
+#[test]
+fn an_error_page_that_is_long_or_no_regular_file_is_rejected() {
+    let config = ConfigFile::new(&[("blue", &["127.0.0.1:9".parse().unwrap()])]);
+    fs::write(config.folder().join("long.html"), "x".repeat(256 * 1024 + 1)).unwrap();
+    fs::write(config.folder().join("page.html"), "x".repeat(256 * 1024)).unwrap();
+    mkfifo(&config.folder().join("pipe"), Mode::from_bits_truncate(0o600)).unwrap();
+    let config = config.service("    error_pages: {500: page.html, 502: /dev/zero, 503: long.html, 504: pipe, 505: /}\n");
+    let output = run(&["check", "--config", config.path.to_str().unwrap()]);
+    assert_eq!((output.code, output.stderr.lines().count()), (78, 4), "{output:?}");
+    for (status, why) in [
+        (502, "/dev/zero: is not a regular file"),
+        (503, "long.html: is longer than 262144 bytes"),
+        (504, "pipe: is not a regular file"),
+        (505, "/: is a folder, not a regular file"),
+    ] {
+        let line = output.stderr.lines().find(|line| line.contains(&format!("error_pages.{status}: ")));
+        assert!(line.is_some_and(|line| line.ends_with(why)), "{status}: {output:?}");
     }
 }
