@@ -106,12 +106,7 @@ struct BoundListener {
 /// # Errors
 /// [`RunError`], when it cannot start, when a second signal ends it, or when a task that it needs has ended.
 pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
-    let (text, config) = config::load(path).map_err(RunError::Config)?;
-    let found = preflight::look(path, &text, &config);
-    if !found.problems.is_empty() {
-        return Err(RunError::Config(config::LoadError { problems: found.problems }));
-    }
-    found.warnings.iter().for_each(|warning| warn!("{warning}"));
+    let (text, config) = usable(path)?;
     let metrics = Arc::new(Metrics::new().map_err(|e| RunError::System(e.to_string()))?);
     let opened = Opened::new(&config, path, &metrics)?;
     let Opened { access_log, admin_address, .. } = &opened;
@@ -121,13 +116,16 @@ pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
     let (tasks, ended) = Tasks::new(Arc::clone(&readiness.stopping));
     let threads = config.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
 
+    let main = Builder::new_current_thread().enable_time().build().map_err(|e| no_threads(&e))?;
     let control = runtime("control", 1)?;
     let (controller, Handles { commands, view, written }) = {
         let _on_control = control.enter();
         Controller::new(path.to_path_buf(), text, config, Arc::clone(&snapshot), Arc::clone(&metrics))
     };
     tasks.critical(control.handle(), "controller", controller.run());
-    tasks.critical(control.handle(), "watcher", file_watch::run(path.to_path_buf(), written, commands.clone()));
+    // It reads the file, so it may wait for a slow disk.
+    let watcher = runtime("watcher", 1)?;
+    tasks.critical(watcher.handle(), "watcher", file_watch::run(path.to_path_buf(), written, commands.clone()));
 
     let admin_runtime = runtime("admin", 1)?;
     let admin = Admin {
@@ -159,10 +157,22 @@ pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
 
     let stops = signals.listen(commands, access_log);
     let stopped = until_stopped(stops, ended, || view.borrow().shutdown_timeout(), &edge, &stop, &readiness);
-    let stopped = control.block_on(stopped);
+    // On a runtime of its own, so that no other task can delay the stop.
+    let stopped = main.block_on(stopped);
     // The remaining tasks of these runtimes are no longer needed.
-    [workers, admin_runtime, control].into_iter().for_each(Runtime::shutdown_background);
+    [workers, admin_runtime, watcher, control].into_iter().for_each(Runtime::shutdown_background);
     stopped
+}
+
+/// Reads a configuration that can run on this machine.
+fn usable(path: &Path) -> Result<(String, Config), RunError> {
+    let (text, config) = config::load(path).map_err(RunError::Config)?;
+    let found = preflight::look(path, &text, &config);
+    if !found.problems.is_empty() {
+        return Err(RunError::Config(config::LoadError { problems: found.problems }));
+    }
+    found.warnings.iter().for_each(|warning| warn!("{warning}"));
+    Ok((text, config))
 }
 
 /// Waits for a signal or for the end of a critical task, then for running requests.
@@ -320,12 +330,11 @@ fn check_listening(mut address: SocketAddr, edge: &Edge) -> io::Result<()> {
 }
 
 fn runtime(name: &str, threads: usize) -> Result<Runtime, RunError> {
-    Builder::new_multi_thread()
-        .worker_threads(threads)
-        .thread_name(name)
-        .enable_all()
-        .build()
-        .map_err(|e| RunError::System(format!("cannot start threads: {e}")))
+    Builder::new_multi_thread().worker_threads(threads).thread_name(name).enable_all().build().map_err(|e| no_threads(&e))
+}
+
+fn no_threads(e: &io::Error) -> RunError {
+    RunError::System(format!("cannot start threads: {e}"))
 }
 
 impl fmt::Display for RunError {

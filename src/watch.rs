@@ -2,7 +2,8 @@
 //!
 //! Editors rename over the file, `kubectl` swaps a symbolic link two folders up, a bind mount keeps the old inode, some file
 //! systems send no events, and a save can be seen half done. Therefore an event only triggers a read, the content decides, and
-//! the file is read at least every two seconds. This module never parses the text: the controller validates it.
+//! the file is read at least every two seconds. This module never parses the text: the controller validates it. Reads may wait for a
+//! slow disk, so it runs on a thread that does nothing else.
 
 use std::{
     collections::BTreeSet,
@@ -22,7 +23,10 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use crate::controller::{Command, Commands, Trigger};
+use crate::{
+    config::file,
+    controller::{Command, Commands, Trigger},
+};
 
 /// Events come in bursts; a pause of this length ends a burst.
 const DEBOUNCE: Duration = Duration::from_millis(25);
@@ -106,7 +110,7 @@ impl Seen {
     fn read(path: &Path) -> Self {
         let read = || -> io::Result<Self> {
             let meta = fs::metadata(path)?;
-            Ok(Self { file: Some((meta.dev(), meta.ino())), text: Some(fs::read(path)?) })
+            Ok(Self { file: Some((meta.dev(), meta.ino())), text: Some(file::read(path, file::LARGEST)?) })
         };
         read().unwrap_or(Self { file: None, text: None })
     }

@@ -1,8 +1,7 @@
-//! Executes commands: applies a reload, a promotion or a cancellation.
+//! Executes commands: applies a reload, a promotion or a cancellation. Never reads a file: see `reading`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
     sync::Arc,
     time::Instant,
 };
@@ -10,22 +9,22 @@ use std::{
 use log::{info, warn};
 
 use super::{
-    Accepted, CommandError, Controller, Promotion, Service, Target, Trigger,
-    promotion::Edit,
+    Accepted, Command, CommandError, Controller, Reply, Service, Target, Trigger,
+    promotion::Written,
+    reading::{self, Read, Waiting},
     service::{Change, Source},
     view::{LastReload, ServiceView},
 };
 use crate::{
     config::{self, Config, Problem},
-    pool::Upstream,
     status::{Cancelled, ReloadResult},
 };
 
 /// The service of a promotion.
 pub(super) struct Wanted {
-    service: String,
-    config: config::Service,
-    source: Source,
+    pub service: String,
+    pub config: config::Service,
+    pub source: Source,
 }
 
 /// The changes by a valid configuration.
@@ -36,9 +35,81 @@ pub(super) struct Changes {
 }
 
 impl Controller {
-    pub(super) fn reload(&mut self, trigger: Trigger) -> Result<Accepted, CommandError> {
-        let (text, config) = config::load(&self.path).map_err(|e| self.reject(CommandError::Invalid(e.problems)))?;
-        self.check(&text, &config)?;
+    /// Accepts the next command.
+    pub(super) fn wait(&mut self, command: Command) {
+        self.waiting = Some(Waiting::new(command, self.writing.as_ref().map(|writing| writing.began)));
+    }
+
+    /// Begins the waiting command if no write has to end first. Answers it with an error at its deadline.
+    pub(super) fn proceed(&mut self) {
+        let Some(mut waiting) = self.waiting.take() else { return };
+        match waiting.command {
+            Command::Cancel { service, reply } if self.writing.is_none() => {
+                let outcome = self.cancel(&service);
+                self.answer(reply, outcome);
+            }
+            Command::Reload { .. } | Command::Promote { .. } if self.stuck.is_some() => self.expire(waiting),
+            _ if Instant::now() >= waiting.deadline => self.expire(waiting),
+            _ => {
+                if self.writing.is_none() && waiting.reading.is_none() {
+                    waiting.begin(&self.path, &self.config);
+                }
+                self.waiting = Some(waiting);
+            }
+        }
+    }
+
+    /// Answers a command that has waited for too long. Its read continues, because a blocked thread cannot be stopped.
+    fn expire(&mut self, waiting: Waiting) {
+        let what = if self.writing.is_some() && self.stuck.is_none() { "writing" } else { "reading" };
+        let problem = reading::too_slow(&self.path, what);
+        if waiting.reading.is_some() {
+            self.stuck = waiting.reading;
+        }
+        match waiting.command {
+            Command::Cancel { reply, .. } => self.answer(reply, Err(CommandError::NothingToCancel(problem.to_string()))),
+            Command::Reload { reply, .. } => {
+                let error = self.reject(CommandError::Invalid(vec![problem]));
+                self.reply(reply, Err(error));
+            }
+            Command::Promote { reply, .. } => {
+                let error = self.reject(CommandError::Invalid(vec![problem]));
+                self.answer(reply, Err(error));
+            }
+        }
+    }
+
+    /// Reads the file again after a read that outlasted its deadline: it may have an edit that the commands since did not read.
+    pub(super) fn read_again(&mut self) {
+        self.stuck = None;
+        self.wait(Command::Reload { trigger: Trigger::FileChanged, reply: None });
+    }
+
+    /// Executes the waiting command with the file that was read for it.
+    pub(super) fn execute(&mut self, outcome: reading::Outcome) {
+        let Some(Waiting { command, .. }) = self.waiting.take() else { return };
+        let read = outcome.map_err(|e| self.reject(e));
+        match command {
+            Command::Reload { trigger, reply } => {
+                let outcome = read.map(|read| self.reload(read.config, trigger));
+                self.reply(reply, outcome);
+            }
+            Command::Promote { reply, .. } => {
+                let outcome = read.and_then(|read| self.promote(read));
+                self.answer(reply, outcome);
+            }
+            // Reads nothing.
+            Command::Cancel { .. } => {}
+        }
+    }
+
+    fn reply(&mut self, reply: Option<Reply<Accepted>>, outcome: Result<Accepted, CommandError>) {
+        if let Some(reply) = reply {
+            self.answer(reply, outcome);
+        }
+    }
+
+    pub(super) fn reload(&mut self, config: Config, trigger: Trigger) -> Accepted {
         let changes = self.apply(config, None);
         let result = if changes.any() { ReloadResult::Applied } else { ReloadResult::Unchanged };
         // The watcher also reports edits that change no value.
@@ -56,31 +127,13 @@ impl Controller {
             let swap = service.and_then(Service::current_swap);
             Some(Target { service: name.clone(), pool, swap, before: before.clone() })
         });
-        Ok(Accepted { result, generation: self.generation, targets: targets.collect() })
+        Accepted { result, generation: self.generation, targets: targets.collect() }
     }
 
-    pub(super) fn promote(&mut self, promotion: Promotion) -> Result<Accepted, CommandError> {
-        let Promotion { service, pool, version, timeout } = promotion;
-        let (text, config) = config::load(&self.path).map_err(|e| self.reject(CommandError::Invalid(e.problems)))?;
-        self.check(&text, &config)?;
-        let Some(known) = config.services.get(&service) else {
-            return Err(CommandError::UnknownService(service, config.services.keys().cloned().collect()));
-        };
-        let Some(of_pool) = known.pools.get(&pool) else {
-            return Err(CommandError::UnknownPool(pool, known.pools.keys().cloned().collect()));
-        };
-        let mut wanted = known.clone();
-        let mut edit = None;
-        if known.active != pool || (version.is_some() && version != of_pool.version) {
-            let needed = Edit { service: service.clone(), pool: pool.clone(), version, base: known.clone() };
-            let invalid = |text: &str, problems| CommandError::Invalid(self.placed(text, problems));
-            let after = needed.applied_to(&text).map_err(|problems| invalid(&text, problems))?;
-            let after = config::parse_in(self.folder(), &after).map_err(|problems| invalid(&after, problems))?;
-            wanted = after.services.get(&service).unwrap_or(known).clone();
-            config::write::check_writable(&self.path).map_err(|e| CommandError::NotWritable(e.to_string()))?;
-            edit = Some(Box::new(needed));
-        }
-        let wanted = Wanted { service: service.clone(), config: wanted, source: Source::Promotion { edit, timeout } };
+    pub(super) fn promote(&mut self, read: Read) -> Result<Accepted, CommandError> {
+        let Read { config, promoted } = read;
+        let Some(wanted) = promoted.transpose()? else { return Ok(self.reload(config, Trigger::AdminApi)) };
+        let (service, pool) = (wanted.service.clone(), wanted.config.active.clone());
         let changes = self.apply(config, Some(wanted));
         if changes.common || changes.services.iter().any(|name| *name != service) {
             // The watcher has not reported them yet.
@@ -102,32 +155,14 @@ impl Controller {
     }
 
     /// Applies the written file like a reload, because it may have further edits that others saved.
-    pub(super) fn take_in_written(&mut self, text: String, config: Config) {
-        let accepted = self.check(&text, &config).is_ok();
+    pub(super) fn take_in_written(&mut self, Written { text, config, usable }: Written) {
         self.written.send_replace(text);
-        if accepted && self.apply(config, None).any() {
+        if let Err(e) = usable {
+            self.reject(e);
+        } else if self.apply(config, None).any() {
             info!("configuration reloaded result=applied generation={}", self.generation);
             self.reloaded(ReloadResult::Applied, Vec::new());
         }
-    }
-
-    /// Rejects a valid configuration that changes static values or has unusable files.
-    fn check(&mut self, text: &str, config: &Config) -> Result<(), CommandError> {
-        let problems = config::diff::static_changes(&self.config, config);
-        if !problems.is_empty() {
-            return Err(self.reject(CommandError::StaticChanged(self.placed(text, problems))));
-        }
-        let changed = |name: &String, service: &config::Service| {
-            self.config.services.get(name).is_none_or(|known| known.upstream != service.upstream)
-        };
-        let unreadable = |(name, service): (&String, &config::Service)| {
-            let e = Upstream::new(service.upstream.clone(), self.folder()).refresh().err()?;
-            let reason = e.strip_prefix("upstream.tls.ca: ").unwrap_or(&e).to_owned();
-            Some(Problem::new(&format!("services.{name}.upstream.tls.ca"), reason))
-        };
-        let services = config.services.iter().filter(|(name, service)| changed(name, service));
-        let problems: Vec<Problem> = services.filter_map(unreadable).collect();
-        if problems.is_empty() { Ok(()) } else { Err(self.reject(CommandError::Invalid(self.placed(text, problems)))) }
     }
 
     /// Accepts a valid configuration. Services that need no proof are published at once, in one store.
@@ -170,7 +205,7 @@ impl Controller {
         Changes { services, common }
     }
 
-    fn reject(&mut self, error: CommandError) -> CommandError {
+    pub(super) fn reject(&mut self, error: CommandError) -> CommandError {
         let (result, problems) = match &error {
             CommandError::StaticChanged(problems) => (ReloadResult::StaticChanged, problems),
             CommandError::Invalid(problems) => (ReloadResult::Invalid, problems),
@@ -185,16 +220,6 @@ impl Controller {
     pub(super) fn reloaded(&mut self, result: ReloadResult, problems: Vec<Problem>) {
         self.deps.metrics.reloaded(result.label(), problems.is_empty());
         self.last_reload = LastReload { result, at: std::time::SystemTime::now(), problems };
-    }
-
-    /// Adds the file, line and column to problems.
-    fn placed(&self, text: &str, mut problems: Vec<Problem>) -> Vec<Problem> {
-        config::place(&self.path, text, &mut problems);
-        problems
-    }
-
-    fn folder(&self) -> &Path {
-        self.path.parent().unwrap_or(Path::new(""))
     }
 }
 

@@ -38,6 +38,7 @@ pub enum Command {
 }
 
 /// A pool to promote.
+#[derive(Clone)]
 pub struct Promotion {
     /// Name of the service.
     pub service: String,

@@ -1,8 +1,7 @@
 //! The only writer: every edit, signal and API call arrives here as a [`Command`], and only this module stores snapshots.
 //!
-//! One task reads the file, compares it with the running configuration, proves, promotes and drains (docs/architecture.md has the
-//! picture). After each step it publishes a [`View`], then sends the replies. Requests never wait for it. It imports neither the
-//! proxy, nor the admin API, nor the watcher, and never waits for a write to disk: see `promotion` and `memory`.
+//! One task compares the file with the running configuration, proves, promotes and drains (docs/architecture.md has the picture). After each step it publishes a [`View`], then sends the replies. Requests never wait for it. It imports neither the
+//! proxy, nor the admin API, nor the watcher, and never waits for a disk: see `reading`, `promotion` and `memory`.
 
 mod apply;
 mod command;
@@ -13,6 +12,7 @@ mod memory;
 mod peers;
 mod promotion;
 mod proof;
+mod reading;
 mod safety;
 mod service;
 mod start;
@@ -38,6 +38,7 @@ use self::{
     memory::Memory,
     peers::Deps,
     promotion::{Writing, Written},
+    reading::{Reading, Waiting},
     service::{Due, Service},
     view::{LastReload, ServiceView},
 };
@@ -67,8 +68,12 @@ pub struct Controller {
     last_reload: LastReload,
     /// The services that the last change of the file or the last promotion concerns, as they were before it.
     last_change: BTreeMap<String, ServiceView>,
-    /// The edit that is being written to the file; commands wait until it is done.
+    /// The edit that is being written to the file. The waiting command is executed afterwards.
     writing: Option<Writing>,
+    /// The command that waits for the file; the next ones stay queued in their order.
+    waiting: Option<Waiting>,
+    /// A read that outlasted the deadline of its command. No other read begins until it ends.
+    stuck: Option<Reading>,
     memory: Option<Memory>,
     /// Whether the process has been ready once.
     was_ready: bool,
@@ -127,6 +132,8 @@ impl Controller {
             last_reload,
             last_change: BTreeMap::new(),
             writing: None,
+            waiting: None,
+            stuck: None,
             was_ready: false,
             views,
             written,
@@ -153,7 +160,8 @@ impl Controller {
     pub async fn run(mut self) {
         let changed = Arc::clone(&self.deps.changed);
         loop {
-            let deadline = self.services.values().filter_map(Service::next_deadline).min();
+            let waiting = self.waiting.iter().map(|waiting| waiting.deadline);
+            let deadline = self.services.values().filter_map(Service::next_deadline).chain(waiting).min();
             let time_alone = async {
                 match deadline {
                     Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
@@ -161,36 +169,19 @@ impl Controller {
                 }
             };
             tokio::select! {
-                // Commands that arrive while the file is being written stay queued in their order.
-                command = self.commands.recv(), if self.writing.is_none() => match command {
-                    Some(command) => self.execute(command),
+                command = self.commands.recv(), if self.waiting.is_none() => match command {
+                    Some(command) => self.wait(command),
                     None => return,
                 },
                 (service, outcome) = written(&mut self.writing) => self.wrote(&service, outcome),
+                outcome = reading::outcome(&mut self.waiting) => self.execute(outcome),
+                () = reading::ended(&mut self.stuck), if self.waiting.is_none() => self.read_again(),
                 () = changed.notified() => {}
                 () = time_alone => {}
             }
+            self.proceed();
             self.advance();
             self.show();
-        }
-    }
-
-    fn execute(&mut self, command: Command) {
-        match command {
-            Command::Reload { trigger, reply } => {
-                let outcome = self.reload(trigger);
-                if let Some(reply) = reply {
-                    self.answer(reply, outcome);
-                }
-            }
-            Command::Promote { promotion, reply } => {
-                let outcome = self.promote(promotion);
-                self.answer(reply, outcome);
-            }
-            Command::Cancel { service, reply } => {
-                let outcome = self.cancel(&service);
-                self.answer(reply, outcome);
-            }
         }
     }
 
@@ -215,7 +206,8 @@ impl Controller {
             });
         }
         for (name, _) in due.iter().filter(|(_, due)| *due == Due::Write) {
-            if self.writing.is_none() {
+            // A write during a read would be undone by the older text that was read.
+            if self.writing.is_none() && self.waiting.is_none() {
                 let edit = self.services.get_mut(name).and_then(|service| service.begin_write(&self.path.display().to_string()));
                 self.writing = edit.map(|edit| edit.write(&self.path, &self.config));
             }
@@ -228,10 +220,10 @@ impl Controller {
         let now = Instant::now();
         let Some(service) = self.services.get_mut(name) else { return };
         match outcome {
-            Ok(Written { text, config }) => {
+            Ok(written) => {
                 let before = service.view();
                 service.written();
-                self.take_in_written(text, config);
+                self.take_in_written(written);
                 self.last_change.entry(name.to_owned()).or_insert(before);
             }
             Err((outcome, reason)) => {

@@ -4,10 +4,11 @@
 //! its edit behind. Other edits that were saved meanwhile are kept. The write may wait for a slow disk, so it runs on a blocking
 //! thread: see [`Writing`].
 
-use std::path::Path;
+use std::{path::Path, time::Instant};
 
 use tokio::task::{JoinHandle, spawn_blocking};
 
+use super::{CommandError, reading};
 use crate::{
     config::{
         self, Config, Problem, edit,
@@ -29,6 +30,7 @@ pub(super) struct Edit {
 /// An edit that is being written.
 pub(super) struct Writing {
     pub service: String,
+    pub began: Instant,
     task: JoinHandle<Result<Written, (Outcome, String)>>,
 }
 
@@ -38,13 +40,15 @@ pub(super) struct Written {
     pub text: String,
     /// The parsed text, with edits that others saved since the command.
     pub config: Config,
+    /// Whether it can be applied.
+    pub usable: Result<(), CommandError>,
 }
 
 impl Edit {
     /// Begins to write the file. `running` is the running configuration, whose static values the file must not change.
     pub(super) fn write(self, path: &Path, running: &Config) -> Writing {
         let (service, path, running) = (self.service.clone(), path.to_path_buf(), running.clone());
-        Writing { service, task: spawn_blocking(move || self.commit(&path, &running)) }
+        Writing { service, began: Instant::now(), task: spawn_blocking(move || self.commit(&path, &running)) }
     }
 
     fn commit(&self, path: &Path, running: &Config) -> Result<Written, (Outcome, String)> {
@@ -69,7 +73,8 @@ impl Edit {
         }
         let text = self.applied_to(text).map_err(invalid)?;
         let config = config::parse_in(folder, &text).map_err(invalid)?;
-        Ok((text.clone(), Written { text, config }))
+        let usable = reading::check(path, running, &text, &config);
+        Ok((text.clone(), Written { text, config, usable }))
     }
 
     /// Applies the edit to a text.

@@ -45,7 +45,7 @@ mod release;
 mod reload;
 mod retry;
 mod schema;
-
+mod slow_disk;
 mod swaps;
 mod tasks;
 mod tls;

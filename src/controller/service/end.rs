@@ -82,7 +82,10 @@ impl Service {
 
     /// The next deadline.
     pub(in crate::controller) fn next_deadline(&self) -> Option<Instant> {
-        let proving = self.candidate.as_ref().filter(|candidate| candidate.swap.writing.is_none() && !candidate.written);
+        let proving = self.candidate.as_ref().filter(|candidate| {
+            // A proven candidate may have to wait for a command that reads the file; its deadline has no effect any more.
+            candidate.swap.writing.is_none() && !candidate.written && !candidate.swap.proof.is_done()
+        });
         self.drains.next_deadline().into_iter().chain(proving.map(|candidate| candidate.swap.deadline)).min()
     }
 }
