@@ -7,6 +7,7 @@ use std::{
     fs::{self, OpenOptions},
     io,
     net::SocketAddr,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -47,7 +48,11 @@ pub fn look(path: &Path, text: &str, config: &Config) -> Findings {
         found.require("admin.token_file", admin::read_token(&folder.join(file)).map(drop));
     }
     if let Some(file) = config.access_log.as_ref().and_then(|log| log.file.as_ref()) {
-        found.require("access_log.file", appendable(&folder.join(file)));
+        let file = folder.join(file);
+        found.require("access_log.file", differs(&file, path).and_then(|()| appendable(&file)));
+    }
+    if let Some(state_dir) = &config.state_dir {
+        records(&mut found, &folder.join(state_dir));
     }
     for (name, service) in &config.services {
         if let Some(ca) = service.upstream.tls.as_ref().and_then(|tls| tls.ca.as_ref()) {
@@ -134,6 +139,25 @@ fn address(found: &mut Findings, at: &str, address: SocketAddr) {
             found.problems.push(problem("is not an address of this machine; 0.0.0.0 and [::] are all of its addresses"));
         }
         _ => found.problems.push(problem(&format!("cannot be listened on: {e}"))),
+    }
+}
+
+/// Checks that the access log is not written into the configuration file, by whatever path or link.
+fn differs(log: &Path, config: &Path) -> Result<(), String> {
+    let id = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    if id(log).is_some() && id(log) == id(config) {
+        return Err(format!("{} is the configuration file; choose another file", log.display()));
+    }
+    Ok(())
+}
+
+/// A folder that is missing or not writable is only a warning: a start must not depend on a record that is only a fallback.
+fn records(found: &mut Findings, state_dir: &Path) {
+    if fs::metadata(state_dir).is_ok_and(|meta| !meta.is_dir()) {
+        found.require("state_dir", Err(format!("{} is not a folder; choose a folder", state_dir.display())));
+    } else if let Err(e) = tempfile::tempfile_in(state_dir) {
+        let why = format!("{} cannot be written, so the active pools are not recorded: {e}", state_dir.display());
+        found.warnings.push(Problem::new("state_dir", why));
     }
 }
 

@@ -24,6 +24,8 @@ fn check_and_run_reject_what_cannot_be_used_here_in_the_same_words() {
         ("    tls: {certificates: [{certificate: shop.crt, key: shop.key}], client_ca: none.crt}\n", "", quick, ":3:"),
         ("- address: 192.0.2.1:8080\n", "", quick, ":3:14: listeners[1].address: 192.0.2.1:8080: is not an address"),
         ("", "access_log: {format: text, file: none/access.log}\n", quick, ":5:34: access_log.file: "),
+        ("", "access_log: {format: text, file: ./switchover.yaml}\n", quick, ":5:34: access_log.file: "),
+        ("", "state_dir: /dev/null\n", quick, ":5:12: state_dir: /dev/null is not a folder"),
         ("", "", "    upstream: {tls: {ca: none.crt}}\n", ":8:26: services.shop.upstream.tls.ca: there is no file"),
         ("", "", "    upstream: {tls: {ca: shop.key}}\n", ":8:26: services.shop.upstream.tls.ca: "),
         ("", "", "    error_pages: {503: none.html}\n", ":8:24: services.shop.error_pages.503: "),
@@ -55,6 +57,13 @@ fn a_token_that_could_be_guessed_is_rejected_with_its_place() {
         let output = command(name, &config);
         assert!(output.code == 78 && output.stderr.contains("switchover.yaml:5:15: admin.token_file: "), "{output:?}");
     }
+}
+
+#[test]
+fn a_state_dir_that_cannot_be_written_is_a_warning() {
+    let config = ConfigFile::new(&[("blue", &["127.0.0.1:9".parse().unwrap()])]).top("state_dir: nowhere\n");
+    let output = command("check", &config);
+    assert!(output.code == 0 && output.stderr.contains(":5:12: state_dir: "), "{output:?}");
 }
 
 #[test]
