@@ -3,7 +3,7 @@
 use std::{
     borrow::Cow,
     collections::{HashMap, HashSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Component, PathBuf},
 };
 
@@ -193,9 +193,11 @@ fn shares_store(a: &Acme, b: &Acme) -> bool {
     parts(a) == parts(b)
 }
 
+/// An IPv4-mapped address is an IPv4 address to the kernel.
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
-    let everywhere = |a: SocketAddr, b: SocketAddr| a.ip().is_unspecified() && (a.is_ipv6() || b.is_ipv4());
-    a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || everywhere(a, b) || everywhere(b, a))
+    let everywhere = |a: IpAddr, b: IpAddr| a.is_unspecified() && (a.is_ipv6() || b.is_ipv4());
+    let (ip, other) = (a.ip().to_canonical(), b.ip().to_canonical());
+    a.port() != 0 && a.port() == b.port() && (ip == other || everywhere(ip, other) || everywhere(other, ip))
 }
 
 /// Two services cannot match the same requests, however their prefixes are written.
