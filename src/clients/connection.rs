@@ -151,6 +151,11 @@ impl Connection {
         .await
     }
 
+    /// A request begins on a connection of HTTP/1.
+    pub(super) fn begin_request(&self) {
+        self.reading.reset();
+    }
+
     /// Counts and keeps the reason why the connection or stream ends; the first reason stays.
     pub(crate) fn reject(&self, rejection: Rejection) {
         self.rejection.get_or_init(|| {

@@ -40,6 +40,12 @@ impl Pace {
         }
     }
 
+    /// A new request begins: what earlier ones spent does not count, however many short waits a long connection adds up.
+    pub(super) fn reset(&self) {
+        self.since.set(None);
+        self.spent.set(Duration::ZERO);
+    }
+
     pub(super) fn is_waiting(&self) -> bool {
         self.since.get().is_some()
     }
@@ -102,4 +108,22 @@ impl Pace {
 /// The time for `bytes` at `rate` bytes per second.
 fn time_for(bytes: u64, rate: u32) -> Duration {
     Duration::from_micros(bytes.saturating_mul(1_000_000) / u64::from(rate.max(1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_request_has_the_whole_budget() {
+        let budget = Duration::from_secs(30);
+        let pace = Pace::new(budget);
+        pace.begin_wait();
+        while pace.since.get().is_none_or(|since| since.elapsed() < SHORTEST_WAIT) {}
+        pace.end_wait(0, 500);
+        assert!(pace.spent.get() >= SHORTEST_WAIT);
+        pace.reset();
+        pace.begin_wait();
+        assert_eq!(pace.until().zip(pace.since.get()).map(|(until, since)| until - since), Some(budget));
+    }
 }

@@ -204,6 +204,7 @@ impl ClientStream {
         }
         self.exactly = length as u64;
         self.chunks = None;
+        self.connection.begin_request();
         match head.body {
             Body::Length(body) => self.exactly += body,
             Body::Chunked => self.chunks = Some(Chunks::new(limits.body_bytes)),
