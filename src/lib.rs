@@ -24,6 +24,7 @@ pub mod config;
 pub mod controller;
 pub mod descriptors;
 pub mod metrics;
+pub mod path;
 pub mod pool;
 pub mod preflight;
 pub mod proxy;

@@ -4,12 +4,12 @@
 //! wildcard over a shorter one, and any wildcard over a service without hosts. For one host the longest path prefix wins. If no
 //! prefix of the best host matches, the next best host is tried.
 //!
-//! A path is normalized as Tomcat normalizes it before it is matched: percent-encodings are decoded, `;parameters` removed, dot
-//! segments resolved and double slashes merged. Otherwise `/x/../admin` would be routed to the service of `/`, whose application
-//! would then serve `/admin`. Applications differ on an encoded slash and on a backslash, so both readings have to lead to the
-//! same service. The peer gets the path as the client sent it.
+//! A path is normalized before it is matched, see [`crate::path`]. Applications differ on an encoded slash and on a backslash, so
+//! both readings have to lead to the same service. The peer gets the path as the client sent it.
 
 use std::{borrow::Cow, collections::HashMap};
+
+use crate::path::{Slashes, has_hidden_slash, normal, normal_prefix};
 
 /// Routes from hosts and path prefixes to values of `T`.
 pub struct RouteTable<T> {
@@ -95,11 +95,6 @@ impl<T: Clone> RouteTable<T> {
     }
 }
 
-/// Normalizes a `path_prefix`. Two prefixes with the same result match the same requests.
-pub fn normal_prefix(prefix: &str) -> Cow<'_, [u8]> {
-    normal(prefix.as_bytes(), Slashes::Plain)
-}
-
 fn find<'a, T>(routes: &'a [Route<T>], path: &[u8]) -> Option<&'a Route<T>> {
     routes.iter().find(|route| covers(&route.prefix, path))
 }
@@ -110,91 +105,6 @@ fn covers(prefix: &[u8], path: &[u8]) -> bool {
         Some(rest) => rest.is_empty() || prefix.ends_with(b"/") || rest.starts_with(b"/"),
         None => false,
     }
-}
-
-/// Which bytes separate the segments of a path.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Slashes {
-    /// `/` only.
-    Plain,
-    /// `/`, `%2F`, `\` and `%5C`.
-    Hidden,
-}
-
-/// Whether a path has bytes that only some applications read as a slash.
-fn has_hidden_slash(path: &[u8]) -> bool {
-    memchr::memchr2_iter(b'%', b'\\', path).any(|at| match path.get(at..).unwrap_or_default() {
-        [b'\\', ..] => true,
-        [b'%', high, low, ..] => matches!(hex(*high, *low), Some(b'/' | b'\\')),
-        _ => false,
-    })
-}
-
-/// Normalizes a path. Almost all paths are normal already and are borrowed, without an allocation.
-fn normal(path: &[u8], slashes: Slashes) -> Cow<'_, [u8]> {
-    let is_plain =
-        memchr::memchr3(b'%', b';', b'\\', path).is_none() && !path.windows(2).any(|pair| matches!(pair, [b'/', b'/' | b'.']));
-    if is_plain { Cow::Borrowed(path) } else { Cow::Owned(without_dots(&decoded(path, slashes))) }
-}
-
-/// Removes parameters and decodes percent-encodings in one pass, so that `%3B` starts no parameter and `%252e` is no dot.
-fn decoded(path: &[u8], slashes: Slashes) -> Vec<u8> {
-    let mut decoded = Vec::with_capacity(path.len());
-    let mut rest = path;
-    loop {
-        let encoded = match rest {
-            [b'%', high, low, ..] => hex(*high, *low),
-            _ => None,
-        };
-        rest = match (rest, encoded) {
-            ([b';', after @ ..], _) => after.get(memchr::memchr(b'/', after).unwrap_or(after.len())..).unwrap_or_default(),
-            ([b'\\', after @ ..], _) if slashes == Slashes::Hidden => {
-                decoded.push(b'/');
-                after
-            }
-            ([b'%', high, low, after @ ..], Some(byte)) => {
-                match (byte, slashes) {
-                    (b'/' | b'\\', Slashes::Plain) => decoded.extend([b'%', *high, *low]),
-                    (b'\\', Slashes::Hidden) => decoded.push(b'/'),
-                    (byte, _) => decoded.push(byte),
-                }
-                after
-            }
-            ([byte, after @ ..], _) => {
-                decoded.push(*byte);
-                after
-            }
-            ([], _) => return decoded,
-        };
-    }
-}
-
-fn hex(high: u8, low: u8) -> Option<u8> {
-    let digit = |byte| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    Some(digit(high)? << 4 | digit(low)?)
-}
-
-/// Resolves dot segments (RFC 3986, section 5.2.4) and removes empty ones, except for a slash at the end.
-fn without_dots(path: &[u8]) -> Vec<u8> {
-    let mut segments = Vec::new();
-    let mut ends_in_slash = false;
-    for segment in path.split(|byte| *byte == b'/') {
-        ends_in_slash = matches!(segment, b"" | b"." | b"..");
-        match segment {
-            b"" | b"." => {}
-            b".." => drop(segments.pop()),
-            segment => segments.push(segment),
-        }
-    }
-    let mut normal = Vec::with_capacity(path.len());
-    for segment in segments {
-        normal.push(b'/');
-        normal.extend_from_slice(segment);
-    }
-    if ends_in_slash || normal.is_empty() {
-        normal.push(b'/');
-    }
-    normal
 }
 
 /// Removes the port of `shop.example.com:8080` and `[::1]:8080`, and the final dot of a fully qualified name.

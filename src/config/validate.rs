@@ -14,7 +14,7 @@ use super::{
     spot::{Spot, at},
     yaml::{Kind, Node},
 };
-use crate::route::normal_prefix;
+use crate::path::normal_prefix;
 
 /// Returns every problem between keys. `document` has their places; `aside` has the nodes that were left out because of a
 /// problem.
