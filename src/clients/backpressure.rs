@@ -87,7 +87,7 @@ pub(super) fn writing<T>(
     polled
 }
 
-/// Leaves so much, at most [`ONE_PIECE`], of the budget of this poll.
+/// Spends the budget of this poll except for `left` units, at most [`ONE_PIECE`].
 fn spend_budget(cx: &mut Context<'_>, left: usize) {
     let mut kept: [Option<RestoreOnPending>; ONE_PIECE] = [const { None }; ONE_PIECE];
     for _ in 0..BUDGET {

@@ -1,7 +1,7 @@
 //! Shared cells for the parts of [`super::connection::Connection`], which is one value that several owners hold.
 //!
-//! All owners run in the task of that connection, so no access ever competes with another one. The cells exist because the value has
-//! to be `Sync`; they use relaxed atomics, which cost as much as plain fields, and no lock on the path of a usual request.
+//! One task at a time works on a connection, so no access competes with another one. The cells exist because the value has to be
+//! `Sync`; they use relaxed atomics, which cost as much as plain fields, and no lock on the path of a usual request.
 
 use std::{
     sync::{

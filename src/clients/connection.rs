@@ -73,7 +73,7 @@ pub(crate) struct Connection {
     client_took: AtomicBool,
 }
 
-/// What the client is waited for.
+/// A wait for the client, each with a timeout of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Wait {

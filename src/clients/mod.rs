@@ -1,7 +1,8 @@
 //! Client connections, from the listening socket to one judged request at a time.
 //!
 //! The composition root binds the sockets and calls [`Edge::serve`]; each request goes to the application that the edge was made
-//! for, any [`pingora::apps::HttpServerApp`]. Nothing here knows the proxy, a service or a peer. The state of a connection is a
+//! for, any [`pingora::apps::HttpServerApp`]. Nothing here imports the proxy. Of the snapshot only
+//! `trusted_proxies` is read, and of a peer only the socket is known that a late response closes. The state of a connection is a
 //! `connection::Connection`, which the proxy reads as well.
 //!
 //! A file uses only files below it:

@@ -38,7 +38,7 @@ pub(crate) enum Rejection {
     Connections,
     /// The client has its maximum of connections.
     ConnectionsPerClient,
-    /// All responses that may wait for their clients at a time are there.
+    /// The listener has its maximum of responses that their clients do not read.
     UnreadResponses,
     /// The PROXY protocol header of a trusted proxy is missing or invalid.
     ProxyProtocol,

@@ -1,17 +1,16 @@
-//! What probes say of a peer under the settings that run: ready or not, since when, and why.
+//! The results of probing a peer under the running settings: ready or not, since when, and why.
 //!
-//! Written by the tasks that probe the peer; read by requests (two flags, no lock), by the controller and by the status. What
-//! probes under a candidate's settings say is kept apart, in [`super::proof`].
+//! Written by the tasks that probe the peer; read by requests (two flags, no lock), by the controller and by the status. The
+//! results under a candidate's settings are in [`super::proof`].
 
 use std::{
     fmt,
     net::SocketAddr,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, SystemTime},
 };
+
+use parking_lot::Mutex;
 
 /// A peer's readiness. A peer that was never probed is not ready.
 #[derive(Default)]
@@ -74,13 +73,13 @@ impl Health {
 
     /// The run of probes so far.
     pub fn record(&self) -> Record {
-        self.lock().clone()
+        self.record.lock().clone()
     }
 
     /// Takes in one probe. `threshold` is how many results like it in a row change the verdict, 1 or more. Returns whether the
     /// verdict changed.
     pub fn probed(&self, result: ProbeResult, threshold: usize) -> bool {
-        let mut record = self.lock();
+        let mut record = self.record.lock();
         let passed = result.failure.is_none();
         record.last = Some(result);
         let before = if passed { record.passes } else { record.failures };
@@ -93,18 +92,18 @@ impl Health {
     /// Takes over the outcome of a proof: the peer is ready under the settings that are about to run. Returns whether that
     /// changes the verdict.
     pub fn adopt(&self, last: ProbeResult, passes: u32) -> bool {
-        *self.lock() = Record { last: Some(last), passes, failures: 0 };
+        *self.record.lock() = Record { last: Some(last), passes, failures: 0 };
         !self.set(true)
     }
 
     /// Takes in a probe that could not be sent for a local reason: it is shown, and says nothing about the peer.
     pub fn not_probed(&self, result: ProbeResult) {
-        self.lock().last = Some(result);
+        self.record.lock().last = Some(result);
     }
 
     /// Forgets the verdict: another server may listen at this name now.
     pub fn reset(&self) {
-        *self.lock() = Record::default();
+        *self.record.lock() = Record::default();
         self.ready.store(false, Relaxed);
     }
 
@@ -114,10 +113,6 @@ impl Health {
             self.was_ready.store(true, Relaxed);
         }
         self.ready.swap(ready, Relaxed)
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Record> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,4 +1,4 @@
-//! What probes under a candidate's settings say of one peer.
+//! The results of probing one peer under a candidate's settings.
 //!
 //! The controller makes one [`PeerProof`] per candidate and peer, and runs its [`run`] task until the candidate is published
 //! or given up. The record is separate from the peer's own health, so that a peer that serves is judged by the settings that
@@ -6,10 +6,11 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use pingora::connectors::http::Connector;
 
 use super::{
@@ -54,17 +55,17 @@ impl PeerProof {
 
     /// Passes in a row.
     pub fn passes(&self) -> u32 {
-        self.lock().passes
+        self.record.lock().passes
     }
 
     /// Whether the last probe failed; a peer that was not probed yet has not failed.
     pub fn is_failing(&self) -> bool {
-        self.lock().last.as_ref().is_some_and(|last| last.failure.is_some())
+        self.record.lock().last.as_ref().is_some_and(|last| last.failure.is_some())
     }
 
     /// Why the peer is not proven yet: `127.0.0.1:8082: 503 {"status":"OUT_OF_SERVICE"}`.
     pub fn missing(&self) -> String {
-        let record = self.lock();
+        let record = self.record.lock();
         // Until the first probe of the proof has ended, the peer's own probes know most.
         let last = record.last.clone().or_else(|| self.peer.health.record().last);
         let reason = match (last.and_then(|last| last.failure), record.refused_since) {
@@ -82,14 +83,14 @@ impl PeerProof {
     /// Makes the outcome the peer's own verdict, if it has passed `ready_after` times in a row. To be called when the settings
     /// of the proof are about to run.
     pub fn adopt(&self, ready_after: u32) {
-        let record = self.lock();
+        let record = self.record.lock();
         if let (Some(last), true) = (&record.last, record.passes >= ready_after) {
             self.peer.health.adopt(last.clone(), record.passes);
         }
     }
 
     fn probed(&self, result: ProbeResult, address: Option<SocketAddr>) {
-        let mut record = self.lock();
+        let mut record = self.record.lock();
         if matches!(result.failure, Some(Failure::Local(_))) {
             record.last = Some(result);
             return;
@@ -103,10 +104,6 @@ impl PeerProof {
             _ => None,
         };
         record.last = Some(result);
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Record> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

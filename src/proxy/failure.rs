@@ -25,7 +25,7 @@ pub(super) enum Failure {
     /// The client stopped sending in the middle.
     ClientTimeout,
     /// The client broke a limit after its header was accepted.
-    Refused(Rejection),
+    Rejected(Rejection),
     /// The client closed the connection, so no response is possible.
     ClientGone,
     /// A fault of switchover.
@@ -70,7 +70,7 @@ impl Failure {
             Self::Peer(_) => 502,
             Self::BadRequest => 400,
             Self::ClientTimeout => 408,
-            Self::Refused(rejection) => match rejection.status() {
+            Self::Rejected(rejection) => match rejection.status() {
                 0 => 499,
                 status => status,
             },
@@ -83,7 +83,7 @@ impl Failure {
     pub(super) const fn blame(self) -> BrokenBy {
         match self {
             Self::Peer(_) => BrokenBy::Peer,
-            Self::BadRequest | Self::ClientTimeout | Self::Refused(_) | Self::ClientGone => BrokenBy::Client,
+            Self::BadRequest | Self::ClientTimeout | Self::Rejected(_) | Self::ClientGone => BrokenBy::Client,
             Self::NoRoute | Self::NoReadyPeer | Self::Internal => BrokenBy::Switchover,
         }
     }
@@ -96,7 +96,7 @@ impl Failure {
             Self::Peer(kind) => kind.label(),
             Self::BadRequest => "bad_request",
             Self::ClientTimeout => "client_timeout",
-            Self::Refused(rejection) => rejection.reason(),
+            Self::Rejected(rejection) => rejection.reason(),
             Self::ClientGone => "client_gone",
             Self::Internal => "internal",
         }
@@ -122,7 +122,7 @@ impl Failure {
             Self::Peer(_) => "502 the application did not answer\n",
             Self::BadRequest => "400 this request cannot be understood\n",
             Self::ClientTimeout => "408 the rest of the request did not come\n",
-            Self::Refused(rejection) => rejection.body(),
+            Self::Rejected(rejection) => rejection.body(),
             Self::ClientGone => "",
             Self::Internal => "500 something went wrong here\n",
         }

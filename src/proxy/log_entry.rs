@@ -18,7 +18,7 @@ pub(super) fn of(session: &mut Session, ctx: &RequestCtx, code: u16, now: Instan
     let header = |name: &HeaderName| request.headers.get(name).map(|value| shortened(value.as_bytes())).unwrap_or_default();
     let host = request.uri.authority().map(|host| shortened(host.as_str().as_bytes()));
     let kept = header(&forwarding::REQUEST_ID);
-    let failure = ctx.rejection().map(Failure::Refused).or(ctx.failure);
+    let failure = ctx.rejection().map(Failure::Rejected).or(ctx.failure);
     let peer = ctx.lease.as_ref().map(Lease::peer).or(ctx.tried.last());
     Box::new(Entry {
         at: Some(SystemTime::now()),

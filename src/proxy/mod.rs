@@ -134,7 +134,7 @@ impl ProxyHttp for Proxy {
             Err(NoRoute::Ambiguous) => {
                 let rejection = Rejection::BadRequest("a path that two services could match");
                 ctx.connection()?.reject(rejection);
-                Failure::Refused(rejection)
+                Failure::Rejected(rejection)
             }
         };
         ctx.failure = Some(failure);
@@ -243,7 +243,7 @@ impl ProxyHttp for Proxy {
         };
         ctx.lost(kind);
         let retries = ctx.service.as_ref().map_or(0, |service| service.retries);
-        // What this process lacks it lacks for every peer.
+        // A shortage of this process affects every peer, so no other peer is tried.
         e.set_retry(kind != ErrorKind::Local && ctx.tried.len() <= retries);
         e
     }
@@ -259,7 +259,7 @@ impl ProxyHttp for Proxy {
         _reused: bool,
     ) -> BError {
         let has_timed_out = ctx.connection.as_ref().is_some_and(|connection| connection.response.has_timed_out());
-        let failure = ctx.rejection().map_or_else(|| Failure::of(&e, has_timed_out), Failure::Refused);
+        let failure = ctx.rejection().map_or_else(|| Failure::of(&e, has_timed_out), Failure::Rejected);
         ctx.end_response_wait();
         let retries = ctx.service.as_ref().map_or(0, |service| service.retries);
         let again = failure == Failure::Peer(ErrorKind::Closed)
@@ -368,8 +368,8 @@ impl ProxyHttp for Proxy {
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut RequestCtx) -> FailToProxy {
-        let refused = ctx.rejection().map(Failure::Refused);
-        let failure = *ctx.failure.get_or_insert_with(|| refused.unwrap_or_else(|| Failure::of(e, false)));
+        let rejected = ctx.rejection().map(Failure::Rejected);
+        let failure = *ctx.failure.get_or_insert_with(|| rejected.unwrap_or_else(|| Failure::of(e, false)));
         if failure != Failure::ClientGone && own_response::status_sent(session).is_none() {
             // Fails if the client has closed the connection meanwhile.
             drop(own_response::failure(session, ctx, failure).await);

@@ -100,7 +100,6 @@ async fn a_client_without_a_request_times_out_and_one_with_a_request_does_not() 
 
 #[tokio::test]
 async fn a_client_that_drips_uses_up_its_time_and_one_that_is_quick_enough_does_not() {
-    let began = Instant::now();
     let drip = async |rate| {
         let limits = Limits { min_rate: Some(rate), stall_timeout: Duration::from_millis(100), ..Limits::default() };
         let connection = connection(limits);
@@ -117,7 +116,6 @@ async fn a_client_that_drips_uses_up_its_time_and_one_that_is_quick_enough_does_
         connection.watch(body).await
     };
     assert!(drip(100_000).await, "a byte every two milliseconds is slower than that");
-    assert!(began.elapsed() < Duration::from_millis(300));
     assert!(!drip(10).await);
 }
 

@@ -47,7 +47,8 @@ use super::{
 };
 use crate::access_log::{Entry, shortened};
 
-/// The library accepts so many times `header_bytes`, so that almost every header that is too long is rejected, and counted, here.
+/// The limit of the h2 library, as a multiple of `header_bytes`: higher than ours, so that almost every header that is too long is
+/// rejected, and counted, here.
 const HEADERS: u32 = 4;
 /// How many bytes a client may send unasked on a stream, and on all streams of a connection.
 const STREAM_WINDOW: u32 = 256 * 1024;
