@@ -4,7 +4,7 @@
 //! and report the same problems. This module only reads files; its callers decide what to do about a bad one.
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
@@ -19,6 +19,8 @@ use rustls::{
     sign::CertifiedKey,
 };
 use x509_parser::{extensions::GeneralName, prelude::parse_x509_certificate};
+
+use crate::config::file;
 
 /// A certificate chain with its private key, ready to use.
 pub struct Pair {
@@ -55,12 +57,12 @@ pub fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
-/// Reads a file.
+/// Reads a file of certificates or keys, of the size of a configuration file at most.
 ///
 /// # Errors
 /// When it cannot be read; names the file and the reason.
 pub fn read(path: &Path) -> Result<Vec<u8>, String> {
-    fs::read(path).map_err(|e| match e.kind() {
+    file::read(path, file::LARGEST).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => format!("there is no file {}", path.display()),
         io::ErrorKind::PermissionDenied => format!("{} may not be read by this user", path.display()),
         _ => format!("{} cannot be read: {e}", path.display()),

@@ -68,7 +68,8 @@ impl Acme {
             // Mozilla's roots, compiled in: the container image has no system store.
             None => RootCerts::WebPki,
             Some(file) => {
-                let pem = fs::read(&file).map_err(|e| format!("ca: {} cannot be read: {e}", file.display()))?;
+                let pem = config::file::read(&file, config::file::LARGEST)
+                    .map_err(|e| format!("ca: {} cannot be read: {e}", file.display()))?;
                 let ca = Certificate::from_pem(&pem).map_err(|e| format!("ca: {} is no certificate: {e}", file.display()))?;
                 RootCerts::new_with_certs(&[ca])
             }

@@ -21,7 +21,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use x509_parser::parse_x509_certificate;
 
 use super::peer::Peer;
-use crate::config::{self, Protocol};
+use crate::config::{self, Protocol, file};
 
 /// Requests that share one HTTP/2 connection to a peer.
 const STREAMS: u32 = 100;
@@ -97,7 +97,7 @@ impl Upstream {
         if *read == Some(written) {
             return Ok(*read);
         }
-        let bytes = fs::read(path).map_err(|e| failed(&e))?;
+        let bytes = file::read(path, file::LARGEST).map_err(|e| failed(&e))?;
         let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
         let certificates = certificates.map_err(|e| failed(&e))?;
         // Pingora would panic over one that cannot be parsed.

@@ -27,6 +27,18 @@ fn check_and_run_reject_what_cannot_be_used_here_in_the_same_words() {
         ("", "access_log: {format: text, file: ./switchover.yaml}\n", quick, ":5:34: access_log.file: "),
         ("", "state_dir: /dev/null\n", quick, ":5:12: state_dir: /dev/null is not a folder"),
         ("", "", "    upstream: {tls: {ca: none.crt}}\n", ":8:26: services.shop.upstream.tls.ca: there is no file"),
+        (
+            "    tls: {certificates: [{certificate: /dev/zero, key: shop.key}]}\n",
+            "",
+            quick,
+            ":3:40: listeners[0].tls.certificates[0].certificate: /dev/zero cannot be read: is not a regular file",
+        ),
+        (
+            "",
+            "",
+            "    upstream: {tls: {ca: /dev/zero}}\n",
+            ":8:26: services.shop.upstream.tls.ca: /dev/zero cannot be read: is not a regular file",
+        ),
         ("", "", "    upstream: {tls: {ca: shop.key}}\n", ":8:26: services.shop.upstream.tls.ca: "),
         ("", "", "    error_pages: {503: none.html}\n", ":8:24: services.shop.error_pages.503: "),
         (
