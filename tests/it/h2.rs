@@ -480,6 +480,28 @@ fn a_body_that_drips_is_cut_and_one_that_its_peer_does_not_take_is_not() {
     peer.join().unwrap();
 }
 
+/// Of a stream that was reset nothing has to be sent any more. Before, its connection was kept for `idle_timeout`.
+#[test]
+fn a_stop_does_not_wait_for_a_silent_client_that_reset_a_stream() {
+    let blue = Origin::start("blue");
+    blue.on("/hang", Act::Hang);
+    let config = ConfigFile::new(&[("blue", &[blue.address()])])
+        .listener("    limits: {idle_timeout: 30m}\n")
+        .top("shutdown_timeout: 30m\n");
+    let mut switchover = Switchover::start(&config);
+    switchover.await_ready("blue");
+    let mut client = switchover.client();
+    let hang = fields(&[(":method", "GET"), (":scheme", "http"), (":authority", "shop.test"), (":path", "/hang")]);
+    client.send([hello(), frame(HEADERS, END_HEADERS | END_STREAM, 1, &hang)].concat()).unwrap();
+    switchover.await_in_flight("blue", 1);
+    client.send(frame(RST_STREAM, 0, 1, &[0, 0, 0, 8])).unwrap();
+    switchover.await_in_flight("blue", 0);
+    client.send(frame(HEADERS, END_HEADERS | END_STREAM, 3, &fields(GET))).unwrap();
+    while read_frame(&mut client).is_some_and(|(kind, _)| kind != HEADERS) {}
+    switchover.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(switchover.await_exit().0.success());
+}
+
 /// After GOAWAY, the h2 library waits for the client's response to a PING. A client without a response is closed like an idle
 /// one.
 #[test]

@@ -66,6 +66,9 @@ struct Http2App<A> {
     client: Arc<ClientInfo>,
     options: HttpServerOptions,
     requests: AtomicU32,
+    /// How many responses were handed to the library from their beginning to their end. One of a stream that was reset is not, and
+    /// nothing of it has to be sent any more.
+    complete: Arc<AtomicU32>,
     /// Set when the client shall send no further requests on this connection.
     last: watch::Sender<bool>,
     /// How many requests run.
@@ -94,6 +97,7 @@ pub(super) async fn serve<A: HttpServerApp + Send + Sync + 'static>(
         client: Arc::clone(&connection.client),
         options,
         requests: AtomicU32::new(0),
+        complete: Arc::default(),
         last,
         running: AtomicUsize::new(0),
         changed: Notify::new(),
@@ -133,7 +137,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Http2App<A> {
             let unused = async {
                 self.shared.closing.closed().await;
                 // The library may still have to send what it buffers of a response.
-                if written.load(Relaxed) < self.requests.load(Relaxed) {
+                if written.load(Relaxed) < self.complete.load(Relaxed) {
                     std::future::pending::<()>().await;
                 }
                 tokio::time::sleep(GOAWAY_LINGER).await;
@@ -217,13 +221,15 @@ impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Http2App<A> {
         if let Err(rejection) = judged {
             let request = entry_of(stream.req_header(), &self.client);
             self.shared.rejections.request(rejection, self.client.address, &self.client.listener, request);
-            if let Err(e) = answer(&mut stream, rejection).await {
-                log::debug!("a client did not read why its request was rejected reason={rejection} error={e}");
+            match answer(&mut stream, rejection).await {
+                Ok(()) => drop(self.complete.fetch_add(1, Relaxed)),
+                Err(e) => log::debug!("a client did not read why its request was rejected reason={rejection} error={e}"),
             }
             return None;
         }
         let connection = Connection::new(Arc::clone(&self.client), Arc::clone(&self.shared.rejections));
-        let session = ServerSession::new_custom(Box::new(StreamSession::new(stream, Arc::clone(&connection))));
+        let session =
+            ServerSession::new_custom(Box::new(StreamSession::new(stream, Arc::clone(&connection), Arc::clone(&self.complete))));
         let request = self.shared.app.process_new_http(session, stopping);
         connection.watch(backpressure::bounded(&connection, request, &self.listening.stalled, Some(&self.unread))).await;
         None

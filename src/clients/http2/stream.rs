@@ -10,7 +10,10 @@
 use std::{
     future::{Future, poll_fn},
     pin::pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     task::Poll,
     time::Duration,
 };
@@ -44,14 +47,27 @@ pub(super) struct StreamSession {
     /// As the TCP connection's, with the stream's [`Connection`].
     digest: Digest,
     body: BodyLimit,
+    /// Counts this response once it is complete; none afterwards.
+    complete: Option<Arc<AtomicU32>>,
 }
 
 impl StreamSession {
-    pub(super) fn new(inner: HttpSession, connection: Arc<Connection>) -> Self {
+    /// `complete` counts the responses that were handed to the library from their beginning to their end.
+    pub(super) fn new(inner: HttpSession, connection: Arc<Connection>, complete: Arc<AtomicU32>) -> Self {
         let socket_digest = inner.digest().and_then(|digest| digest.socket_digest.clone());
         let digest = Digest { socket_digest, proxy_digest: connection.digest(), ..Digest::default() };
         let body = BodyLimit::new(connection.client.limits.body_bytes);
-        Self { inner, connection, digest, body }
+        Self { inner, connection, digest, body, complete: Some(complete) }
+    }
+
+    /// Counts the response if `sent` says that it has ended.
+    fn ended<T>(&mut self, sent: Result<T>, ends: impl FnOnce(&T) -> bool) -> Result<T> {
+        if sent.as_ref().is_ok_and(ends)
+            && let Some(complete) = self.complete.take()
+        {
+            complete.fetch_add(1, Relaxed);
+        }
+        sent
     }
 }
 
@@ -130,25 +146,30 @@ impl Session for StreamSession {
     }
 
     async fn write_response_header(&mut self, response: Box<ResponseHeader>, end: bool) -> Result<()> {
-        self.inner.write_response_header(response, end)
+        let sent = self.inner.write_response_header(response, end);
+        self.ended(sent, |()| end)
     }
 
     async fn write_response_header_ref(&mut self, response: &ResponseHeader, end: bool) -> Result<()> {
-        self.inner.write_response_header_ref(response, end)
+        let sent = self.inner.write_response_header_ref(response, end);
+        self.ended(sent, |()| end)
     }
 
     async fn write_body(&mut self, bytes: Bytes, end: bool) -> Result<()> {
-        paced_write(&self.connection, &self.digest, bytes.len(), self.inner.write_body(bytes, end)).await
+        let sent = paced_write(&self.connection, &self.digest, bytes.len(), self.inner.write_body(bytes, end)).await;
+        self.ended(sent, |()| end)
     }
 
     async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
-        self.inner.write_trailers(trailers)
+        let sent = self.inner.write_trailers(trailers);
+        self.ended(sent, |()| true)
     }
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
         let body = |task: &HttpTask| if let HttpTask::Body(Some(bytes), _) = task { bytes.len() } else { 0 };
         let bytes = tasks.iter().map(body).sum();
-        paced_write(&self.connection, &self.digest, bytes, self.inner.response_duplex_vec(tasks)).await
+        let sent = paced_write(&self.connection, &self.digest, bytes, self.inner.response_duplex_vec(tasks)).await;
+        self.ended(sent, |ends| *ends)
     }
 
     fn set_read_timeout(&mut self, _timeout: Option<Duration>) {}
@@ -194,7 +215,8 @@ impl Session for StreamSession {
     }
 
     async fn finish(&mut self) -> Result<()> {
-        self.inner.finish()
+        let sent = self.inner.finish();
+        self.ended(sent, |()| true)
     }
 
     fn is_body_empty(&mut self) -> bool {
