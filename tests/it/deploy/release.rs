@@ -130,7 +130,7 @@ fn a_release_that_ends_is_interrupted_or_is_not_alone_changes_nothing() {
         let first = host.release("v2", &[("SHOP_READY", "false")]).spawn().unwrap();
         host.until_proving();
         let second = host.run("v3", &[]);
-        assert!(String::from_utf8_lossy(&second.stderr).contains("another release is under way"), "{second:?}");
+        assert!(String::from_utf8_lossy(&second.stderr).contains("another release is running"), "{second:?}");
         assert_eq!(second.status.code(), Some(1));
         interrupt(&first, signal);
         let output = first.wait_with_output().unwrap();
