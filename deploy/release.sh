@@ -235,7 +235,11 @@ finish() {
 
 release() {
     local code=0
-    # An interrupted release may have left a drain behind.
+    # A release that was killed may have left its promotion behind, one that was interrupted a drain. The lock says that none runs.
+    if [ "$(state "$idle")" = proving ]; then
+        say "cancelling the promotion of $idle, which an earlier release left behind"
+        $SWITCHOVER cancel "$SERVICE" >/dev/null 9>&- || true
+    fi
     if [ "$(state "$idle")" = draining ]; then
         say "waiting until $idle has drained"
         while [ "$(state "$idle")" = draining ]; do sleep 0.2; done
