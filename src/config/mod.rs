@@ -12,6 +12,7 @@ mod host;
 mod listener;
 mod model;
 mod problem;
+mod promotion;
 mod reader;
 mod schema;
 mod service;
@@ -29,10 +30,11 @@ pub use self::{
     listener::{Acme, Certificate, Limits, Listener, Tls},
     model::{ADMIN_ADDRESS, AccessLog, Admin, Config, LogFormat, Tracing},
     problem::{LoadError, Problem, place},
+    promotion::Promotion,
     schema::schema,
     service::{
-        Balance, Drain, ErrorPage, HashBy, HealthCheck, Peer, PeerAddress, Pool, Promotion, Protocol, Secret, Service, Timeouts,
-        Upstream, UpstreamTls,
+        Balance, Drain, ErrorPage, HashBy, HealthCheck, Peer, PeerAddress, Pool, Protocol, Secret, Service, Timeouts, Upstream,
+        UpstreamTls,
     },
 };
 

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::{
     format::{As, Format, List, Map, Maybe, TextOr, text_or},
+    promotion::Promotion,
     schema::{is_http, without_http_keys},
     value::{
         Address, CookieName, DAY, ErrorStatus, File, HOUR, HeaderField, HeaderName, HeaderText, HostPattern, Label, Name, Number,
@@ -164,15 +165,6 @@ pub struct ErrorPage {
     /// The content of the file.
     #[serde(skip)]
     pub text: String,
-}
-
-/// The promotion of another pool.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Promotion {
-    /// Time limit for the new pool to become ready. After that, the promotion fails and the old pool continues to serve.
-    #[serde(with = "As::<Span<1, DAY>>")]
-    pub ready_timeout: Duration,
 }
 
 /// The drain of the old pool.
@@ -356,12 +348,6 @@ impl Default for HealthCheck {
             ready_after: 2,
             not_ready_after: 3,
         }
-    }
-}
-
-impl Default for Promotion {
-    fn default() -> Self {
-        Self { ready_timeout: 120 * SECOND }
     }
 }
 
