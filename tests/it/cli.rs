@@ -31,7 +31,9 @@ fn started() -> (Origin, Origin, ConfigFile, Switchover) {
 
 /// Starts a command for `switchover`, without waiting for its end.
 fn spawn(switchover: &Switchover, args: &[&str]) -> Child {
-    let mut command = command(args);
+    // SIGINT ends it as in a terminal, even if the shell that runs the tests ignores it and passes that on.
+    let mut command = Command::new("env");
+    command.args(["--default-signal=INT", "-u", "RUST_LOG", env!("CARGO_BIN_EXE_switchover")]).args(args);
     command.env("SWITCHOVER_ADMIN", switchover.admin.to_string()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().unwrap()
 }

@@ -3,7 +3,7 @@
 use std::{fs, thread, time::Duration};
 
 use nix::sys::signal::Signal;
-use switchover::status::ReloadResult;
+use switchover::status::{Outcome, ReloadResult};
 
 use crate::support::{App, ConfigFile, Load, Origin, Switchover, eventually, load::mixed, one_pool, origin::Act};
 
@@ -98,6 +98,8 @@ fn a_file_written_in_two_halves_is_taken_whole_wherever_it_was_cut() {
 #[test]
 fn an_edit_that_changes_nothing_touches_nothing() {
     let (_blue, config, switchover) = one_pool(|config| config);
+    // It serves from its first ready probe on; the end of the proof is one more snapshot.
+    switchover.await_outcome(Outcome::Drained);
     let generation = switchover.read_status().generation;
     config.replace_by_rename(&format!("# a comment\n{}", config.text()));
     let (status, applied) = switchover.admin_post("/v1/reload", "{}");
