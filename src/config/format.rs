@@ -8,17 +8,65 @@ use std::{collections::BTreeMap, fmt, marker::PhantomData};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
-    de::{Error, MapAccess, SeqAccess, Unexpected, Visitor, value::MapAccessDeserializer},
+    de::{
+        Error, MapAccess, SeqAccess, Unexpected, Visitor,
+        value::{MapAccessDeserializer, SeqAccessDeserializer},
+    },
 };
 use serde_json::Value;
 
 /// The format of one value.
 pub(super) trait Format {
     type Value;
+    /// The allowed forms, for the message about any other.
+    const FORMS: &'static str = "one value";
+
     /// The error has the value, what is allowed, and an example.
     fn read(text: &str) -> Result<Self::Value, String>;
     fn write(value: &Self::Value) -> Value;
-    fn schema() -> Schema;
+    fn schema(generator: &mut SchemaGenerator) -> Schema;
+
+    /// Always asks for a string, even if the value looks like a number, so that `version: 1.40` keeps its zero. A format with a
+    /// long form, as keys or as a list, asks for any value.
+    fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(Form::<Self>(PhantomData))
+    }
+
+    fn from_keys<'de, D: Deserializer<'de>>(_: D) -> Result<Self::Value, D::Error> {
+        Err(D::Error::invalid_type(Unexpected::Map, &Self::FORMS))
+    }
+
+    fn from_list<'de, D: Deserializer<'de>>(_: D) -> Result<Self::Value, D::Error> {
+        Err(D::Error::invalid_type(Unexpected::Seq, &Self::FORMS))
+    }
+}
+
+/// Passes each form of a value to its function of `F`.
+pub(super) struct Form<F: ?Sized>(pub PhantomData<F>);
+
+impl<'de, F: Format + ?Sized> Visitor<'de> for Form<F> {
+    type Value = F::Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(F::FORMS)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<F::Value, E> {
+        F::read(text).map_err(E::custom)
+    }
+
+    /// For serde_yaml; the reader of the configuration file passes only strings.
+    fn visit_u64<E: Error>(self, number: u64) -> Result<F::Value, E> {
+        self.visit_str(&number.to_string())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<F::Value, A::Error> {
+        F::from_keys(MapAccessDeserializer::new(map))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<F::Value, A::Error> {
+        F::from_list(SeqAccessDeserializer::new(list))
+    }
 }
 
 /// A value in the format `F`.
@@ -36,31 +84,25 @@ pub(super) struct List<F>(PhantomData<F>);
 /// A map whose keys have the format `K`.
 pub(super) struct Map<K, T>(PhantomData<(K, T)>);
 
-/// A value with the traits that serde's collections require.
-struct Item<F: Format>(F::Value);
+/// A value with the traits that serde's collections require. `P` is `PhantomData<F>`.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Formatted<V, P>(V, P);
+
+type Item<F> = Formatted<<F as Format>::Value, PhantomData<F>>;
+
+impl<'de, F: Format> Deserialize<'de> for Formatted<F::Value, PhantomData<F>> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        F::deserialize(deserializer).map(|value| Self(value, PhantomData))
+    }
+}
 
 impl<F: Format> As<F> {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<F::Value, D::Error> {
-        // Always as a string, even if it looks like a number, so that `version: 1.40` keeps its zero.
-        deserializer.deserialize_str(Text::<F>(PhantomData))
+        F::deserialize(deserializer)
     }
 
     pub(super) fn serialize<S: Serializer>(value: &F::Value, serializer: S) -> Result<S::Ok, S::Error> {
         F::write(value).serialize(serializer)
-    }
-}
-
-struct Text<F>(PhantomData<F>);
-
-impl<F: Format> Visitor<'_> for Text<F> {
-    type Value = F::Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("one value")
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<F::Value, E> {
-        F::read(text).map_err(E::custom)
     }
 }
 
@@ -75,8 +117,8 @@ impl<F: Format> Format for Maybe<F> {
         value.as_ref().map_or(Value::Null, F::write)
     }
 
-    fn schema() -> Schema {
-        F::schema()
+    fn schema(generator: &mut SchemaGenerator) -> Schema {
+        F::schema(generator)
     }
 }
 
@@ -91,8 +133,8 @@ impl<F: Format> Format for OrOff<F> {
         value.as_ref().map_or("off".into(), F::write)
     }
 
-    fn schema() -> Schema {
-        json_schema!({"anyOf": [{"const": "off"}, F::schema()]})
+    fn schema(generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({"anyOf": [{"const": "off"}, F::schema(generator)]})
     }
 }
 
@@ -111,23 +153,8 @@ impl<K: Format<Value: Ord>, T> Map<K, T> {
     where
         T: Deserialize<'de>,
     {
-        struct Entries<K, T>(PhantomData<(K, T)>);
-        impl<'de, K: Format<Value: Ord>, T: Deserialize<'de>> Visitor<'de> for Entries<K, T> {
-            type Value = BTreeMap<K::Value, T>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("values by name")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut entries = BTreeMap::new();
-                while let Some((key, value)) = map.next_entry::<Item<K>, T>()? {
-                    entries.insert(key.0, value);
-                }
-                Ok(entries)
-            }
-        }
-        deserializer.deserialize_map(Entries::<K, T>(PhantomData))
+        let entries = BTreeMap::<Item<K>, T>::deserialize(deserializer)?;
+        Ok(entries.into_iter().map(|(key, value)| (key.0, value)).collect())
     }
 
     pub(super) fn serialize<S: Serializer>(values: &BTreeMap<K::Value, T>, serializer: S) -> Result<S::Ok, S::Error>
@@ -135,12 +162,6 @@ impl<K: Format<Value: Ord>, T> Map<K, T> {
         T: Serialize,
     {
         serializer.collect_map(values.iter().map(|(key, value)| (K::write(key), value)))
-    }
-}
-
-impl<'de, F: Format> Deserialize<'de> for Item<F> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        As::<F>::deserialize(deserializer).map(Self)
     }
 }
 
@@ -163,55 +184,10 @@ macro_rules! inline_schema {
     };
 }
 
-inline_schema!([F: Format] As<F>, _generator => F::schema());
-inline_schema!([F: Format] List<F>, _generator => json_schema!({"type": "array", "items": F::schema()}));
+inline_schema!([F: Format] As<F>, generator => F::schema(generator));
+inline_schema!([F: Format] List<F>, generator => json_schema!({"type": "array", "items": F::schema(generator)}));
 inline_schema!([K: Format, T: JsonSchema] Map<K, T>, generator => json_schema!({
     "type": "object",
-    "propertyNames": K::schema(),
+    "propertyNames": K::schema(generator),
     "additionalProperties": generator.subschema_for::<T>(),
 }));
-
-/// A value that can be written as one text, or in its long form as keys or as a list.
-pub(super) trait TextOr: Sized {
-    /// The allowed forms, for the message about any other.
-    const EXPECTED: &'static str;
-
-    fn from_text(text: &str) -> Result<Self, String>;
-
-    fn from_keys<'de, D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
-        Err(D::Error::invalid_type(Unexpected::Map, &Self::EXPECTED))
-    }
-
-    fn from_list<'de, A: SeqAccess<'de>>(_: A) -> Result<Self, A::Error> {
-        Err(A::Error::invalid_type(Unexpected::Seq, &Self::EXPECTED))
-    }
-}
-
-pub(super) fn text_or<'de, T: TextOr, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
-    struct Either<T>(PhantomData<T>);
-    impl<'de, T: TextOr> Visitor<'de> for Either<T> {
-        type Value = T;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str(T::EXPECTED)
-        }
-
-        fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
-            T::from_text(text).map_err(E::custom)
-        }
-
-        /// For serde_yaml; the reader of the configuration file passes only strings.
-        fn visit_u64<E: Error>(self, number: u64) -> Result<T, E> {
-            self.visit_str(&number.to_string())
-        }
-
-        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
-            T::from_keys(MapAccessDeserializer::new(map))
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<T, A::Error> {
-            T::from_list(list)
-        }
-    }
-    deserializer.deserialize_any(Either(PhantomData))
-}

@@ -9,6 +9,7 @@
 
 use std::{
     collections::BTreeMap,
+    marker::PhantomData,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -17,13 +18,13 @@ use std::{
 use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{
-    Deserialize, Deserializer, Serialize, Serializer,
+    Deserialize, Deserializer, Serialize,
     de::{IntoDeserializer, value::StrDeserializer},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
-    format::{As, List, Map, Maybe, TextOr, text_or},
+    format::{As, Form, Format, List, Map, Maybe},
     listener::Listener,
     reader::Fault,
     schema::is_static,
@@ -59,7 +60,7 @@ pub struct Config {
     #[serde(default, with = "List::<Network>")]
     pub trusted_proxies: Vec<IpNet>,
     /// One line per request: `text` or `json` to standard output, `{format: json, file: FILE}`, or `off`.
-    #[serde(default, with = "LogOrOff")]
+    #[serde(default, with = "As::<LogOrOff>")]
     #[schemars(transform = is_static)]
     pub access_log: Option<AccessLog>,
     /// `propagate` adds a `traceparent` header to requests that have neither that nor B3 headers.
@@ -126,23 +127,11 @@ pub struct Admin {
 /// The access log: keys and values, only a format, or `off`.
 struct LogOrOff;
 
-impl LogOrOff {
-    fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<AccessLog>, D::Error> {
-        text_or(deserializer)
-    }
+impl Format for LogOrOff {
+    type Value = Option<AccessLog>;
+    const FORMS: &'static str = "text, json, off or keys and values";
 
-    fn serialize<S: Serializer>(log: &Option<AccessLog>, serializer: S) -> Result<S::Ok, S::Error> {
-        match log {
-            Some(log) => log.serialize(serializer),
-            None => serializer.serialize_str("off"),
-        }
-    }
-}
-
-impl TextOr for Option<AccessLog> {
-    const EXPECTED: &'static str = "text, json, off or keys and values";
-
-    fn from_text(text: &str) -> Result<Self, String> {
+    fn read(text: &str) -> Result<Self::Value, String> {
         if text == "off" {
             return Ok(None);
         }
@@ -151,23 +140,21 @@ impl TextOr for Option<AccessLog> {
         Ok(Some(AccessLog { format, file: None }))
     }
 
-    fn from_keys<'de, D: Deserializer<'de>>(keys: D) -> Result<Self, D::Error> {
-        AccessLog::deserialize(keys).map(Some)
-    }
-}
-
-impl JsonSchema for LogOrOff {
-    fn inline_schema() -> bool {
-        true
+    fn write(log: &Self::Value) -> Value {
+        log.as_ref().map_or("off".into(), |log| json!(log))
     }
 
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "LogOrOff".into()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+    fn schema(generator: &mut SchemaGenerator) -> Schema {
         let [format, keys] = [generator.subschema_for::<LogFormat>(), generator.subschema_for::<AccessLog>()];
         json_schema!({"anyOf": [{"const": "off"}, format, keys]})
+    }
+
+    fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(Form::<Self>(PhantomData))
+    }
+
+    fn from_keys<'de, D: Deserializer<'de>>(keys: D) -> Result<Self::Value, D::Error> {
+        AccessLog::deserialize(keys).map(Some)
     }
 }
 

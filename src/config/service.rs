@@ -1,13 +1,13 @@
 //! The types of a service's configuration: its routes, pools, probes and connections to peers. See `model`.
 
-use std::{collections::BTreeMap, fmt, ops::RangeInclusive, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt, marker::PhantomData, ops::RangeInclusive, path::PathBuf, time::Duration};
 
-use schemars::{JsonSchema, Schema};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::json;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Value, json};
 
 use super::{
-    format::{As, Format, List, Map, Maybe, TextOr, text_or},
+    format::{As, Form, Format, List, Map, Maybe},
     promotion::Promotion,
     schema::{is_http, without_http_keys},
     value::{
@@ -81,15 +81,14 @@ pub struct Pool {
     #[serde(default, with = "As::<Maybe<Label>>", skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
     /// Peers, each `host:port` or `{address: host:port, weight: 3}`.
-    #[serde(default)]
+    #[serde(default, with = "List::<PeerForm>")]
     #[schemars(!default, length(min = 1), extend("uniqueItems" = true), example = ["app-blue:8081"])]
     pub peers: Vec<Peer>,
 }
 
 /// One server of a pool.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(remote = "Self", deny_unknown_fields)]
-#[schemars(!remote, transform = address_or_keys)]
+#[serde(deny_unknown_fields)]
 pub struct Peer {
     /// Host name, IPv4 address or IPv6 address in brackets, and a port.
     #[serde(with = "As::<Address>")]
@@ -130,7 +129,7 @@ pub struct HealthCheck {
     #[schemars(transform = is_http)]
     pub headers: BTreeMap<String, Secret>,
     /// Statuses of a successful probe: `200`, `200-299`, or a list of these.
-    #[serde(with = "Statuses")]
+    #[serde(with = "As::<Statuses>")]
     #[schemars(transform = is_http)]
     pub expect_status: Vec<RangeInclusive<u16>>,
     /// Another port for probes, such as a management port. Default: the peer's port.
@@ -260,33 +259,32 @@ pub struct Timeouts {
     pub idle: Duration,
 }
 
-impl TextOr for Peer {
-    const EXPECTED: &'static str = "host:port or keys and values";
+/// A peer as keys, or only its address.
+struct PeerForm;
 
-    fn from_text(text: &str) -> Result<Self, String> {
-        Ok(Self { address: Address::read(text)?, weight: one() })
+impl Format for PeerForm {
+    type Value = Peer;
+    const FORMS: &'static str = "host:port or keys and values";
+
+    fn read(text: &str) -> Result<Peer, String> {
+        Ok(Peer { address: Address::read(text)?, weight: one() })
     }
 
-    fn from_keys<'de, D: Deserializer<'de>>(keys: D) -> Result<Self, D::Error> {
-        Self::deserialize(keys)
+    fn write(peer: &Peer) -> Value {
+        json!(peer)
     }
-}
 
-impl<'de> Deserialize<'de> for Peer {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        text_or(deserializer)
+    fn schema(generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({"anyOf": [Address::schema(generator), generator.subschema_for::<Peer>()]})
     }
-}
 
-impl Serialize for Peer {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        Self::serialize(self, serializer)
+    fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Peer, D::Error> {
+        deserializer.deserialize_any(Form::<Self>(PhantomData))
     }
-}
 
-fn address_or_keys(schema: &mut Schema) {
-    let keys = std::mem::take(schema);
-    schema.insert("anyOf".to_owned(), json!([Address::schema(), keys]));
+    fn from_keys<'de, D: Deserializer<'de>>(keys: D) -> Result<Peer, D::Error> {
+        Peer::deserialize(keys)
+    }
 }
 
 /// `hash` is required with `balance: hash`, and not allowed with another balance.

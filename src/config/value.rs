@@ -5,12 +5,12 @@
 use std::{marker::PhantomData, net::SocketAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};
 
 use ipnet::IpNet;
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serializer, de::SeqAccess};
+use schemars::{Schema, SchemaGenerator, json_schema};
+use serde::Deserializer;
 use serde_json::{Value, json};
 
 use super::{
-    format::{Format, TextOr, text_or},
+    format::{Form, Format, List},
     host,
     reader::shown,
     service::PeerAddress,
@@ -42,7 +42,7 @@ impl<const LEAST: u64, const MOST: u64> Format for Span<LEAST, MOST> {
         humantime::format_duration(*value).to_string().into()
     }
 
-    fn schema() -> Schema {
+    fn schema(_: &mut SchemaGenerator) -> Schema {
         let unit = "(ns|nsec|us|usec|µs|ms|msec|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?)";
         json_schema!({"type": "string", "pattern": format!("^([0-9]+ ?{unit} ?)+$"), "$comment": range::<LEAST, MOST>()})
     }
@@ -74,7 +74,7 @@ where
         (*value).try_into().unwrap_or(u64::MAX).into()
     }
 
-    fn schema() -> Schema {
+    fn schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({"type": "integer", "minimum": LEAST, "maximum": MOST})
     }
 }
@@ -93,8 +93,8 @@ impl Format for Weight {
         Number::<u16, 1, 1000>::write(value)
     }
 
-    fn schema() -> Schema {
-        Number::<u16, 1, 1000>::schema()
+    fn schema(generator: &mut SchemaGenerator) -> Schema {
+        Number::<u16, 1, 1000>::schema(generator)
     }
 }
 
@@ -116,7 +116,7 @@ macro_rules! texts {
                 write(value)
             }
 
-            fn schema() -> Schema {
+            fn schema(_: &mut SchemaGenerator) -> Schema {
                 json_schema!({"type": $type, "pattern": $pattern})
             }
         }
@@ -231,39 +231,11 @@ fn path(text: &str, query: bool) -> Result<String, String> {
 /// Statuses of a successful probe: `200`, `200-299`, `200, 204-206`, or a list of these.
 pub(super) struct Statuses;
 
-impl Statuses {
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<RangeInclusive<u16>>, D::Error> {
-        text_or(deserializer)
-    }
+impl Format for Statuses {
+    type Value = Vec<RangeInclusive<u16>>;
+    const FORMS: &'static str = "statuses";
 
-    pub(super) fn serialize<S: Serializer>(ranges: &[RangeInclusive<u16>], serializer: S) -> Result<S::Ok, S::Error> {
-        let range = |range: &RangeInclusive<u16>| match (range.start(), range.end()) {
-            (from, to) if from == to => from.to_string(),
-            (from, to) => format!("{from}-{to}"),
-        };
-        serializer.serialize_str(&ranges.iter().map(range).collect::<Vec<_>>().join(", "))
-    }
-}
-
-impl JsonSchema for Statuses {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Statuses".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let one = json!({"type": ["string", "integer"], "pattern": "^[1-5][0-9]{2}([, -]+[1-5][0-9]{2})*$"});
-        json_schema!({"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]})
-    }
-}
-
-impl TextOr for Vec<RangeInclusive<u16>> {
-    const EXPECTED: &'static str = "statuses";
-
-    fn from_text(text: &str) -> Result<Self, String> {
+    fn read(text: &str) -> Result<Self::Value, String> {
         let status = |text: &str| text.trim().parse::<u16>().ok().filter(|status| (100..=599).contains(status));
         let range = |part: &str| {
             let (from, to) = part.split_once('-').unwrap_or((part, part));
@@ -274,18 +246,25 @@ impl TextOr for Vec<RangeInclusive<u16>> {
         ranges.ok_or_else(|| format!("{} is not a status from 100 to 599; write 200, 200-299 or [200, 204-206]", shown(text)))
     }
 
-    fn from_list<'de, A: SeqAccess<'de>>(mut list: A) -> Result<Self, A::Error> {
-        struct Part(Vec<RangeInclusive<u16>>);
-        impl<'de> Deserialize<'de> for Part {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                text_or(deserializer).map(Self)
-            }
-        }
-        let mut ranges = Vec::new();
-        while let Some(part) = list.next_element::<Part>()? {
-            ranges.extend(part.0);
-        }
-        Ok(ranges)
+    fn write(ranges: &Self::Value) -> Value {
+        let range = |range: &RangeInclusive<u16>| match (range.start(), range.end()) {
+            (from, to) if from == to => from.to_string(),
+            (from, to) => format!("{from}-{to}"),
+        };
+        ranges.iter().map(range).collect::<Vec<_>>().join(", ").into()
+    }
+
+    fn schema(_: &mut SchemaGenerator) -> Schema {
+        let one = json!({"type": ["string", "integer"], "pattern": "^[1-5][0-9]{2}([, -]+[1-5][0-9]{2})*$"});
+        json_schema!({"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]})
+    }
+
+    fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(Form::<Self>(PhantomData))
+    }
+
+    fn from_list<'de, D: Deserializer<'de>>(list: D) -> Result<Self::Value, D::Error> {
+        Ok(List::<Self>::deserialize(list)?.concat())
     }
 }
 
