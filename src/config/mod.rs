@@ -25,6 +25,7 @@ mod yaml;
 use std::{io, path::Path};
 
 pub(crate) use self::reader::nearest;
+use self::spot::key;
 pub use self::{
     effective::effective,
     listener::{Acme, Certificate, Limits, Listener, Tls},
@@ -91,7 +92,7 @@ pub fn parse_in(folder: &Path, text: &str) -> Result<Config, Vec<Problem>> {
             match text.and_then(|bytes| String::from_utf8(bytes).map_err(|_| "is not UTF-8 text".to_owned())) {
                 Ok(text) => page.text = text,
                 Err(why) => {
-                    let at = format!("services.{name}.error_pages.{status}");
+                    let at = format!("{}.{name}.{}.{status}", key!(Config, services), key!(Service, error_pages));
                     problems.push(Problem::new(&at, format!("{}: {why}", path.display())));
                 }
             }
@@ -121,7 +122,7 @@ pub fn load(path: &Path) -> Result<(String, Config), LoadError> {
 /// When the file cannot be read.
 pub fn admin(path: &Path) -> Result<Admin, LoadError> {
     let document = yaml::parse(&read(path)?).unwrap_or_default();
-    let admin = document.as_ref().and_then(|document| document.get("admin"));
+    let admin = document.as_ref().and_then(|document| document.get(key!(Config, admin)));
     let admin = admin.and_then(|admin| reader::read::<Admin>(admin, &mut reader::Aside::new(), &mut Vec::new()));
     let mut admin = admin.unwrap_or_default();
     let folder = path.parent().unwrap_or(Path::new(""));

@@ -9,8 +9,9 @@ use schemars::{Schema, generate::SchemaSettings, transform::RecursiveTransform};
 use serde_json::{Value, json};
 
 use super::{
-    Config, Problem,
+    Config, HealthCheck, Problem,
     reader::{Aside, Path},
+    spot::key,
     yaml::{Key, Kind, Node},
 };
 
@@ -52,12 +53,13 @@ pub(super) fn is_http(field: &mut Schema) {
     field.insert(HTTP.to_owned(), true.into());
 }
 
-/// Rejects the marked fields of [`HealthCheck`](super::HealthCheck) where `tcp` is true.
+/// Rejects the marked fields of [`HealthCheck`] where `tcp` is true.
 pub(super) fn without_http_keys(schema: &mut Schema) {
     let fields = schema.get_mut("properties").and_then(Value::as_object_mut).into_iter().flatten();
     let marked = fields.filter_map(|(key, field)| field.as_object_mut()?.remove(HTTP).map(|_| (key.clone(), false.into())));
     let forbidden: serde_json::Map<_, Value> = marked.collect();
-    schema.insert("if".to_owned(), json!({"properties": {"tcp": {"const": true}}, "required": ["tcp"]}));
+    let tcp = key!(HealthCheck, tcp);
+    schema.insert("if".to_owned(), json!({"properties": {tcp: {"const": true}}, "required": [tcp]}));
     schema.insert("then".to_owned(), json!({"properties": forbidden}));
 }
 

@@ -10,6 +10,7 @@ use super::{
     format::{As, Form, Format, List, Map, Maybe},
     promotion::Promotion,
     schema::{is_http, without_http_keys},
+    spot::key,
     value::{
         Address, CookieName, DAY, ErrorStatus, File, HOUR, HeaderField, HeaderName, HeaderText, HostPattern, Label, Name, Number,
         PathPrefix, ProbeHost, ProbePath, Reference, ServerName, Span, Statuses, Weight,
@@ -289,15 +290,18 @@ impl Format for PeerForm {
 
 /// `hash` is required with `balance: hash`, and not allowed with another balance.
 fn hash_for_balance(schema: &mut Schema) {
-    schema.insert("if".to_owned(), json!({"properties": {"balance": {"const": "hash"}}, "required": ["balance"]}));
-    schema.insert("then".to_owned(), json!({"required": ["hash"]}));
-    schema.insert("else".to_owned(), json!({"properties": {"hash": false}}));
+    let (balance, hash) = (key!(Service, balance), key!(Service, hash));
+    schema.insert("if".to_owned(), json!({"properties": {balance: {"const": Balance::Hash}}, "required": [balance]}));
+    schema.insert("then".to_owned(), json!({"required": [hash]}));
+    schema.insert("else".to_owned(), json!({"properties": {hash: false}}));
 }
 
 /// One key of [`HashBy`].
 fn exactly_one(schema: &mut Schema) {
-    let client_address = json!({"properties": {"client_address": {"const": true}}, "required": ["client_address"]});
-    schema.insert("oneOf".to_owned(), json!([{"required": ["header"]}, {"required": ["cookie"]}, client_address]));
+    let [header, cookie] = [key!(HashBy, header), key!(HashBy, cookie)].map(|key| json!({"required": [key]}));
+    let key = key!(HashBy, client_address);
+    let client_address = json!({"properties": {key: {"const": true}}, "required": [key]});
+    schema.insert("oneOf".to_owned(), json!([header, cookie, client_address]));
 }
 
 impl fmt::Display for PeerAddress {

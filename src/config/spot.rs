@@ -1,7 +1,7 @@
 //! A value of the configuration together with its place in the file. Used by `validate` and `edit`, after deserialization.
 //!
-//! [`at!`] steps to a field of the value. The field's own name is the key, so that no key is named a second time, and the compiler
-//! checks it.
+//! [`at!`] steps to a field of the value, and [`key!`] is the key of a field without a value. Both take it from the field's own name,
+//! so that no key is named a second time, and the compiler checks it.
 
 use std::collections::BTreeMap;
 
@@ -29,6 +29,17 @@ macro_rules! at {
     }};
 }
 pub(super) use at;
+
+/// The key of a field: `key!(Service, active)`.
+macro_rules! key {
+    ($type:ty, $field:ident) => {{
+        const _: fn(&$type) = |value| {
+            let _ = &value.$field;
+        };
+        stringify!($field)
+    }};
+}
+pub(super) use key;
 
 impl<'a, T: ?Sized> Spot<'a, T> {
     pub(super) fn root(value: &'a T, document: &'a Node, aside: &'a Aside) -> Self {
