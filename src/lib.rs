@@ -35,4 +35,5 @@ pub mod snapshot;
 pub mod status;
 pub mod systemd;
 pub mod tasks;
+pub mod token;
 pub mod watch;

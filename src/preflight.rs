@@ -17,8 +17,9 @@ use socket2::{Domain, Socket, Type};
 
 use crate::{
     acme::Store,
-    admin, certificate,
-    config::{self, Config, Problem},
+    certificate,
+    config::{self, Config, Problem, ServedPool},
+    token,
 };
 
 /// The results, in the order of the file.
@@ -42,10 +43,13 @@ pub fn look(path: &Path, text: &str, config: &Config) -> Findings {
         if let Some(files) = &listener.tls {
             tls(&mut found, &format!("{at}.tls"), files, folder);
         }
+        if listener.pool == ServedPool::Standby {
+            standby(&mut found, &format!("{at}.pool"), config);
+        }
     }
     address(&mut found, "admin.address", config.admin.address);
     if let Some(file) = &config.admin.token_file {
-        found.require("admin.token_file", admin::read_token(&folder.join(file)).map(drop));
+        found.require("admin.token_file", token::read(&folder.join(file)).map(drop));
     }
     if let Some(file) = config.access_log.as_ref().and_then(|log| log.file.as_ref()) {
         let file = folder.join(file);
@@ -71,6 +75,16 @@ impl Findings {
         if let Err(message) = outcome {
             self.problems.push(Problem::new(at, message));
         }
+    }
+}
+
+/// Only a warning: pools come and go while the listener stays, and other services may have a standby pool.
+fn standby(found: &mut Findings, at: &str, config: &Config) {
+    for (name, pools) in
+        config.services.iter().map(|(name, service)| (name, service.pools.len())).filter(|(_, pools)| *pools != 2)
+    {
+        let why = format!("responds with 503 to requests of services.{name}, because it has {pools} pools and not two");
+        found.warnings.push(Problem::new(at, why));
     }
 }
 

@@ -40,6 +40,7 @@ use crate::{
     snapshot::Snapshot,
     systemd,
     tasks::{self, Tasks},
+    token::Token,
     watch as file_watch,
 };
 
@@ -85,6 +86,7 @@ struct Opened {
     /// With its real port.
     admin_address: SocketAddr,
     token_file: Option<Arc<Path>>,
+    token: Arc<Token>,
     access_log: Option<AccessLog>,
     acme: Vec<Arc<Acme>>,
     challenges: ChallengeStore,
@@ -142,9 +144,14 @@ pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
     info!("admin on {admin_address}");
 
     let workers = runtime("proxy", threads)?;
-    let challenges = opened.challenges.clone();
-    let proxy =
-        Proxy::new(Arc::clone(&snapshot), Arc::clone(&metrics), Arc::clone(&readiness.stopping), access_log.clone(), challenges);
+    let proxy = Proxy {
+        snapshot: Arc::clone(&snapshot),
+        metrics: Arc::clone(&metrics),
+        stopping: Arc::clone(&readiness.stopping),
+        access_log: access_log.clone(),
+        challenges: opened.challenges.clone(),
+        token: Arc::clone(&opened.token),
+    };
     let edge = Edge::new(proxy.app(threads), snapshot, Arc::clone(&metrics), access_log.clone(), opened.fit);
     let (stop, stopping) = watch::channel(false);
     opened.start(&tasks, &edge, &stopping, (&workers, &control), &metrics);
@@ -218,8 +225,9 @@ impl Opened {
         let certificates = certificates(config, path, metrics)?;
         let acme = acme(config, path, &challenges)?;
         let access_log = access_log(config, path, metrics)?;
-        let token_file =
-            config.admin.token_file.as_ref().map(|file| Arc::from(path.parent().unwrap_or(Path::new("")).join(file)));
+        let token_file = config.admin.token_file.as_ref().map(|file| path.parent().unwrap_or(Path::new("")).join(file));
+        let token = Arc::new(Token::new(token_file.as_deref()));
+        let token_file = token_file.map(Arc::from);
         let fit = descriptors::raise(config);
         let bind = |what: String, address: SocketAddr| {
             let bound = bind(address).and_then(|socket| Ok((socket.local_addr()?, socket)));
@@ -232,7 +240,7 @@ impl Opened {
         });
         let listeners = listeners.collect::<Result<_, _>>()?;
         let (admin_address, admin) = bind("admin.address".to_owned(), config.admin.address)?;
-        Ok(Self { listeners, admin, admin_address, token_file, access_log, acme, challenges, fit })
+        Ok(Self { listeners, admin, admin_address, token_file, token, access_log, acme, challenges, fit })
     }
 
     /// Accepts connections, and keeps certificates current.
@@ -255,6 +263,13 @@ impl Opened {
             let name = format!("listener {address}");
             let listening = Arc::new(ListenerState::new(config, address, tls, metrics));
             tasks.critical(workers.handle(), name, edge.clone().serve(socket, listening, stopping.clone()));
+        }
+        if let Some(file) = self.token_file {
+            let (token, metrics) = (self.token, Arc::clone(metrics));
+            let watch = async move {
+                tasks::restarted("token", &metrics.task_restarts, || token.watch(Arc::clone(&file))).await;
+            };
+            control.spawn(watch);
         }
         for acme in self.acme {
             let metrics = Arc::clone(metrics);

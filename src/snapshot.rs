@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
 use crate::{
-    config::{ErrorPage, Timeouts},
+    config::{ErrorPage, Preview, Timeouts},
     metrics::ServiceMetrics,
     pool::{Pool, Upstream},
     route::RouteTable,
@@ -36,13 +36,17 @@ pub struct Service {
     /// Protocol and TLS towards its peers.
     pub upstream: Arc<Upstream>,
     /// Error pages by status; each may contain `{request_id}`.
-    pub error_pages: BTreeMap<u16, ErrorPage>,
+    pub error_pages: Arc<BTreeMap<u16, ErrorPage>>,
     /// Time limits of one request.
     pub timeouts: Timeouts,
     /// How many further peers to try when one cannot be connected to.
     pub retries: usize,
     /// Its counters.
     pub metrics: Arc<ServiceMetrics>,
+    /// Its other pools: for each the service as it would be with that pool as the active one. These have no standby pools.
+    pub standby: Vec<Arc<Service>>,
+    /// Requests that choose their pool.
+    pub preview: Option<Preview>,
 }
 
 /// Holds the current snapshot.

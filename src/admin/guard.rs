@@ -5,7 +5,6 @@
 //! or the admin address, and no foreign Origin; a POST needs JSON, which a page cannot send without a CORS preflight.
 
 use std::{
-    fs,
     net::{IpAddr, SocketAddr},
     path::Path,
     sync::Arc,
@@ -18,12 +17,8 @@ use axum::{
     response::Response,
 };
 
-use subtle::ConstantTimeEq;
-
 use super::{Admin, error};
-
-/// Shorter tokens could be guessed.
-const TOKEN_SHORTEST: usize = 16;
+use crate::token;
 
 /// Requires the bearer token. Without a token file, allows loopback clients only.
 pub(super) async fn only_with_token(
@@ -40,12 +35,12 @@ pub(super) async fn only_with_token(
         return error(StatusCode::FORBIDDEN, "no-token-file", message);
     };
     // Reads the file for each request, so that the token can be changed.
-    let token = match token(&file) {
+    let token = match token::named(&file) {
         Ok(token) => token,
         Err(message) => return error(StatusCode::INTERNAL_SERVER_ERROR, "token-file", message),
     };
     let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-    if given.is_some_and(|given| bool::from(given.ct_eq(token.as_bytes()))) {
+    if given.is_some_and(|given| token::is_equal(given, &token)) {
         return next.run(request).await;
     }
     let mut answer = error(
@@ -55,30 +50,6 @@ pub(super) async fn only_with_token(
     );
     answer.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
     answer
-}
-
-/// Reads the token, without surrounding space.
-///
-/// # Errors
-/// When the file cannot be read or its token is too short; the message names `admin.token_file`.
-pub fn token(file: &Path) -> Result<String, String> {
-    read_token(file).map_err(|why| format!("admin.token_file: {why}"))
-}
-
-/// As [`token`], for callers that name the key themselves.
-///
-/// # Errors
-/// As [`token`].
-pub fn read_token(file: &Path) -> Result<String, String> {
-    let text = fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
-    let token = text.trim();
-    if token.len() < TOKEN_SHORTEST || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        let file = file.display();
-        return Err(format!(
-            "{file} has to hold one token of {TOKEN_SHORTEST} characters or more; create one with: openssl rand -hex 32"
-        ));
-    }
-    Ok(token.to_owned())
 }
 
 /// Rejects requests that a web page may have made. A page cannot know the token, so with a token file this allows everything.

@@ -20,8 +20,6 @@ mod guard;
 mod places;
 mod serve;
 
-pub use guard::{read_token, token};
-
 use std::{
     net::SocketAddr,
     sync::{

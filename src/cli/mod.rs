@@ -26,11 +26,8 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    admin::{
-        self,
-        client::{CallError, Client},
-    },
-    config,
+    admin::client::{CallError, Client},
+    config, token,
 };
 
 /// Replace the application behind it, under load, without a failed request.
@@ -132,7 +129,7 @@ impl AdminArg {
         let named = self.config.path().and_then(|path| config::admin(&path).map_err(|e| Failure::config(&e)));
         // With --admin no file is required; an existing one provides the token.
         let token_file = named.as_ref().ok().and_then(|admin| admin.token_file.clone());
-        let token = token_file.map(|file| admin::token(&file)).transpose().map_err(Failure::failed)?;
+        let token = token_file.map(|file| token::named(&file)).transpose().map_err(Failure::failed)?;
         if let Some(address) = &self.admin {
             return Ok(Client::new(address, token));
         }

@@ -47,7 +47,7 @@ use super::{
     rejections::Rejections,
     response_wait::ResponseWait,
 };
-use crate::config::Limits;
+use crate::config::{Limits, ServedPool};
 
 /// The state of one HTTP/1 connection or one HTTP/2 stream.
 pub(crate) struct Connection {
@@ -97,6 +97,8 @@ pub(crate) struct ClientInfo {
     /// As configured.
     pub listener: Arc<str>,
     pub redirect_to_https: bool,
+    /// The pool that the listener's requests go to.
+    pub pool: ServedPool,
     pub limits: Arc<Limits>,
 }
 
@@ -347,7 +349,16 @@ impl ClientInfo {
         // An address is a header value.
         let address_text = text.unwrap_or(HeaderValue::from_static("unknown"));
         let local_port = HeaderValue::from(local_port);
-        Self { address, address_text, local_port, tls: None, listener: Arc::from(""), redirect_to_https: false, limits }
+        Self {
+            address,
+            address_text,
+            local_port,
+            tls: None,
+            listener: Arc::from(""),
+            redirect_to_https: false,
+            pool: ServedPool::Active,
+            limits,
+        }
     }
 
     /// Bytes per second, and how long a client may be slower.

@@ -217,6 +217,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Edge<A> {
             tls: socket.tls_version(),
             listener: Arc::clone(&listening.label),
             redirect_to_https: listening.config.redirect_to_https,
+            pool: listening.config.pool,
             ..ClientInfo::new(client, listening.local_port, Arc::clone(&listening.limits))
         };
         let connection = Connection::new(Arc::new(client), Arc::clone(&self.0.shared.rejections));

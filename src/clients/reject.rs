@@ -34,6 +34,10 @@ pub(crate) enum Rejection {
     Method,
     /// `Expect` with another value than `100-continue`.
     Expectation,
+    /// A preview by a client that is neither in `preview.from` nor has the token.
+    Preview,
+    /// A preview of a pool that the service does not have.
+    PreviewPool,
     /// The listener has its maximum of connections.
     Connections,
     /// The client has its maximum of connections.
@@ -48,7 +52,7 @@ pub(crate) enum Rejection {
 
 impl Rejection {
     /// Every reason, to create all series with the value 0.
-    pub(crate) const ALL: [Self; 18] = [
+    pub(crate) const ALL: [Self; 20] = [
         Self::BadRequest(""),
         Self::RequestLine,
         Self::HeaderBytes,
@@ -62,6 +66,8 @@ impl Rejection {
         Self::Flood,
         Self::Method,
         Self::Expectation,
+        Self::Preview,
+        Self::PreviewPool,
         Self::Connections,
         Self::ConnectionsPerClient,
         Self::UnreadResponses,
@@ -85,6 +91,8 @@ impl Rejection {
             Self::Flood => "h2_flood",
             Self::Method => "method",
             Self::Expectation => "expectation",
+            Self::Preview => "preview",
+            Self::PreviewPool => "preview_pool",
             Self::Connections => "connections",
             Self::ConnectionsPerClient => "connections_per_client",
             Self::UnreadResponses => "unread_responses",
@@ -96,7 +104,8 @@ impl Rejection {
     /// The status; 0 where no response is possible.
     pub(crate) const fn status(self) -> u16 {
         match self {
-            Self::BadRequest(_) => 400,
+            Self::BadRequest(_) | Self::PreviewPool => 400,
+            Self::Preview => 403,
             Self::RequestLine => 414,
             Self::HeaderBytes | Self::HeaderCount => 431,
             Self::HeaderTimeout | Self::SlowBody => 408,
@@ -121,6 +130,8 @@ impl Rejection {
             Self::BodyBytes => "413 the body is too long\n",
             Self::Method => "405 this method is not supported\n",
             Self::Expectation => "417 this expectation cannot be met\n",
+            Self::Preview => "403 this client is not allowed to choose a pool\n",
+            Self::PreviewPool => "400 the service has no pool with this name\n",
             Self::Connections => "503 too many connections, try again in a moment\n",
             Self::ConnectionsPerClient => "429 too many connections from one client\n",
             Self::UnreadResponses => "503 too many responses wait to be read, try again in a moment\n",

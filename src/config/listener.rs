@@ -32,9 +32,23 @@ pub struct Listener {
     /// Connections from `trusted_proxies` start with a PROXY protocol header, version 1 or 2.
     #[serde(default)]
     pub proxy_protocol: bool,
+    /// The pool that its requests go to. A client of a listener with `standby` reaches an application that is not released.
+    #[serde(default)]
+    pub pool: ServedPool,
     /// Limits on clients.
     #[serde(default)]
     pub limits: Limits,
+}
+
+/// The pool that a listener's requests go to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ServedPool {
+    /// The active pool.
+    #[default]
+    Active,
+    /// The pool that is not active, of a service with two pools. Requests of other services get 503.
+    Standby,
 }
 
 /// TLS for clients.

@@ -11,6 +11,7 @@ mod format;
 mod host;
 mod listener;
 mod model;
+mod preview;
 mod problem;
 mod promotion;
 mod reader;
@@ -28,8 +29,9 @@ pub(crate) use self::reader::nearest;
 use self::spot::key;
 pub use self::{
     effective::effective,
-    listener::{Acme, Certificate, Limits, Listener, Tls},
+    listener::{Acme, Certificate, Limits, Listener, ServedPool, Tls},
     model::{ADMIN_ADDRESS, AccessLog, Admin, Config, LogFormat, Tracing},
+    preview::Preview,
     problem::{LoadError, Problem, place},
     promotion::Promotion,
     schema::schema,

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::{
     format::{As, Form, Format, List, Map, Maybe},
+    preview::Preview,
     promotion::Promotion,
     schema::{is_http, without_http_keys},
     spot::key,
@@ -72,6 +73,9 @@ pub struct Service {
     /// When no peer is ready: `true` tries the peers that were ready before, `false` responds with 503.
     #[serde(default = "yes")]
     pub fail_open: bool,
+    /// Requests that choose their pool, to test one that is not active. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preview: Option<Preview>,
 }
 
 /// The peers of one release.

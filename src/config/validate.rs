@@ -34,6 +34,7 @@ pub(super) fn problems(config: &Config, document: &Node, aside: &Aside) -> Vec<P
         problems.extend(health_check(&at!(service, health_check)));
         problems.extend(upstream(&service));
         problems.extend(hash(&service));
+        problems.extend(preview(&root, &service));
     }
     problems
 }
@@ -137,6 +138,14 @@ fn hash(service: &Spot<'_, Service>) -> Option<Problem> {
         }
         (Balance::LeastRequests | Balance::RoundRobin | Balance::Random, None) => None,
     }
+}
+
+/// Without networks and without a token, every preview would be rejected.
+fn preview(root: &Spot<'_, Config>, service: &Spot<'_, Service>) -> Option<Problem> {
+    let preview = at!(service, preview).some()?;
+    let from = at!(preview, from).node.is_some_and(|from| !matches!(&from.kind, Kind::Sequence(items) if items.is_empty()));
+    let token = at!(root, admin.token_file).node.is_some();
+    (!from && !token).then(|| preview.problem("allows no client; write from: [10.0.0.0/8], or set admin.token_file"))
 }
 
 /// A client gets one certificate for a name, so a duplicate would never be used, or never be stored.

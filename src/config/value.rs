@@ -146,6 +146,8 @@ texts! {
     ProbePath: String = probe_path, "string", r#"^/[!-"$-~]*$"#;
     HeaderName: String = header_name, "string", "^(?![Hh][Oo][Ss][Tt]$)[!#$%&'*+.^_`|~0-9A-Za-z-]+$";
     HeaderField: http::HeaderName = header_field, "string", TOKEN;
+    /// A header that is removed before a request is forwarded.
+    PreviewHeader: http::HeaderName = preview_header, "string", "^[!#$%&'*+.^`|~0-9A-Za-z-]+$";
     CookieName: String = cookie_name, "string", TOKEN;
     ErrorStatus: u16 = error_status, "string", "^[45][0-9][0-9]$", |status| (*status).into();
     /// The value of a header, which is never written because it may be a secret.
@@ -284,6 +286,29 @@ fn header_name(text: &str) -> Result<String, String> {
 /// The name of a header.
 fn header_field(text: &str) -> Result<http::HeaderName, String> {
     http::HeaderName::from_bytes(text.as_bytes()).map_err(|_| format!("{} is not a header's name", shown(text)))
+}
+
+/// A header for which no application and no part of HTTP has a use.
+fn preview_header(text: &str) -> Result<http::HeaderName, String> {
+    use http::header;
+    const NEEDED: [http::HeaderName; 7] = [
+        header::HOST,
+        header::CONNECTION,
+        header::CONTENT_LENGTH,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        header::AUTHORIZATION,
+        header::COOKIE,
+    ];
+    let name = header_field(text)?;
+    let example = "use a header of its own, such as X-Switchover-Pool";
+    if NEEDED.contains(&name) {
+        return Err(format!("{} is needed by the application, and this header is not forwarded; {example}", shown(text)));
+    }
+    if name.as_str().contains('_') {
+        return Err(format!("{} never matches, because listeners drop headers with _; {example}", shown(text)));
+    }
+    Ok(name)
 }
 
 /// The name of a cookie: a token, like the name of a header (RFC 6265, section 4.1.1).

@@ -199,7 +199,9 @@ impl Controller {
         let due: Vec<(String, Due)> =
             self.services.iter_mut().map(|(name, service)| (name.clone(), service.advance(now))).collect();
         let publish: Vec<String> = due.iter().filter(|(_, due)| *due == Due::Publish).map(|(name, _)| name.clone()).collect();
-        if !publish.is_empty() {
+        // Of every service, not only up to the first one that is outdated.
+        let renewed = self.services.values_mut().filter_map(|service| service.renew_standby().then_some(())).count() > 0;
+        if renewed || !publish.is_empty() {
             self.publish(&publish, now);
             self.services.values_mut().for_each(|service| {
                 service.advance(now);

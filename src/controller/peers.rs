@@ -152,19 +152,17 @@ impl Peers {
         self.tracked.values().map(|tracked| &tracked.peer).filter(|peer| peer.is_open()).cloned().collect()
     }
 
-    /// The active pool of `config`, for a snapshot.
-    pub(super) fn active_pool(&mut self, config: &config::Service) -> Pool {
-        let peers = config.pools.get(&config.active).map(|pool| pool.peers.as_slice()).unwrap_or_default();
+    /// A pool of `config`, for a snapshot.
+    pub(super) fn pool(&mut self, config: &config::Service, name: &str) -> Pool {
+        let peers = config.pools.get(name).map(|pool| pool.peers.as_slice()).unwrap_or_default();
         let slot = |peer: &config::Peer| {
-            let tracked = self.tracked.get(&(config.active.clone(), peer.address.clone()))?;
+            let tracked = self.tracked.get(&(name.to_owned(), peer.address.clone()))?;
             Some(Slot { peer: Arc::clone(&tracked.peer), weight: peer.weight })
         };
         let slots = peers.iter().filter_map(slot).collect();
-        let metrics = self
-            .pool_metrics
-            .entry(config.active.clone())
-            .or_insert_with(|| Arc::new(self.deps.metrics.pool(&self.service, &config.active)));
-        Pool::new(&config.active, slots, config.balance, config.hash.as_ref(), config.fail_open, Arc::clone(metrics))
+        let metrics =
+            self.pool_metrics.entry(name.to_owned()).or_insert_with(|| Arc::new(self.deps.metrics.pool(&self.service, name)));
+        Pool::new(name, slots, config.balance, config.hash.as_ref(), config.fail_open, Arc::clone(metrics))
     }
 
     /// The connection settings of `config`; created if missing.

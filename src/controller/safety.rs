@@ -42,6 +42,9 @@ impl View {
     /// Why the processes of a pool get requests, apart from the state of the pool itself.
     fn in_use(&self, service: &str, pool: &PoolView) -> Option<String> {
         let in_flight = pool.in_flight();
+        if in_flight > 0 && in_flight == pool.previews() {
+            return Some(format!("a preview runs on {}", pool.name));
+        }
         if in_flight > 0 { Some(status::still_running(in_flight)) } else { self.shared(service, pool) }
     }
 

@@ -36,12 +36,3 @@ pub(super) fn serves(active: &Pool) -> bool {
 fn has_failed(active: &Pool) -> bool {
     active.slots().iter().any(|slot| slot.peer.health.record().last.is_some_and(|probe| probe.failure.is_some()))
 }
-
-/// The reasons why no peer of the pool is ready.
-pub(super) fn missing(active: &Pool) -> String {
-    let missing = active.slots().iter().map(|slot| {
-        let failure = slot.peer.health.record().last.and_then(|probe| probe.failure);
-        format!("{}: {}", slot.peer.address, failure.map_or_else(|| "not probed yet".to_owned(), |failure| failure.to_string()))
-    });
-    missing.collect::<Vec<_>>().join("; ")
-}

@@ -169,6 +169,11 @@ impl PoolView {
         self.peers.iter().map(|view| view.peer.in_flight()).sum()
     }
 
+    /// The requests of [`Self::in_flight`] that chose this pool.
+    pub(super) fn previews(&self) -> usize {
+        self.peers.iter().map(|view| view.peer.previews()).sum()
+    }
+
     fn status(&self, not_safe_because: Option<String>) -> PoolStatus {
         PoolStatus {
             name: self.name.clone(),

@@ -32,7 +32,7 @@ const SWAP_BUCKETS: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
 const SWAP_RESULTS: [&str; 5] = ["drained", "drain_timed_out", "not_ready", "superseded", "cancelled"];
 
 /// The `task` of `task_restarts_total`.
-const RESTARTED_TASKS: [&str; 5] = ["access_log", "acme", "certificates", "probe", "resolver"];
+const RESTARTED_TASKS: [&str; 6] = ["access_log", "acme", "certificates", "probe", "resolver", "token"];
 
 /// All metrics of one process.
 pub struct Metrics {

@@ -99,6 +99,22 @@ impl Pool {
         if self.slots.iter().any(|slot| slot.peer.is_open()) { Err(PickError::NoReadyPeer) } else { Err(PickError::Draining) }
     }
 
+    /// The same for a request that chose this pool: its peers need not be open, but have to be ready. None if no peer is.
+    pub fn pick_preview(&self, tried: &[Arc<Peer>], key: Option<u64>) -> Option<Lease> {
+        let untried = |slot: &Slot| !tried.iter().any(|peer| Arc::ptr_eq(peer, &slot.peer));
+        let slot = self.selection.next(&self.slots, key, |slot| slot.peer.health.is_ready() && untried(slot))?;
+        Some(Lease::preview(&slot.peer))
+    }
+
+    /// Why no peer is ready: each peer with the reason.
+    pub fn missing(&self) -> String {
+        let missing = self.slots.iter().map(|Slot { peer, .. }| {
+            let failure = peer.health.record().last.and_then(|probe| probe.failure);
+            format!("{}: {}", peer.address, failure.map_or_else(|| "not probed yet".to_owned(), |failure| failure.to_string()))
+        });
+        missing.collect::<Vec<_>>().join("; ")
+    }
+
     /// A peer can be closed between the choice and the lease. The choice is then repeated, at most once for each slot.
     fn pick_among(&self, key: Option<u64>, eligible: impl Fn(&Slot) -> bool) -> Option<Lease> {
         self.slots.iter().find_map(|_| {

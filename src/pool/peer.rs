@@ -51,6 +51,7 @@ pub struct Peer {
     open: AtomicBool,
     in_flight: AtomicUsize,
     upgraded: AtomicUsize,
+    previews: AtomicUsize,
     /// Wakes the controller.
     changed: Arc<Notify>,
 }
@@ -68,6 +69,7 @@ pub struct Target {
 pub struct Lease {
     peer: Arc<Peer>,
     upgraded: bool,
+    preview: bool,
 }
 
 /// Part of the key of Pingora's connection pool, so that a peer that is opened again, or resolved again, reuses no older
@@ -89,6 +91,7 @@ impl Peer {
             open: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             upgraded: AtomicUsize::new(0),
+            previews: AtomicUsize::new(0),
             changed,
         }
     }
@@ -122,6 +125,11 @@ impl Peer {
     /// Upgraded connections running on it.
     pub fn upgraded(&self) -> usize {
         self.upgraded.load(SeqCst)
+    }
+
+    /// The requests running on it that chose its pool; [`Peer::in_flight`] includes them.
+    pub fn previews(&self) -> usize {
+        self.previews.load(SeqCst)
     }
 
     /// Its addresses; none until its name is resolved.
@@ -186,8 +194,15 @@ impl Lease {
     /// request is on its way to it.
     pub fn new(peer: &Arc<Peer>) -> Option<Self> {
         peer.in_flight.fetch_add(1, SeqCst);
-        let lease = Self { peer: Arc::clone(peer), upgraded: false };
+        let lease = Self { peer: Arc::clone(peer), upgraded: false, preview: false };
         peer.is_open().then_some(lease)
+    }
+
+    /// Counts a request in that chose this pool, whether or not the peer is open.
+    pub fn preview(peer: &Arc<Peer>) -> Self {
+        peer.in_flight.fetch_add(1, SeqCst);
+        peer.previews.fetch_add(1, SeqCst);
+        Self { peer: Arc::clone(peer), upgraded: false, preview: true }
     }
 
     /// The peer in use.
@@ -208,6 +223,9 @@ impl Drop for Lease {
     fn drop(&mut self) {
         if self.upgraded {
             self.peer.upgraded.fetch_sub(1, SeqCst);
+        }
+        if self.preview {
+            self.peer.previews.fetch_sub(1, SeqCst);
         }
         if self.peer.in_flight.fetch_sub(1, SeqCst) == 1 && !self.peer.is_open() {
             self.peer.notify();

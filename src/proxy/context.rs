@@ -28,7 +28,10 @@ pub struct RequestCtx {
     pub(super) connection: Option<Arc<Connection>>,
     pub(super) began: Instant,
     pub(super) snapshot: Option<Arc<Snapshot>>,
+    /// For a request that chose another pool: the service as it would be with that pool as the active one.
     pub(super) service: Option<Arc<Service>>,
+    /// Whether the request, or its listener, chose the pool; it may be one that is not active.
+    pub(super) is_preview: bool,
     pub(super) lease: Option<Lease>,
     /// Peers that failed this request.
     pub(super) tried: Vec<Arc<Peer>>,
@@ -60,6 +63,7 @@ impl RequestCtx {
             began: now,
             snapshot: None,
             service: None,
+            is_preview: false,
             lease: None,
             tried: Vec::new(),
             tries: 0,
@@ -124,6 +128,9 @@ impl RequestCtx {
             let pool = &self.service.as_ref()?.active;
             let client = self.connection.as_ref().map(|connection| connection.client.address);
             let key = pool.hash_by().and_then(|by| hash_key::of(by, request, client, &self.snapshot.as_ref()?.trusted_proxies));
+            if self.is_preview {
+                return pool.pick_preview(&self.tried, key);
+            }
             match pool.pick(&self.tried, key) {
                 Ok(lease) => return Some(lease),
                 Err(PickError::NoReadyPeer) => return None,

@@ -9,6 +9,7 @@ use crate::{
     clients::reject::Rejection,
     metrics::{BrokenBy, ErrorKind},
     pool::local::local_cause,
+    route::NoRoute,
 };
 
 /// Why a request failed.
@@ -16,8 +17,10 @@ use crate::{
 pub(super) enum Failure {
     /// No service matches the host and path.
     NoRoute,
-    /// No peer of the active pool is ready.
+    /// No peer of the active pool is ready, or of the pool that the request chose.
     NoReadyPeer,
+    /// The listener serves the standby pool, and the service does not have exactly one.
+    NoStandbyPool,
     /// The peer failed.
     Peer(ErrorKind),
     /// The client sent something that cannot be forwarded.
@@ -65,7 +68,7 @@ impl Failure {
     pub(super) const fn status(self) -> u16 {
         match self {
             Self::NoRoute => 404,
-            Self::NoReadyPeer | Self::Peer(ErrorKind::Local) => 503,
+            Self::NoReadyPeer | Self::NoStandbyPool | Self::Peer(ErrorKind::Local) => 503,
             Self::Peer(ErrorKind::ConnectTimeout | ErrorKind::ResponseTimeout) => 504,
             Self::Peer(_) => 502,
             Self::BadRequest => 400,
@@ -84,7 +87,7 @@ impl Failure {
         match self {
             Self::Peer(_) => BrokenBy::Peer,
             Self::BadRequest | Self::ClientTimeout | Self::Rejected(_) | Self::ClientGone => BrokenBy::Client,
-            Self::NoRoute | Self::NoReadyPeer | Self::Internal => BrokenBy::Switchover,
+            Self::NoRoute | Self::NoReadyPeer | Self::NoStandbyPool | Self::Internal => BrokenBy::Switchover,
         }
     }
 
@@ -93,6 +96,7 @@ impl Failure {
         match self {
             Self::NoRoute => "no_route",
             Self::NoReadyPeer => "no_ready_peer",
+            Self::NoStandbyPool => "no_standby_pool",
             Self::Peer(kind) => kind.label(),
             Self::BadRequest => "bad_request",
             Self::ClientTimeout => "client_timeout",
@@ -116,6 +120,9 @@ impl Failure {
     pub(super) const fn body(self) -> &'static str {
         match self {
             Self::NoRoute => "404 no service here for this host and path\n",
+            Self::NoStandbyPool => {
+                "503 this listener serves the standby pool of services with two pools, and this service has another number\n"
+            }
             Self::NoReadyPeer => "503 no application is ready, try again in a moment\n",
             Self::Peer(ErrorKind::ConnectTimeout | ErrorKind::ResponseTimeout) => "504 the application did not answer in time\n",
             Self::Peer(ErrorKind::Local) => "503 no connection can be made now, try again in a moment\n",
@@ -125,6 +132,15 @@ impl Failure {
             Self::Rejected(rejection) => rejection.body(),
             Self::ClientGone => "",
             Self::Internal => "500 something went wrong here\n",
+        }
+    }
+}
+
+impl From<NoRoute> for Failure {
+    fn from(reason: NoRoute) -> Self {
+        match reason {
+            NoRoute::NotFound => Self::NoRoute,
+            NoRoute::Ambiguous => Self::Rejected(Rejection::BadRequest("a path that two services could match")),
         }
     }
 }

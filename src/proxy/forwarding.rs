@@ -77,6 +77,19 @@ pub(super) fn client_address(request: &RequestHeader, client: IpAddr, trusted_pr
     .unwrap_or(client)
 }
 
+/// Whether a client is in `networks`. If trusted proxies report its address in both headers, both have to be: a proxy that sets only
+/// one of them forwards the other one as its client sent it.
+pub(super) fn is_from(request: &RequestHeader, client: IpAddr, trusted_proxies: &[IpNet], networks: &[IpNet]) -> bool {
+    let is_in = |address: IpAddr| networks.iter().any(|network| network.contains(&address.to_canonical()));
+    if networks.is_empty() || !trusted_proxies.iter().any(|network| network.contains(&client)) {
+        return is_in(client);
+    }
+    let real = request.headers.get_all(X_REAL_IP).iter();
+    let mut real = real.map(|real| real.to_str().ok().and_then(|real| real.parse().ok()));
+    let chain = chain(request, &client.to_string());
+    real_client(&chain, trusted_proxies).is_some_and(is_in) && real.all(|real| real.is_some_and(is_in))
+}
+
 /// Sets each header; with `claimed`, only if a trusted proxy has not set it.
 fn set_missing(request: &mut RequestHeader, client: &ClientInfo, claimed: bool) -> Result<()> {
     let missing = |request: &RequestHeader, name: &str| !(claimed && request.headers.contains_key(name));

@@ -10,6 +10,7 @@ mod forwarding;
 mod hash_key;
 mod log_entry;
 mod own_response;
+mod preview;
 mod upstream_response;
 mod workarounds;
 
@@ -45,10 +46,10 @@ use self::{
 use crate::{
     access_log::AccessLog,
     acme::ChallengeStore,
-    clients::{connection::Connection, reject::Rejection},
+    clients::connection::Connection,
     metrics::{ErrorKind, Metrics},
-    route::NoRoute,
     snapshot::SnapshotCell,
+    token::Token,
 };
 
 /// How many idle connections to peers are kept, over all peers.
@@ -57,25 +58,21 @@ const KEPT_CONNECTIONS: usize = 1024;
 const TRIES: usize = 16;
 /// The proxy's logic, without its listeners.
 pub struct Proxy {
-    snapshot: Arc<SnapshotCell>,
-    metrics: Arc<Metrics>,
-    stopping: Arc<AtomicBool>,
-    access_log: Option<AccessLog>,
-    challenges: ChallengeStore,
+    /// The snapshots that requests read.
+    pub snapshot: Arc<SnapshotCell>,
+    /// The counters of requests without a service.
+    pub metrics: Arc<Metrics>,
+    /// Once set, client connections are closed after their response.
+    pub stopping: Arc<AtomicBool>,
+    /// None if it is off.
+    pub access_log: Option<AccessLog>,
+    /// The responses to ACME authorities.
+    pub challenges: ChallengeStore,
+    /// The token of clients that may preview.
+    pub token: Arc<Token>,
 }
 
 impl Proxy {
-    /// Reads snapshots from `snapshot`; closes client connections after their response once `stopping` is set.
-    pub fn new(
-        snapshot: Arc<SnapshotCell>,
-        metrics: Arc<Metrics>,
-        stopping: Arc<AtomicBool>,
-        access_log: Option<AccessLog>,
-        challenges: ChallengeStore,
-    ) -> Self {
-        Self { snapshot, metrics, stopping, access_log, challenges }
-    }
-
     /// Wraps this logic into Pingora's proxy for `threads` workers.
     pub fn app(self, threads: usize) -> Arc<HttpProxy<Self>> {
         let conf =
@@ -128,15 +125,12 @@ impl ProxyHttp for Proxy {
             own_response::redirect(session).await?;
             return Ok(true);
         }
-        let failure = match ctx.route(&self.snapshot, session.req_header()) {
-            Ok(()) => return Ok(false),
-            Err(NoRoute::NotFound) => Failure::NoRoute,
-            Err(NoRoute::Ambiguous) => {
-                let rejection = Rejection::BadRequest("a path that two services could match");
-                ctx.connection()?.reject(rejection);
-                Failure::Rejected(rejection)
-            }
-        };
+        let routed = ctx.route(&self.snapshot, session.req_header());
+        let routed = routed.map_err(Failure::from).and_then(|()| preview::choose(session, ctx, &self.token));
+        let Err(failure) = routed else { return Ok(false) };
+        if let Failure::Rejected(rejection) = failure {
+            ctx.connection()?.reject(rejection);
+        }
         ctx.failure = Some(failure);
         own_response::failure(session, ctx, failure).await?;
         Ok(true)
@@ -160,7 +154,9 @@ impl ProxyHttp for Proxy {
         let (Some(lease), Some(mut http_peer)) = (lease, http_peer) else {
             // Keep the failure of an earlier try: it says more than "no ready peer".
             if ctx.failure.is_none() {
-                service.metrics.no_ready_peer.inc();
+                if !ctx.is_preview {
+                    service.metrics.no_ready_peer.inc();
+                }
                 ctx.failure = Some(Failure::NoReadyPeer);
             }
             return Err(Error::new_up(ErrorType::HTTPStatus(503)));

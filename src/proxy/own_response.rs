@@ -19,18 +19,20 @@ pub(super) async fn failure(session: &mut Session, ctx: &mut RequestCtx, failure
         return end_with(session, response).await;
     }
     let status = failure.status();
+    let reason = reason(ctx, failure);
     let id = forwarding::request_id(session.req_header(), &mut ctx.request_id);
-    let page = ctx.service.as_ref().and_then(|service| service.error_pages.get(&status));
+    let page = ctx.service.as_ref().filter(|_| reason.is_none()).and_then(|service| service.error_pages.get(&status));
+    let text = reason.as_deref().unwrap_or(failure.body());
     let accept = session.req_header().headers.get(header::ACCEPT).map(HeaderValue::as_bytes).unwrap_or_default();
     let (content_type, body) = if memchr::memmem::find(accept, b"application/json").is_some() {
-        let message = failure.body().trim_end().trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ');
+        let message = text.trim_end().trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ');
         ("application/json", serde_json::json!({"status": status, "error": message, "request_id": id}).to_string())
     } else if let Some(page) = page {
         // A kept id comes from the client and has any graphic characters; escape those that are special in HTML.
         let id = id.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;");
         ("text/html; charset=utf-8", page.text.replace("{request_id}", &id))
     } else {
-        ("text/plain; charset=utf-8", failure.body().to_owned())
+        ("text/plain; charset=utf-8", text.to_owned())
     };
     let mut response = ResponseHeader::build(status, Some(6))?;
     response.insert_header(forwarding::X_REQUEST_ID, id)?;
@@ -45,6 +47,12 @@ pub(super) async fn failure(session: &mut Session, ctx: &mut RequestCtx, failure
         session.set_keepalive(None);
     }
     respond(session, response, body).await
+}
+
+/// Why the pool that a request chose is not ready. Only for such a request, whose client is one of the operator's.
+fn reason(ctx: &RequestCtx, failure: Failure) -> Option<String> {
+    let pool = &ctx.service.as_ref().filter(|_| ctx.is_preview && failure == Failure::NoReadyPeer)?.active;
+    Some(format!("503 {} is not ready: {}\n", pool.name, pool.missing()))
 }
 
 /// Redirects the client to the same host and path over HTTPS on the default port.

@@ -38,6 +38,7 @@ mod msrv;
 mod names;
 mod observe;
 mod paths;
+mod preview;
 mod promotion;
 mod proxy_protocol;
 mod refused;

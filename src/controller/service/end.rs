@@ -30,6 +30,7 @@ impl Service {
 
     /// Drops the candidate; the running configuration stays. Returns whether there was a candidate.
     pub(in crate::controller) fn give_up(&mut self, outcome: Outcome, reason: Option<String>, now: Instant) -> bool {
+        self.standby_is_outdated |= self.changes_standby();
         let Some(mut candidate) = self.candidate.take() else { return false };
         candidate.swap.end(now, outcome, reason);
         let status = candidate.swap.status();

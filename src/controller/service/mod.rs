@@ -42,6 +42,8 @@ pub(super) struct Service {
     start: Option<Start>,
     drains: Drains,
     peers: Peers,
+    /// Whether the settings of a standby pool in the snapshot are not those of the candidate any more, or not yet.
+    standby_is_outdated: bool,
     history: History,
     /// Set while the service is not in the file: the `drain.timeout` that it had.
     removed: Option<Duration>,
@@ -112,6 +114,7 @@ impl Service {
             drift: Drift::default(),
             start: Some(Start::default()),
             drains: Drains::default(),
+            standby_is_outdated: false,
             removed: None,
         }
     }
@@ -180,8 +183,17 @@ impl Service {
         let publish = first || (proof.is_none() && edit.is_none());
         let swap = Swap::new(from, wanted.active.clone(), proof, timeout, now);
         self.candidate = Some(Candidate { config: wanted, swap, edit, written: false, published: false });
+        self.standby_is_outdated |= self.changes_standby();
         self.probe_settings();
         if publish { Change::Publish } else { Change::Pending }
+    }
+
+    /// Whether the candidate changes more of its pool than that it becomes the active one.
+    fn changes_standby(&self) -> bool {
+        self.running.as_ref().zip(self.candidate.as_ref()).is_some_and(|(running, candidate)| {
+            let active = candidate.config.active.clone();
+            active != running.config.active && config::Service { active, ..running.config.clone() } != candidate.config
+        })
     }
 
     /// Which peers have to pass before `wanted` may serve; none if it needs no proof.

@@ -1,13 +1,14 @@
 //! Publishes a configuration: opens its peers before the snapshot is stored, closes the others after it.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use log::info;
 
-use super::{Candidate, Fallback, Proof, Running, Service, Swap, start};
+use super::{Candidate, Fallback, Peers, Proof, Running, Service, Swap};
 use crate::{config, pool::Peer, snapshot};
 
 /// The peers that were opened for a snapshot; consumed after the store to close all others.
@@ -46,7 +47,7 @@ impl Service {
     fn fall_back(&mut self, Fallback { config, proof }: Fallback, now: Instant) -> Publication {
         proof.adopt();
         let to = config.active.clone();
-        let reason = self.running.as_ref().map(|running| start::missing(&running.snapshot.active)).unwrap_or_default();
+        let reason = self.running.as_ref().map(|running| running.snapshot.active.missing()).unwrap_or_default();
         if let Some(file) = &self.file {
             self.drift.failed(file.clone(), &format!("{reason}; {to} served last"));
         }
@@ -59,20 +60,51 @@ impl Service {
     }
 
     fn publication(&mut self, config: config::Service, swap: Option<Swap>) -> Publication {
-        let active = self.peers.active_pool(&config);
-        active.slots().iter().for_each(|slot| slot.peer.open());
-        let snapshot = snapshot::Service {
-            name: self.name.clone(),
-            active,
-            upstream: self.peers.upstream(&config),
-            error_pages: config.error_pages.clone(),
-            timeouts: config.timeouts,
-            retries: config.retries,
-            metrics: Arc::clone(&self.metrics),
-        };
+        self.standby_is_outdated = false;
+        let snapshot = self.snapshot(&config);
+        snapshot.active.slots().iter().for_each(|slot| slot.peer.open());
         let (serving, drain_timeout) = (self.peers.of_active(&config), config.drain.timeout);
         self.running = Some(Running { config, snapshot: Arc::new(snapshot) });
         Publication { serving, drain_timeout, swap, quiet: false }
+    }
+
+    /// The service as requests see it. The pool that is being proven has the settings of the candidate, so that a preview tests
+    /// what is going to be promoted.
+    fn snapshot(&mut self, config: &config::Service) -> snapshot::Service {
+        let candidate = self.candidate.as_ref().map(|candidate| &candidate.config);
+        let error_pages = Arc::new(config.error_pages.clone());
+        let with_active = |peers: &mut Peers, config: &config::Service, pool: &str| snapshot::Service {
+            name: self.name.clone(),
+            active: peers.pool(config, pool),
+            upstream: peers.upstream(config),
+            error_pages: Arc::clone(&error_pages),
+            timeouts: config.timeouts,
+            retries: config.retries,
+            metrics: Arc::clone(&self.metrics),
+            standby: Vec::new(),
+            preview: None,
+        };
+        let proven = candidate.filter(|candidate| candidate.active != config.active);
+        let names: BTreeSet<&String> = config.pools.keys().chain(proven.map(|candidate| &candidate.active)).collect();
+        let others = names.into_iter().filter(|pool| **pool != config.active);
+        let standby = others.map(|pool| {
+            let config = proven.filter(|candidate| candidate.active == *pool).unwrap_or(config);
+            Arc::new(with_active(&mut self.peers, config, pool))
+        });
+        let (standby, preview) = (standby.collect(), config.preview.clone());
+        snapshot::Service { standby, preview, ..with_active(&mut self.peers, config, &config.active) }
+    }
+
+    /// Makes the standby pools of the snapshot again if they are outdated. Returns whether the snapshot has to be stored.
+    pub(in crate::controller) fn renew_standby(&mut self) -> bool {
+        let Some(config) = self.running.as_ref().filter(|_| self.standby_is_outdated).map(|running| running.config.clone())
+        else {
+            return false;
+        };
+        self.standby_is_outdated = false;
+        let snapshot = Arc::new(self.snapshot(&config));
+        self.running = Some(Running { config, snapshot });
+        true
     }
 
     /// Closes every peer that no longer serves. Call it after the snapshot is stored.

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use tokio::sync::watch;
 
-use super::{Service, start};
+use super::Service;
 use crate::{
     config,
     controller::{
@@ -62,7 +62,7 @@ impl Service {
     /// Why it has not served yet; none once it has.
     pub(in crate::controller) fn not_ready(&self) -> Option<String> {
         let (running, _) = self.running.as_ref().zip(self.start.as_ref())?;
-        Some(format!("{} has no pool to serve: {}", self.name, start::missing(&running.snapshot.active)))
+        Some(format!("{} has no pool to serve: {}", self.name, running.snapshot.active.missing()))
     }
 
     /// Its part of the view.
