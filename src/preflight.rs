@@ -12,7 +12,11 @@ use std::{
     sync::Arc,
 };
 
-use rustls::crypto::{CryptoProvider, ring};
+use pingora::tls::load_platform_certs_incl_env_into_store;
+use rustls::{
+    RootCertStore,
+    crypto::{CryptoProvider, ring},
+};
 use socket2::{Domain, Socket, Type};
 
 use crate::{
@@ -37,6 +41,7 @@ pub struct Findings {
 pub fn look(path: &Path, text: &str, config: &Config) -> Findings {
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut found = Findings::default();
+    found.require("", root_certificates());
     for (i, listener) in config.listeners.iter().enumerate() {
         let at = format!("listeners[{i}]");
         address(&mut found, &format!("{at}.address"), listener.address);
@@ -86,6 +91,16 @@ fn standby(found: &mut Findings, at: &str, config: &Config) {
         let why = format!("responds with 503 to requests of services.{name}, because it has {pools} pools and not two");
         found.warnings.push(Problem::new(at, why));
     }
+}
+
+/// Pingora's connectors read them at the start, even if no service needs them, and panic if they cannot.
+fn root_certificates() -> Result<(), String> {
+    load_platform_certs_incl_env_into_store(&mut RootCertStore::empty()).map_err(|e| {
+        format!(
+            "the root certificates of this host cannot be used: {}; see SSL_CERT_FILE, SSL_CERT_DIR and the package ca-certificates",
+            e.root_cause()
+        )
+    })
 }
 
 fn tls(found: &mut Findings, at: &str, files: &config::Tls, folder: &Path) {

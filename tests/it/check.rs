@@ -9,7 +9,7 @@ use nix::{
 
 use crate::support::{
     Authority, ConfigFile, Edit, Origin, Switchover,
-    switchover::{Output, run},
+    switchover::{self, Output, run},
 };
 
 fn command(command: &str, config: &ConfigFile) -> Output {
@@ -214,5 +214,20 @@ fn an_error_page_that_is_long_or_no_regular_file_is_rejected() {
     ] {
         let line = output.stderr.lines().find(|line| line.contains(&format!("error_pages.{status}: ")));
         assert!(line.is_some_and(|line| line.ends_with(why)), "{status}: {output:?}");
+    }
+}
+
+/// Pingora panics over root certificates that it cannot use.
+#[test]
+fn check_and_run_reject_unusable_root_certificates() {
+    let config = ConfigFile::new(&[("blue", &["127.0.0.1:9".parse().unwrap()])]);
+    let roots = config.folder().join("roots.pem");
+    fs::write(&roots, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
+    for name in ["check", "run"] {
+        let mut command = switchover::command(&[name, "--config", config.path.to_str().unwrap()]);
+        let output = command.env("SSL_CERT_FILE", &roots).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(78), "{stderr}");
+        assert!(stderr.contains("the root certificates of this host cannot be used: "), "{stderr}");
     }
 }
