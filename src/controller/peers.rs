@@ -9,7 +9,6 @@ use std::{
     sync::Arc,
 };
 
-use log::warn;
 use pingora::connectors::http::Connector;
 use tokio::{
     sync::{Notify, watch},
@@ -170,11 +169,8 @@ impl Peers {
         if let Some(known) = self.upstreams.iter().find(|upstream| *upstream.config() == config.upstream) {
             return Arc::clone(known);
         }
+        // The first probe reads the CA file. A missing one does not prevent the start; the failing probes show the reason.
         let upstream = Arc::new(Upstream::new(config.upstream.clone(), &self.deps.folder));
-        // A missing CA file does not prevent the start; the failing probes show the reason.
-        if let Err(e) = upstream.refresh() {
-            warn!("the certificates of peers cannot be verified service={} reason={e}", self.service);
-        }
         self.upstreams.push(Arc::clone(&upstream));
         upstream
     }

@@ -14,8 +14,8 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::{Command, CommandError, Promotion, apply::Wanted, promotion::Edit, service::Source};
 use crate::{
+    certificate,
     config::{self, Config, Problem},
-    pool::Upstream,
 };
 
 /// How long a command waits for one read or write. The files are small, so a disk that takes longer is stuck.
@@ -104,8 +104,8 @@ pub(super) fn check(path: &Path, known: &Config, text: &str, config: &Config) ->
         known.services.get(name).is_none_or(|known| known.upstream != service.upstream)
     };
     let unreadable = |(name, service): (&String, &config::Service)| {
-        let e = Upstream::new(service.upstream.clone(), folder(path)).refresh().err()?;
-        let reason = e.strip_prefix("upstream.tls.ca: ").unwrap_or(&e).to_owned();
+        let ca = service.upstream.tls.as_ref()?.ca.as_ref()?;
+        let reason = certificate::authorities(&folder(path).join(ca)).err()?;
         Some(Problem::new(&format!("services.{name}.upstream.tls.ca"), reason))
     };
     let services = config.services.iter().filter(|(name, service)| changed(name, service));

@@ -101,9 +101,14 @@ impl Prober {
     pub(super) async fn probe(&mut self) -> ProbeResult {
         let began = Instant::now();
         let limit = self.settings.check.timeout;
-        let failure = match timeout(limit, self.check()).await {
-            Ok(outcome) => outcome.err(),
-            Err(_) => Some(Failure::Other(format!("no answer within {}", humantime::format_duration(limit)))),
+        let within = humantime::format_duration(limit);
+        let failure = match timeout(limit, self.settings.upstream.refresh()).await {
+            // The disk of this host is slow; that says nothing about the peer.
+            Err(_) => Some(Failure::Local(format!("upstream.tls.ca: the file cannot be read within {within}"))),
+            Ok(refreshed) => match timeout(limit, self.check(refreshed)).await {
+                Ok(outcome) => outcome.err(),
+                Err(_) => Some(Failure::Other(format!("no answer within {within}"))),
+            },
         };
         let peer = &self.peer;
         // The name of a stopped container disappears before its address is known to be dead, and explains more.
@@ -129,9 +134,8 @@ impl Prober {
         ProbeResult { at: SystemTime::now(), took, failure }
     }
 
-    async fn check(&mut self) -> Result<(), Failure> {
-        let Settings { check, upstream } = &self.settings;
-        let refreshed = upstream.refresh();
+    /// `refreshed` is what [`Upstream::refresh`] returned.
+    async fn check(&mut self, refreshed: Result<Option<SystemTime>, String>) -> Result<(), Failure> {
         let ca_written = refreshed.as_ref().copied().unwrap_or(self.ca_written);
         let built = match &mut self.check {
             Some(built) if ca_written == self.ca_written => built,
@@ -141,13 +145,13 @@ impl Prober {
                 outdated.insert(built)
             }
         };
-        refreshed.map_err(Failure::Other)?;
+        refreshed.map_err(|reason| Failure::Other(format!("upstream.tls.ca: {reason}")))?;
         let peer = &self.peer;
         let Some(mut address) = peer.target().and_then(|target| target.addresses.first().copied()) else {
             let reason = peer.unresolved().unwrap_or_else(|| format!("{} is not resolved yet", peer.address.host));
             return Err(Failure::Other(reason));
         };
-        if let Some(port) = check.port {
+        if let Some(port) = self.settings.check.port {
             address.set_port(port);
         }
         let backend = Backend { addr: SocketAddr::Inet(address), weight: 1, ext: Extensions::new() };

@@ -11,17 +11,21 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use parking_lot::Mutex;
 use pingora::{
     protocols::tls::CaType,
     upstreams::peer::{HttpPeer, PeerOptions, Scheme},
     utils::tls::{WrappedX509, parse_x509},
 };
-use rustls::pki_types::{CertificateDer, pem::PemObject};
-use x509_parser::parse_x509_certificate;
+use tokio::{
+    sync::{Mutex, OwnedMutexGuard},
+    task::spawn_blocking,
+};
 
 use super::peer::Peer;
-use crate::config::{self, Protocol, file};
+use crate::{
+    certificate,
+    config::{self, Protocol},
+};
 
 /// Requests that share one HTTP/2 connection to a peer.
 const STREAMS: u32 = 100;
@@ -36,15 +40,16 @@ pub struct Upstream {
     config: config::Upstream,
     ca_file: Option<PathBuf>,
     ca: ArcSwapOption<Arc<CaType>>,
-    /// When the file that was read last was written.
-    read: Mutex<Option<SystemTime>>,
+    /// When the CA file that was read last was written. Locked during a read, so that a slow disk holds up one thread, however many
+    /// probes wait for it.
+    written: Arc<Mutex<Option<SystemTime>>>,
 }
 
 impl Upstream {
     /// Relative paths of `config` are in `folder`.
     pub fn new(config: config::Upstream, folder: &Path) -> Self {
         let ca_file = config.tls.as_ref().and_then(|tls| tls.ca.as_ref()).map(|path| folder.join(path));
-        Self { config, ca_file, ca: ArcSwapOption::empty(), read: Mutex::default() }
+        Self { config, ca_file, ca: ArcSwapOption::empty(), written: Arc::default() }
     }
 
     /// As the file has it.
@@ -85,28 +90,30 @@ impl Upstream {
         Some(tls.server_name.clone().unwrap_or_else(|| peer.address.host.clone()))
     }
 
-    /// Reads the CA file if it has changed. Returns when the file in use was written; none without one.
+    /// Reads the CA file on a blocking thread if it has changed. Returns when the file in use was written; none without one.
     ///
     /// # Errors
-    /// Why it cannot be used; what was read before stays in use.
-    pub fn refresh(&self) -> Result<Option<SystemTime>, String> {
+    /// Why it cannot be used; the certificates that were read before stay in use.
+    pub async fn refresh(self: &Arc<Self>) -> Result<Option<SystemTime>, String> {
+        if self.ca_file.is_none() {
+            return Ok(None);
+        }
+        let written = Arc::clone(&self.written).lock_owned().await;
+        let upstream = Arc::clone(self);
+        // The lock goes to the thread, which may outlast this future.
+        spawn_blocking(move || upstream.read_ca(written)).await.map_err(|e| e.to_string())?
+    }
+
+    fn read_ca(&self, mut written: OwnedMutexGuard<Option<SystemTime>>) -> Result<Option<SystemTime>, String> {
         let Some(path) = &self.ca_file else { return Ok(None) };
-        let failed = |why: &dyn std::fmt::Display| format!("upstream.tls.ca: {}: {why}", path.display());
-        let written = fs::metadata(path).and_then(|file| file.modified()).map_err(|e| failed(&e))?;
-        let mut read = self.read.lock();
-        if *read == Some(written) {
-            return Ok(*read);
+        let now = fs::metadata(path).and_then(|file| file.modified()).ok();
+        if now.is_none() || *written != now {
+            // Each of them parses; Pingora would panic over one that does not.
+            let certificates = certificate::authorities(path)?;
+            let ca: Vec<_> = certificates.iter().map(|certificate| WrappedX509::new(certificate.to_vec(), parse_x509)).collect();
+            self.ca.store(Some(Arc::new(Arc::from(ca))));
+            *written = now;
         }
-        let bytes = file::read(path, file::LARGEST).map_err(|e| failed(&e))?;
-        let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
-        let certificates = certificates.map_err(|e| failed(&e))?;
-        // Pingora would panic over one that cannot be parsed.
-        if certificates.is_empty() || certificates.iter().any(|certificate| parse_x509_certificate(certificate).is_err()) {
-            return Err(failed(&"holds no certificates in PEM; expected -----BEGIN CERTIFICATE-----"));
-        }
-        let ca: Vec<_> = certificates.iter().map(|certificate| WrappedX509::new(certificate.to_vec(), parse_x509)).collect();
-        self.ca.store(Some(Arc::new(Arc::from(ca))));
-        *read = Some(written);
-        Ok(*read)
+        Ok(*written)
     }
 }

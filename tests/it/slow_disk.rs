@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf};
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    ConfigFile, Edit, Origin, Switchover, eventually,
+    Authority, ConfigFile, Edit, HyperPeer, Origin, Switchover, eventually,
     origin::Act,
     switchover::{command, run},
 };
@@ -59,6 +59,42 @@ fn probes_and_commands_do_not_wait_for_a_read_that_blocks() {
         problems if problems.is_empty() => Ok(()),
         problems => Err(problems),
     });
+}
+
+#[test]
+fn probes_of_other_services_do_not_wait_for_a_ca_file_that_blocks() {
+    let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    let ca = authority.write(folder.path());
+    authority.sign(folder.path(), "peer", &["peer.test"], 2040);
+    let (peer, other) = (HyperPeer::start(false, Some((folder.path(), "peer"))), Origin::start("other"));
+    let upstream = format!("{{tls: {{ca: \"{}\", server_name: peer.test}}}}", ca.display());
+    let quick = "{interval: 100ms, timeout: 500ms}";
+    let config = ConfigFile::new(&[("blue", &[peer.address])])
+        .service(&format!("    hosts: [shop.test]\n    upstream: {upstream}\n    health_check: {quick}\n"));
+    let pools = format!("{{one: {{peers: [\"{}\"]}}}}", other.address());
+    config
+        .write_in_place(&format!("{}  other:\n    active: one\n    health_check: {quick}\n    pools: {pools}\n", config.text()));
+    let blocks = folder.path().join("blocks");
+    let mut run = command(&["run", "--config", config.path.to_str().unwrap()]);
+    run.env("SWITCHOVER_TEST_SLOW_READ", &blocks);
+    let switchover = Switchover::spawn(run, &config);
+    switchover.await_ready("blue");
+    fs::write(&blocks, "").unwrap();
+    // A new date, so that it is read again.
+    authority.write(folder.path());
+    let shop = switchover.await_pool("blue", "a probe waits for the file", |pool| {
+        let last = pool.peers[0].last_probe.as_ref().and_then(|probe| probe.reason.as_deref());
+        last.is_some_and(|reason| reason.contains("upstream.tls.ca: the file cannot be read within 500ms"))
+    });
+    assert!(shop.peers[0].ready, "a slow disk of this host is no verdict on the peer");
+    other.readiness(503, "down");
+    eventually("the other service is probed", || match switchover.service_named("other") {
+        service if service.pools[0].peers[0].ready => Err(service),
+        _ => Ok(()),
+    });
+    fs::remove_file(&blocks).unwrap();
+    switchover
+        .await_pool("blue", "probed again", |pool| pool.peers[0].last_probe.as_ref().is_some_and(|probe| probe.reason.is_none()));
 }
 
 #[test]

@@ -59,9 +59,9 @@ fn a_peer_whose_certificate_is_not_the_right_one_is_not_ready_until_it_can_be_ve
     reason("invalid peer certificate");
     assert_ne!(switchover.get("/").status, 200);
     fs::write(&ca, "nonsense").unwrap();
-    reason("holds no certificates in PEM");
+    reason("holds no certificate in PEM");
     fs::remove_file(&ca).unwrap();
-    reason("No such file");
+    reason("there is no file");
     // The right one: read without a reload.
     authority.write(folder.path());
     switchover.await_ready("blue");
