@@ -23,6 +23,8 @@ pub mod clients;
 pub mod config;
 pub mod controller;
 pub mod descriptors;
+pub mod exchange;
+pub mod hooks;
 pub mod metrics;
 pub mod path;
 pub mod pool;

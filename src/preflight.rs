@@ -68,6 +68,11 @@ pub fn look(path: &Path, text: &str, config: &Config) -> Findings {
             let at = format!("services.{name}.upstream.tls.ca");
             found.require(&at, certificate::authorities(&folder.join(ca)).map(drop));
         }
+        let check = service.promotion.check.as_ref().and_then(|check| check.command.first());
+        if let Some(why) = check.and_then(|program| not_executable(&folder.join(program)).filter(|_| program.contains('/'))) {
+            // Only a warning: a start must not depend on what only the next promotion needs.
+            found.warnings.push(Problem::new(&format!("services.{name}.promotion.check.command[0]"), why));
+        }
     }
     for list in [&mut found.problems, &mut found.warnings, &mut found.in_use] {
         config::place(path, text, list);
@@ -188,6 +193,16 @@ fn records(found: &mut Findings, state_dir: &Path) {
         let why = format!("{} cannot be written, so the active pools are not recorded: {e}", state_dir.display());
         found.warnings.push(Problem::new("state_dir", why));
     }
+}
+
+/// Why a file is not a program that this user may run; a name without a slash is looked up in PATH when it runs.
+fn not_executable(path: &Path) -> Option<String> {
+    let usable = match fs::metadata(path) {
+        Ok(meta) if meta.is_file() => rustix::fs::access(path, rustix::fs::Access::EXEC_OK).map_err(io::Error::from),
+        Ok(_) => Err(io::Error::other("is not a regular file")),
+        Err(e) => Err(e),
+    };
+    usable.err().map(|e| format!("{} cannot be run, so that promotions will be refused: {e}", path.display()))
 }
 
 /// Checks that a file can be appended to, or created if it does not exist.

@@ -54,6 +54,9 @@ const BACKLOG: u32 = 65535;
 const UNSENT: u32 = 128 * 1024;
 /// How long a stopping process keeps an idle connection open, because a request may be on its way.
 const IDLE_LINGER: Duration = Duration::from_millis(250);
+/// How long the end of the process waits for the tasks of the controller, which take microseconds to end. A read of a slow disk may
+/// not end at all.
+const TASKS_END: Duration = Duration::from_secs(1);
 /// Time limit for connecting to an own listener, which takes microseconds.
 const SELF_CHECK: Duration = Duration::from_secs(1);
 
@@ -167,7 +170,9 @@ pub fn run(path: &Path, signals: Caught) -> Result<(), RunError> {
     // On a runtime of its own, so that no other task can delay the stop.
     let stopped = main.block_on(stopped);
     // The remaining tasks of these runtimes are no longer needed.
-    [workers, admin_runtime, watcher, control].into_iter().for_each(Runtime::shutdown_background);
+    [workers, admin_runtime, watcher].into_iter().for_each(Runtime::shutdown_background);
+    // A command that checks a release ends with its task, and has to end before the process.
+    control.shutdown_timeout(TASKS_END);
     stopped
 }
 

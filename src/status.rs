@@ -160,6 +160,10 @@ pub enum Phase {
     /// The new pool is being proven; the old pool serves.
     #[default]
     Proving,
+    /// The new pool is ready and gets requests of switchover itself; the old pool serves.
+    WarmingUp,
+    /// The new pool is ready and the check of the user is running; the old pool serves.
+    Checking,
     /// The new pool serves; the old pool drains.
     Draining,
     /// The swap has ended.
@@ -176,6 +180,8 @@ pub enum Outcome {
     DrainTimedOut,
     /// The old pool serves: the new pool was not ready within `promotion.ready_timeout`, or the file could not be written.
     NotReady,
+    /// The old pool serves: the check before the promotion failed.
+    Refused,
     /// A newer edit replaced it.
     Superseded,
     /// It was cancelled by a command; the old pool serves.
@@ -348,6 +354,13 @@ impl Swap {
     }
 }
 
+impl Phase {
+    /// Whether the new pool does not serve yet, and may still fail.
+    pub fn is_before_promotion(self) -> bool {
+        matches!(self, Self::Proving | Self::WarmingUp | Self::Checking)
+    }
+}
+
 impl ReloadResult {
     /// The metric label.
     pub const fn label(self) -> &'static str {
@@ -367,6 +380,7 @@ impl Outcome {
             Self::Drained => "drained",
             Self::DrainTimedOut => "drain_timed_out",
             Self::NotReady => "not_ready",
+            Self::Refused => "refused",
             Self::Superseded => "superseded",
             Self::Cancelled => "cancelled",
         }

@@ -145,7 +145,7 @@ async fn reached(admin: &mut Admin, target: &mut Target, promotion: bool, wait: 
     if let Some(swap) = &mut target.swap {
         let far_enough = |swap: &Swap| match wait {
             Wait::None => true,
-            Wait::Promoted => swap.phase != Phase::Proving,
+            Wait::Promoted => !swap.phase.is_before_promotion(),
             Wait::Drained => swap.phase == Phase::Done,
         };
         // An error says that the swap has left the history; its last step stays readable.
@@ -164,6 +164,7 @@ fn swap_failed(swap: &Swap, promotion: bool) -> Result<(), Failed> {
     let reason = swap.reason.as_deref().unwrap_or("unknown reason");
     let (status, code, message) = match swap.outcome {
         Some(Outcome::NotReady) => (StatusCode::GATEWAY_TIMEOUT, "not-ready", format!("{what} failed: {reason}")),
+        Some(Outcome::Refused) => (StatusCode::CONFLICT, "refused", format!("{what} was refused: {reason}")),
         Some(Outcome::Superseded) => (StatusCode::CONFLICT, "superseded", format!("{what} was superseded: {reason}")),
         Some(Outcome::Cancelled) => (StatusCode::CONFLICT, "cancelled", format!("{what} was {reason}")),
         _ => return Ok(()),

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::{AdminArg, Failure, out};
-use crate::status::{Phase, Status};
+use crate::status::{Status, Swap};
 
 const EXAMPLES: &str = "Examples:
   switchover cancel
@@ -30,7 +30,7 @@ pub(super) fn run(args: &CancelArgs) -> Result<(), Failure> {
 
 /// The only service that is proving a pool.
 fn proving(status: &Status) -> Result<String, Failure> {
-    let is_proving = |swap: &crate::status::Swap| swap.phase == Phase::Proving;
+    let is_proving = |swap: &Swap| swap.phase.is_before_promotion();
     let proving: Vec<&str> =
         status.services.iter().filter(|s| s.swap.as_ref().is_some_and(is_proving)).map(|s| s.name.as_str()).collect();
     match proving.as_slice() {

@@ -95,7 +95,7 @@ fn goes_on(running: Option<&ServiceSwap>) -> String {
     let Some(ServiceSwap { service, swap }) = running else {
         return "interrupted; run switchover status to see the swap".to_owned();
     };
-    if swap.phase == Phase::Proving {
+    if swap.phase.is_before_promotion() {
         let left = out::seconds(swap.deadline_seconds);
         return format!("{service}: still proving {} for up to {left}; to cancel, run: switchover cancel {service}", swap.to);
     }
@@ -108,10 +108,16 @@ fn goes_on(running: Option<&ServiceSwap>) -> String {
 
 fn progress(running: &ServiceSwap) -> String {
     let ServiceSwap { service, swap } = running;
-    if swap.phase != Phase::Proving {
+    if !swap.phase.is_before_promotion() {
         return format!("{service}: draining {}, {} in flight", swap.from.as_deref().unwrap_or_default(), swap.in_flight);
     }
     let why = swap.reason.as_deref().map(|why| format!(" ({why})")).unwrap_or_default();
+    let progress = swap.reason.as_deref().unwrap_or_default();
+    match swap.phase {
+        Phase::WarmingUp => return format!("{service}: warming up {}: {progress}", swap.to),
+        Phase::Checking => return format!("{service}: checking {}: {progress}", swap.to),
+        Phase::Proving | Phase::Draining | Phase::Done => {}
+    }
     let (age, timeout) = (out::seconds(swap.seconds), out::seconds(swap.timeout_seconds));
     format!("{service}: proving {} {}/{}, {age} of {timeout}{why}", swap.to, swap.proven, swap.to_prove)
 }
@@ -174,7 +180,7 @@ impl ProgressLine {
         let age = at.elapsed();
         last.phase != swap.phase
             || age >= REPEAT
-            || (swap.phase == Phase::Proving && age >= AT_LEAST && (&last.reason, last.proven) != (&swap.reason, swap.proven))
+            || (swap.phase.is_before_promotion() && age >= AT_LEAST && (&last.reason, last.proven) != (&swap.reason, swap.proven))
     }
 
     fn clear(&self) -> Result<(), Failure> {

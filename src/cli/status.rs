@@ -142,6 +142,8 @@ fn swap_line(swap: &Swap) -> String {
             let (age, timeout) = (out::seconds(swap.seconds), out::seconds(swap.timeout_seconds));
             format!("{route}, proving {}/{}, {age} of {timeout}{why}", swap.proven, swap.to_prove)
         }
+        (Phase::WarmingUp, _) => format!("{route}, warming up{why}"),
+        (Phase::Checking, _) => format!("{route}, checking{why}"),
         (Phase::Draining, _) => format!("{route}, draining for {age}, {} in flight", swap.in_flight),
         (Phase::Done, Some(Outcome::Drained)) => {
             let seconds = |seconds: Option<f64>| seconds.unwrap_or_default();
@@ -154,6 +156,7 @@ fn swap_line(swap: &Swap) -> String {
         }
         (Phase::Done, Some(Outcome::DrainTimedOut)) => format!("{route}, drain timed out after {age}{why}"),
         (Phase::Done, Some(Outcome::NotReady)) => format!("{route}, FAILED, {} was not ready after {age}{why}", swap.to),
+        (Phase::Done, Some(Outcome::Refused)) => format!("{route}, FAILED, {} was refused after {age}{why}", swap.to),
         (Phase::Done, Some(Outcome::Cancelled)) => format!("{route}, cancelled after {age}{why}"),
         (Phase::Done, _) => format!("{route}, superseded after {age}{why}"),
     }

@@ -140,6 +140,13 @@ pub(super) fn dns_name(text: &str) -> Result<String, String> {
     Err(format!("{} is not a host{hint}; write shop.example.com", shown(text)))
 }
 
+/// The URL of a hook. It has no user and password, which a log would show.
+pub(super) fn http_url(text: &str) -> Result<http::Uri, String> {
+    let uri = text.parse::<http::Uri>().ok().filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")));
+    let uri = uri.filter(|uri| uri.host().is_some_and(|host| !host.is_empty()) && !text.contains(['@', '#']));
+    uri.ok_or_else(|| format!("{} is not a URL; write http://host:port/path or https://host/path", shown(text)))
+}
+
 /// The directory URL of an ACME authority.
 pub(super) fn https_url(text: &str) -> Result<String, String> {
     let uri = text.parse::<http::Uri>().ok().filter(|uri| uri.scheme_str() == Some("https") && uri.host().is_some());

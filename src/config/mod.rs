@@ -33,7 +33,7 @@ pub use self::{
     model::{ADMIN_ADDRESS, AccessLog, Admin, Config, LogFormat, Tracing},
     preview::Preview,
     problem::{LoadError, Problem, place},
-    promotion::Promotion,
+    promotion::{Check, Promotion, WarmUp},
     schema::schema,
     service::{
         Balance, Drain, ErrorPage, HashBy, HealthCheck, Peer, PeerAddress, Pool, Protocol, Secret, Service, Timeouts, Upstream,

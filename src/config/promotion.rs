@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use schemars::JsonSchema;
+use http::Uri;
+use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::{
-    format::As,
-    value::{DAY, Span},
+    format::{As, List, Maybe},
+    value::{Argument, DAY, HOUR, HttpUrl, Number, ProbePath, Span},
 };
 
 /// The promotion of another pool.
@@ -17,10 +19,71 @@ pub struct Promotion {
     /// Time limit for the new pool to become ready. After that, the promotion fails and the old pool continues to serve.
     #[serde(with = "As::<Span<1, DAY>>")]
     pub ready_timeout: Duration,
+    /// Requests to each peer of the new pool before the promotion; `{}` is enough. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warm_up: Option<WarmUp>,
+    /// A check of your own before the promotion, after the warm-up: exactly one of `url` and `command`. If it fails, the promotion
+    /// fails and the old pool continues to serve. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub check: Option<Check>,
+}
+
+/// Requests to each peer of the new pool before the promotion.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct WarmUp {
+    /// Paths and queries of the GET requests, in turn.
+    #[serde(with = "List::<ProbePath>")]
+    #[schemars(extend("minItems" = 1))]
+    pub paths: Vec<String>,
+    /// Maximum number of requests to each peer. The warm-up ends earlier when response times no longer change.
+    #[serde(with = "As::<Number<u32, 1, 100000>>")]
+    pub requests: u32,
+    /// Number of concurrent requests to each peer.
+    #[serde(with = "As::<Number<u32, 1, 1000>>")]
+    pub concurrency: u32,
+    /// Time limit of the warm-up. After that, the promotion continues, unless no request was successful.
+    #[serde(with = "As::<Span<10, HOUR>>")]
+    pub within: Duration,
+}
+
+/// A check of the user before the promotion.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = url_or_command)]
+pub struct Check {
+    /// An `http://` or `https://` URL. It gets a POST request with the facts as JSON, and has to respond with 200 to 299.
+    #[serde(with = "As::<Maybe<HttpUrl>>", skip_serializing_if = "Option::is_none")]
+    pub url: Option<Uri>,
+    /// A program and its arguments, without a shell. It gets the facts in its environment, and has to exit with 0. A path with a
+    /// `/` is relative to the configuration file's folder; a name without `/` is looked up in `PATH`.
+    #[serde(with = "List::<Argument>", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("minItems" = 1), example = ["./smoke-test", "--quick"])]
+    pub command: Vec<String>,
+    /// Time limit of the check. After that, the command is killed and the promotion fails.
+    #[serde(with = "As::<Span<10, HOUR>>")]
+    pub timeout: Duration,
+}
+
+/// One of two keys.
+fn url_or_command(schema: &mut Schema) {
+    schema.insert("oneOf".to_owned(), json!([{"required": ["url"]}, {"required": ["command"]}]));
 }
 
 impl Default for Promotion {
     fn default() -> Self {
-        Self { ready_timeout: Duration::from_secs(120) }
+        Self { ready_timeout: Duration::from_secs(120), warm_up: None, check: None }
+    }
+}
+
+impl Default for WarmUp {
+    fn default() -> Self {
+        Self { paths: vec!["/".to_owned()], requests: 50, concurrency: 4, within: Duration::from_secs(30) }
+    }
+}
+
+impl Default for Check {
+    fn default() -> Self {
+        Self { url: None, command: Vec::new(), timeout: Duration::from_secs(30) }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Acme, Balance, Config, HealthCheck, Listener, Problem, Protocol, Service,
+    Acme, Balance, Check, Config, HealthCheck, Listener, Problem, Protocol, Service,
     reader::{Aside, nearest, shown},
     schema,
     spot::{Spot, at},
@@ -35,6 +35,7 @@ pub(super) fn problems(config: &Config, document: &Node, aside: &Aside) -> Vec<P
         problems.extend(upstream(&service));
         problems.extend(hash(&service));
         problems.extend(preview(&root, &service));
+        problems.extend(at!(service, promotion.check).some().and_then(|spot| check(&spot)));
     }
     problems
 }
@@ -146,6 +147,19 @@ fn preview(root: &Spot<'_, Config>, service: &Spot<'_, Service>) -> Option<Probl
     let from = at!(preview, from).node.is_some_and(|from| !matches!(&from.kind, Kind::Sequence(items) if items.is_empty()));
     let token = at!(root, admin.token_file).node.is_some();
     (!from && !token).then(|| preview.problem("allows no client; write from: [10.0.0.0/8], or set admin.token_file"))
+}
+
+fn check(check: &Spot<'_, Check>) -> Option<Problem> {
+    let Check { url, command, .. } = check.value;
+    // An empty command is reported already.
+    if check.is_unread() || (command.is_empty() && at!(check, command).node.is_some()) {
+        return None;
+    }
+    if url.is_some() != command.is_empty() {
+        return Some(check.problem("needs exactly one of url: URL and command: [PROGRAM, ARGUMENT]"));
+    }
+    let program = at!(check, command).items().next()?;
+    program.value.is_empty().then(|| program.problem("is empty; write the path of a program"))
 }
 
 /// A client gets one certificate for a name, so a duplicate would never be used, or never be stored.

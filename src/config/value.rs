@@ -132,6 +132,8 @@ texts! {
     Reference: String = reference, ["string", "integer"], "^[A-Za-z0-9_-]{1,63}$";
     /// One line of text; YAML may read it as a number.
     Label: String = label, ["string", "number"], r"^[^\x00-\x1f]{1,100}$";
+    /// A program or one of its arguments; YAML may read it as a number.
+    Argument: String = argument, ["string", "number"], r"^[^\x00]*$";
     File: PathBuf = file, "string", r"^[^\x00]+$", |path| path.to_string_lossy().into();
     ListenAddress: SocketAddr = host::listen_address, "string", r"^([0-9.]+|\[[0-9A-Fa-f:.]+(%[0-9]+)?\]):[0-9]{1,5}$";
     Network: IpNet = host::network, "string", "^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$";
@@ -140,6 +142,7 @@ texts! {
     ProbeHost: String = host::probe_host, "string", r"^([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?$";
     ServerName: String = host::server_name, "string", "^[A-Za-z0-9_.:-]*[A-Za-z0-9_:-]$";
     DnsName: String = host::dns_name, "string", "^[A-Za-z0-9_.-]*[A-Za-z_-][A-Za-z0-9_.-]*$";
+    HttpUrl: http::Uri = host::http_url, "string", "^https?://[^@#]+$";
     HttpsUrl: String = host::https_url, "string", "^https://";
     MailAddress: String = host::mail_address, "string", "^[!-~]+@[A-Za-z0-9_.-]+$";
     PathPrefix: String = path_prefix, "string", r#"^/[!-"$->@-~]*$"#;
@@ -164,6 +167,11 @@ fn file(text: &str) -> Result<PathBuf, String> {
     } else {
         Ok(PathBuf::from(text))
     }
+}
+
+/// A program or one of its arguments.
+fn argument(text: &str) -> Result<String, String> {
+    if text.contains('\0') { Err("an argument cannot have a NUL character".to_owned()) } else { Ok(text.to_owned()) }
 }
 
 /// Accepts any name; `validate` checks that it exists.

@@ -7,6 +7,7 @@ mod apply;
 mod command;
 mod drain;
 mod drift;
+mod gate;
 mod history;
 mod memory;
 mod peers;

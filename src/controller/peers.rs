@@ -159,9 +159,14 @@ impl Peers {
             Some(Slot { peer: Arc::clone(&tracked.peer), weight: peer.weight })
         };
         let slots = peers.iter().filter_map(slot).collect();
-        let metrics =
-            self.pool_metrics.entry(name.to_owned()).or_insert_with(|| Arc::new(self.deps.metrics.pool(&self.service, name)));
-        Pool::new(name, slots, config.balance, config.hash.as_ref(), config.fail_open, Arc::clone(metrics))
+        let metrics = self.metrics(name);
+        Pool::new(name, slots, config.balance, config.hash.as_ref(), config.fail_open, metrics)
+    }
+
+    /// The metric handles of a pool; created if missing.
+    pub(super) fn metrics(&mut self, pool: &str) -> Arc<PoolMetrics> {
+        let metrics = self.pool_metrics.entry(pool.to_owned());
+        Arc::clone(metrics.or_insert_with(|| Arc::new(self.deps.metrics.pool(&self.service, pool))))
     }
 
     /// The connection settings of `config`; created if missing.

@@ -94,6 +94,11 @@ impl Proof {
         self.peers.iter().filter(|peer| self.has(peer)).count()
     }
 
+    /// Whether a peer that was proven has failed as many probes as make a peer not ready.
+    pub(super) fn lost_readiness(&self) -> bool {
+        self.peers.iter().any(|peer| peer.counts && !peer.peer.health.is_ready())
+    }
+
     /// The peers that are not proven yet, with reasons.
     pub(super) fn missing(&self) -> Option<String> {
         let missing: Vec<String> = self.peers.iter().filter(|peer| !self.has(peer)).map(|peer| peer.missing()).collect();

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::proof::Proof;
+use super::{gate::Gate, proof::Proof};
 use crate::{
     pool::Peer,
     status::{self, Outcome, Phase},
@@ -27,6 +27,8 @@ pub(super) struct Swap {
     began_at: SystemTime,
     /// The proof; kept afterwards for the report.
     pub proof: Proof,
+    /// What the proven pool still has to pass; none before it begins.
+    pub gate: Option<Gate>,
     /// The file that is being written between proof and promotion.
     pub writing: Option<Arc<str>>,
     promoted: Option<Instant>,
@@ -47,6 +49,7 @@ impl Swap {
             deadline: now + timeout,
             began_at: SystemTime::now(),
             proof,
+            gate: None,
             writing: None,
             promoted: None,
             draining: Vec::new(),
@@ -80,7 +83,7 @@ impl Swap {
 
     /// Records the promotion; `draining` are the peers to drain.
     pub(super) fn promoted(&mut self, now: Instant, draining: Vec<Arc<Peer>>) {
-        self.proof.end();
+        self.end_trial();
         self.writing = None;
         self.promoted = Some(now);
         self.draining = draining;
@@ -92,12 +95,18 @@ impl Swap {
 
     /// Ends the swap. The default reason is the missing part of the proof.
     pub(super) fn end(&mut self, now: Instant, outcome: Outcome, reason: Option<String>) {
-        self.proof.end();
+        self.end_trial();
         self.writing = None;
         self.left = self.in_flight();
         self.reason = reason.or_else(|| (outcome == Outcome::NotReady).then(|| self.proof.missing()).flatten());
         self.ended = Some((now, outcome));
         self.draining = Vec::new();
+    }
+
+    /// Ends what the new pool was put through before it serves.
+    fn end_trial(&self) {
+        self.proof.end();
+        self.gate.iter().for_each(Gate::end);
     }
 
     pub(super) fn prove_took(&self) -> Option<Duration> {
@@ -115,17 +124,15 @@ impl Swap {
     /// Its state at this moment.
     pub(super) fn status(&self) -> status::Swap {
         let outcome = self.ended.map(|(_, outcome)| outcome);
-        let phase = match (outcome, self.promoted) {
-            (Some(_), _) => Phase::Done,
-            (None, Some(_)) => Phase::Draining,
-            (None, None) => Phase::Proving,
+        let gate = self.gate.as_ref().and_then(Gate::progress);
+        let (phase, reason) = match (outcome, self.promoted, gate, &self.writing) {
+            (Some(_), ..) => (Phase::Done, self.reason.clone()),
+            (None, Some(_), ..) => (Phase::Draining, self.reason.clone()),
+            (None, None, Some((phase, progress)), _) => (phase, Some(progress)),
+            (None, None, None, Some(file)) => (Phase::Proving, Some(format!("writing {file}"))),
+            (None, None, None, None) => (Phase::Proving, self.proof.missing()),
         };
         let proving = phase == Phase::Proving;
-        let reason = match &self.writing {
-            Some(file) if proving => Some(format!("writing {file}")),
-            _ if proving => self.proof.missing(),
-            _ => self.reason.clone(),
-        };
         let left = self.deadline.saturating_duration_since(Instant::now());
         status::Swap {
             from: self.from.clone(),

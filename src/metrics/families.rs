@@ -156,6 +156,7 @@ impl Peers {
 /// Swaps between pools.
 pub(super) struct Swaps {
     pub active_pool: IntGaugeVec,
+    pub warm_up_requests: IntCounterVec,
     pub total: IntCounterVec,
     pub duration: HistogramVec,
     pub last_success: GaugeVec,
@@ -168,6 +169,11 @@ impl Swaps {
                 "active_pool",
                 "1 for the active pool of a service, 0 for its other pools.",
                 &["service", "pool", "version"],
+            )?,
+            warm_up_requests: b.counters(
+                "warm_up_requests_total",
+                "Requests of switchover to a new pool before its promotion, by result.",
+                &["service", "pool", "result"],
             )?,
             total: b.counters("swaps_total", "Swaps, by outcome.", &["service", "result"])?,
             duration: b.histograms(

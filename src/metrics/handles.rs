@@ -111,6 +111,10 @@ pub struct PoolMetrics {
     pub connect: Histogram,
     /// From the connection to the response header.
     pub response_header: Histogram,
+    /// Requests of a warm-up that got a response other than 5xx.
+    pub warm_up_succeeded: IntCounter,
+    /// Requests of a warm-up that failed.
+    pub warm_up_failed: IntCounter,
 }
 
 /// Handles of one peer.

@@ -20,7 +20,10 @@ use self::{
 };
 
 /// The `result` of `swaps_total`.
-const SWAP_RESULTS: [&str; 5] = ["drained", "drain_timed_out", "not_ready", "superseded", "cancelled"];
+const SWAP_RESULTS: [&str; 6] = ["drained", "drain_timed_out", "not_ready", "refused", "superseded", "cancelled"];
+
+/// The `hook` and `result` of `hooks_total`.
+const HOOK_RESULTS: [[&str; 2]; 2] = [["check", "success"], ["check", "failure"]];
 
 /// The `task` of `task_restarts_total`.
 const RESTARTED_TASKS: [&str; 6] = ["access_log", "acme", "certificates", "probe", "resolver", "token"];
@@ -40,6 +43,8 @@ pub struct Metrics {
     pub certificates: CertificateMetrics,
     /// Open client connections.
     pub downstream_connections: IntGauge,
+    /// Labels: hook, result.
+    pub hooks: IntCounterVec,
     /// Labels: task.
     pub task_restarts: IntCounterVec,
     /// Requests that match no service.
@@ -58,6 +63,10 @@ impl Metrics {
         // Create the series with 0: `increase()` does not see a series that begins at 1.
         for task in RESTARTED_TASKS {
             task_restarts.with_label_values(&[task]);
+        }
+        let hooks = b.counters("hooks_total", "Runs of hooks, by hook and result.", &["hook", "result"])?;
+        for labels in HOOK_RESULTS {
+            hooks.with_label_values(&labels);
         }
         let build_info = b.gauges("build_info", "Always 1; the label is the version of switchover.", &["version"])?;
         build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -79,6 +88,7 @@ impl Metrics {
                 &["listener", "reason"],
             )?,
             downstream_connections: b.gauge("downstream_connections", "Open client connections.")?,
+            hooks,
             task_restarts,
             registry: b.0,
         })
@@ -104,6 +114,8 @@ impl Metrics {
             duration: self.requests.duration.with_label_values(&[service, pool]),
             connect: self.peers.connect.with_label_values(&[service, pool]),
             response_header: self.peers.response_header.with_label_values(&[service, pool]),
+            warm_up_succeeded: self.swaps.warm_up_requests.with_label_values(&[service, pool, "success"]),
+            warm_up_failed: self.swaps.warm_up_requests.with_label_values(&[service, pool, "failure"]),
         }
     }
 
@@ -150,6 +162,9 @@ impl Metrics {
     pub fn remove_pool(&self, service: &str, pool: &str) {
         for histogram in [&self.requests.duration, &self.peers.connect, &self.peers.response_header] {
             drop(histogram.remove_label_values(&[service, pool]));
+        }
+        for result in ["success", "failure"] {
+            drop(self.swaps.warm_up_requests.remove_label_values(&[service, pool, result]));
         }
     }
 

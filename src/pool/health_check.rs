@@ -20,7 +20,7 @@ use pingora::{
 use tokio::task::spawn_blocking;
 
 use super::{health::Failure, local::local_cause, peer::Peer, probe::Settings};
-use crate::config;
+use crate::{config, exchange};
 
 /// Characters of a failing response's body that are shown.
 const BODY_SHOWN: usize = 120;
@@ -88,7 +88,7 @@ impl HealthCheck for HttpHealthCheck {
         let mut peer = self.template.clone();
         peer._address = target.addr.clone();
         let (mut session, _) = self.connector.get_http_session(&peer).await?;
-        let (response, body) = exchange(&mut session, self.request()?).await.map_err(|e| match e.etype() {
+        let (response, body) = send(&mut session, self.request()?).await.map_err(|e| match e.etype() {
             ErrorType::InvalidHTTPHeader => failed(format!("{} does not answer in HTTP: {}", target.addr, root_cause(&e))),
             _ => failed(format!("{} closed the connection before it answered", target.addr)),
         })?;
@@ -103,12 +103,7 @@ impl HealthCheck for HttpHealthCheck {
 impl HttpHealthCheck {
     fn request(&self) -> pingora::Result<RequestHeader> {
         let config::HealthCheck { path, headers, .. } = &*self.config;
-        let mut request = RequestHeader::build("GET", path.as_bytes(), Some(3 + headers.len()))?;
-        request.insert_header("Host", self.host.as_str())?;
-        request.insert_header("User-Agent", concat!("switchover/", env!("CARGO_PKG_VERSION")))?;
-        if !self.is_h2 {
-            request.insert_header("Connection", "close")?;
-        }
+        let mut request = exchange::request("GET", path, &self.host, self.is_h2)?;
         for (name, value) in headers {
             request.insert_header(name.clone(), value.0.as_str())?;
         }
@@ -116,18 +111,9 @@ impl HttpHealthCheck {
     }
 }
 
-/// Reads the header, and [`BODY_READ`] bytes of the body at most.
-async fn exchange(session: &mut HttpSession, request: RequestHeader) -> pingora::Result<(ResponseHeader, Vec<u8>)> {
-    session.write_request_header(Box::new(request)).await?;
-    session.finish_request_body().await?;
-    session.read_response_header().await?;
-    let header = session.response_header().cloned().ok_or_else(|| Error::new(ErrorType::InvalidHTTPHeader))?;
-    let mut body = Vec::new();
-    while body.len() < BODY_READ
-        && let Ok(Some(chunk)) = session.read_response_body().await
-    {
-        body.extend_from_slice(&chunk);
-    }
+async fn send(session: &mut HttpSession, request: RequestHeader) -> pingora::Result<(ResponseHeader, Vec<u8>)> {
+    let header = exchange::send(session, request).await?;
+    let body = exchange::read_body(session, BODY_READ).await;
     Ok((header, body))
 }
 

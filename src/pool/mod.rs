@@ -12,6 +12,7 @@ pub mod proof;
 pub mod resolve;
 pub mod selection;
 pub mod upstream;
+pub mod warm_up;
 
 use std::sync::Arc;
 

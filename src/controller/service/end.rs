@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use log::{info, warn};
 
-use super::Service;
+use super::{Candidate, Service};
 use crate::{
     config,
     status::{self, Cancelled, Outcome},
@@ -39,12 +39,13 @@ impl Service {
             Outcome::NotReady if candidate.published => {
                 warn!("not ready in time, requests get 503 until it is service={name} pool={to} reason={why}");
             }
-            Outcome::NotReady => {
-                warn!("promotion failed, the old pool serves service={name} to={to} outcome=not_ready reason={why}");
+            Outcome::NotReady | Outcome::Refused => {
+                let outcome = outcome.label();
+                warn!("promotion failed, the old pool serves service={name} to={to} outcome={outcome} reason={why}");
             }
             _ => info!("swap ended before its promotion service={name} to={to} outcome={} reason={why}", outcome.label()),
         }
-        let failed = matches!(outcome, Outcome::NotReady | Outcome::Cancelled);
+        let failed = matches!(outcome, Outcome::NotReady | Outcome::Refused | Outcome::Cancelled);
         // A promotion of the pool that already is active may fail too; the running configuration then still is that of the file.
         let differs = self.running.as_ref().is_none_or(|running| running.config != candidate.config);
         if failed && candidate.edit.is_none() && !candidate.published && differs {
@@ -83,10 +84,7 @@ impl Service {
 
     /// The next deadline.
     pub(in crate::controller) fn next_deadline(&self) -> Option<Instant> {
-        let proving = self.candidate.as_ref().filter(|candidate| {
-            // A proven candidate may have to wait for a command that reads the file; its deadline has no effect any more.
-            candidate.swap.writing.is_none() && !candidate.written && !candidate.swap.proof.is_done()
-        });
-        self.drains.next_deadline().into_iter().chain(proving.map(|candidate| candidate.swap.deadline)).min()
+        let proving = self.candidate.as_ref().and_then(Candidate::deadline);
+        self.drains.next_deadline().into_iter().chain(proving).min()
     }
 }

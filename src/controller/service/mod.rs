@@ -2,9 +2,11 @@
 //!
 //! Only the controller's task uses it. It opens and closes peers around the store of a snapshot, but never stores one:
 //! [`Service::open`] creates a [`publish::Publication`] before the store, [`Service::close`] consumes it afterwards. This file
-//! accepts and proves configurations; `publish` publishes them, `end` ends candidates and drains, `show` reports.
+//! accepts and proves configurations; `gate` holds them until their gate is passed, `publish` publishes them, `end` ends
+//! candidates and drains, `show` reports.
 
 mod end;
+mod gate;
 mod publish;
 mod show;
 
@@ -267,13 +269,18 @@ impl Service {
         let due = match &self.candidate {
             Some(candidate) if candidate.written => Due::Publish,
             Some(candidate) if candidate.swap.writing.is_some() => Due::Nothing,
-            Some(candidate) if candidate.swap.proof.is_done() && candidate.edit.is_some() => Due::Write,
-            Some(candidate) if candidate.swap.proof.is_done() => Due::Publish,
-            Some(candidate) if now >= candidate.swap.deadline => {
-                self.give_up(Outcome::NotReady, None, now);
+            Some(candidate) if candidate.is_admitted() => {
+                if candidate.edit.is_some() {
+                    Due::Write
+                } else {
+                    Due::Publish
+                }
+            }
+            Some(_) => {
+                self.advance_candidate(now);
                 Due::Nothing
             }
-            _ => Due::Nothing,
+            None => Due::Nothing,
         };
         self.forget();
         if due == Due::Nothing && self.falls_back() { Due::Publish } else { due }

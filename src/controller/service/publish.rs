@@ -8,7 +8,7 @@ use std::{
 
 use log::info;
 
-use super::{Candidate, Fallback, Peers, Proof, Running, Service, Swap};
+use super::{Fallback, Peers, Proof, Running, Service, Swap};
 use crate::{config, pool::Peer, snapshot};
 
 /// The peers that were opened for a snapshot; consumed after the store to close all others.
@@ -25,8 +25,7 @@ pub(in crate::controller) struct Publication {
 impl Service {
     /// Opens the peers of the configuration and builds its part of the snapshot. Call it before the snapshot is stored.
     pub(in crate::controller) fn open(&mut self, now: Instant) -> Option<Publication> {
-        let proven = |candidate: &mut Candidate| candidate.written || candidate.swap.proof.is_done();
-        if let Some(candidate) = self.candidate.take_if(proven) {
+        if let Some(candidate) = self.candidate.take_if(|candidate| candidate.is_admitted()) {
             candidate.swap.proof.adopt();
             self.drift.forget();
             let quiet = candidate.swap.proof.is_none() && !candidate.written && !candidate.swap.changes_pool();

@@ -67,6 +67,7 @@ struct Inner {
     acts: Mutex<HashMap<String, Act>>,
     heads: Mutex<Vec<String>>,
     bodies: Mutex<Vec<Vec<u8>>>,
+    own: Mutex<Vec<(String, Vec<u8>)>>,
     open: Mutex<Vec<TcpStream>>,
     connections: AtomicUsize,
     alive: AtomicBool,
@@ -95,6 +96,7 @@ impl Origin {
             acts: Mutex::default(),
             heads: Mutex::default(),
             bodies: Mutex::default(),
+            own: Mutex::default(),
             open: Mutex::default(),
             connections: AtomicUsize::new(0),
             alive: AtomicBool::new(true),
@@ -119,7 +121,12 @@ impl Origin {
         self.on("/actuator/health/readiness", Act::Say(status(code, body)))
     }
 
-    /// The heads of all requests, except probes.
+    /// The heads and bodies of the requests of switchover itself, except probes.
+    pub fn own_requests(&self) -> (Vec<String>, Vec<Vec<u8>>) {
+        self.0.own.lock().unwrap().iter().cloned().unzip()
+    }
+
+    /// The heads of all requests of clients.
     pub fn heads(&self) -> Vec<String> {
         self.0.heads.lock().unwrap().clone()
     }
@@ -176,6 +183,8 @@ impl Origin {
                 }
                 self.0.heads.lock().unwrap().push(head);
                 self.0.bodies.lock().unwrap().push(body);
+            } else if path != "/actuator/health/readiness" {
+                self.0.own.lock().unwrap().push((head, body));
             }
             let act = match self.0.acts.lock().unwrap().get_mut(&path) {
                 Some(Act::SayInTurn(answers)) => {
