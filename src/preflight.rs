@@ -23,6 +23,7 @@ use crate::{
     acme::Store,
     certificate,
     config::{self, Config, Problem, ServedPool},
+    hooks::read_secret,
     token,
 };
 
@@ -59,6 +60,9 @@ pub fn look(path: &Path, text: &str, config: &Config) -> Findings {
     if let Some(file) = config.access_log.as_ref().and_then(|log| log.file.as_ref()) {
         let file = folder.join(file);
         found.require("access_log.file", differs(&file, path).and_then(|()| appendable(&file)));
+    }
+    if let Some(file) = config.notify.as_ref().and_then(|notify| notify.secret_file.as_ref()) {
+        found.require("notify.secret_file", read_secret(&folder.join(file)).map(drop));
     }
     if let Some(state_dir) = &config.state_dir {
         records(&mut found, &folder.join(state_dir));

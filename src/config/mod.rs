@@ -30,7 +30,7 @@ use self::spot::key;
 pub use self::{
     effective::effective,
     listener::{Acme, Certificate, Limits, Listener, ServedPool, Tls},
-    model::{ADMIN_ADDRESS, AccessLog, Admin, Config, LogFormat, Tracing},
+    model::{ADMIN_ADDRESS, AccessLog, Admin, Config, LogFormat, Notify, Tracing},
     preview::Preview,
     problem::{LoadError, Problem, place},
     promotion::{Check, Promotion, WarmUp},

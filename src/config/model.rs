@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use http::Uri;
 use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{
@@ -29,7 +30,7 @@ use super::{
     reader::Fault,
     schema::is_static,
     service::Service,
-    value::{DAY, File, ListenAddress, Name, Network, Number, Span},
+    value::{DAY, File, HttpUrl, ListenAddress, Name, Network, Number, Span},
 };
 
 /// The default address of the admin API: loopback only.
@@ -66,6 +67,9 @@ pub struct Config {
     /// `propagate` adds a `traceparent` header to requests that have neither that nor B3 headers.
     #[serde(default)]
     pub tracing: Tracing,
+    /// Notifications of swaps. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notify: Option<Notify>,
     /// A folder in which switchover records the pool that served last, for its next start; relative to the configuration file's
     /// folder. It must exist and be writable. Default: no record.
     #[serde(default, with = "As::<Maybe<File>>", skip_serializing_if = "Option::is_none")]
@@ -76,6 +80,20 @@ pub struct Config {
     #[schemars(!default, extend("minProperties" = 1),
                example = json!({"shop": {"active": "blue", "pools": {"blue": {"peers": ["app-blue:8081"]}}}}))]
     pub services: BTreeMap<String, Service>,
+}
+
+/// Notifications of swaps.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Notify {
+    /// An `http://` or `https://` URL. It gets a POST request with a JSON object for each event of a swap.
+    #[serde(with = "As::<HttpUrl>")]
+    #[schemars(example = &"https://hooks.example.com/switchover")]
+    pub url: Uri,
+    /// A file with the secret of the signature in `X-Switchover-Signature`; relative to the configuration file's folder, read for
+    /// each event. Default: no signature.
+    #[serde(default, with = "As::<Maybe<File>>", skip_serializing_if = "Option::is_none")]
+    pub secret_file: Option<PathBuf>,
 }
 
 /// The access log.

@@ -168,6 +168,8 @@ impl Controller {
     /// Accepts a valid configuration. Services that need no proof are published at once, in one store.
     pub(super) fn apply(&mut self, config: Config, mut promoted: Option<Wanted>) -> Changes {
         let now = Instant::now();
+        // Before the first event that it causes.
+        self.deps.notifier.configure(config.notify.as_ref());
         let mut changed = BTreeMap::new();
         let mut ready = Vec::new();
         for (name, in_file) in &config.services {
@@ -191,6 +193,7 @@ impl Controller {
         let removed: BTreeMap<String, ServiceView> = removed.collect();
         let common = config.trusted_proxies != self.config.trusted_proxies
             || config.tracing != self.config.tracing
+            || config.notify != self.config.notify
             || config.shutdown_timeout != self.config.shutdown_timeout
             || !removed.is_empty();
         self.config = config;

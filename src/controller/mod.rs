@@ -45,6 +45,7 @@ use self::{
 };
 use crate::{
     config::{Config, Tracing},
+    hooks::Notifier,
     metrics::Metrics,
     route::RouteTable,
     snapshot::{Snapshot, SnapshotCell},
@@ -105,7 +106,9 @@ impl Controller {
     ) -> (Self, Handles) {
         let (sender, commands) = mpsc::channel(QUEUE);
         let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
-        let deps = Deps { metrics, connector: Arc::new(Connector::new(None)), folder, changed: Arc::new(Notify::new()) };
+        let connector = Arc::new(Connector::new(None));
+        let notifier = Notifier::start(folder.clone(), Arc::clone(&connector), Arc::clone(&metrics));
+        let deps = Deps { metrics, connector, notifier, folder, changed: Arc::new(Notify::new()) };
         let state_dir = config.state_dir.as_ref().map(|state_dir| deps.folder.join(state_dir));
         let last_reload = LastReload { result: ReloadResult::Applied, at: SystemTime::now(), problems: Vec::new() };
         let running = Arc::new(config.clone());

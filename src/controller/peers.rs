@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     config::{self, PeerAddress},
+    hooks::Notifier,
     metrics::{Metrics, PoolMetrics},
     pool::{
         Peer, Pool, Slot, Upstream,
@@ -34,6 +35,8 @@ use crate::{
 pub(super) struct Deps {
     pub metrics: Arc<Metrics>,
     pub connector: Arc<Connector>,
+    /// Gets the events of swaps.
+    pub notifier: Notifier,
     /// The folder of the configuration file.
     pub folder: PathBuf,
     /// Wakes the controller.

@@ -16,6 +16,7 @@ use super::{Command, CommandError, Promotion, apply::Wanted, promotion::Edit, se
 use crate::{
     certificate,
     config::{self, Config, Problem},
+    hooks::read_secret,
 };
 
 /// How long a command waits for one read or write. The files are small, so a disk that takes longer is stuck.
@@ -94,7 +95,7 @@ fn read(path: &Path, known: &Config, promotion: Option<Promotion>) -> Outcome {
     Ok(Read { config, promoted })
 }
 
-/// Rejects a valid configuration that changes static values or has unusable CA files.
+/// Rejects a valid configuration that changes static values or has unusable CA files or an unusable secret.
 pub(super) fn check(path: &Path, known: &Config, text: &str, config: &Config) -> Result<(), CommandError> {
     let problems = config::diff::static_changes(known, config);
     if !problems.is_empty() {
@@ -109,7 +110,12 @@ pub(super) fn check(path: &Path, known: &Config, text: &str, config: &Config) ->
         Some(Problem::new(&format!("services.{name}.upstream.tls.ca"), reason))
     };
     let services = config.services.iter().filter(|(name, service)| changed(name, service));
-    let problems: Vec<Problem> = services.filter_map(unreadable).collect();
+    let mut problems: Vec<Problem> = services.filter_map(unreadable).collect();
+    if let Some(file) = config.notify.as_ref().filter(|_| config.notify != known.notify).and_then(|to| to.secret_file.as_ref())
+        && let Err(reason) = read_secret(&folder(path).join(file))
+    {
+        problems.push(Problem::new("notify.secret_file", reason));
+    }
     if problems.is_empty() { Ok(()) } else { Err(CommandError::Invalid(placed(path, text, problems))) }
 }
 

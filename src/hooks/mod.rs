@@ -1,13 +1,17 @@
-//! What the user connects to a promotion: a check before it.
+//! What the user connects to a swap: a check before the promotion, and notifications of its events.
 //!
-//! The controller runs a [`Check`] as one of the steps between proof and promotion. Nothing here decides about a swap, and nothing
-//! that a hook does can hold up another service.
+//! The controller runs a [`Check`] as one of the steps between proof and promotion, and hands events over to a [`Notifier`]. Nothing
+//! here decides about a swap, and nothing that a hook does can hold up another service.
 
 mod check;
 mod command;
+mod notify;
 mod url;
 
-pub use self::check::{Check, Facts};
+pub use self::{
+    check::{Check, Facts},
+    notify::{Event, Kind, Notifier, read_secret},
+};
 
 /// Bytes of the output of a hook that are kept, and bytes that are shown as the reason of a failure.
 const OUTPUT_KEPT: usize = 2048;

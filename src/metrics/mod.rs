@@ -23,10 +23,11 @@ use self::{
 const SWAP_RESULTS: [&str; 6] = ["drained", "drain_timed_out", "not_ready", "refused", "superseded", "cancelled"];
 
 /// The `hook` and `result` of `hooks_total`.
-const HOOK_RESULTS: [[&str; 2]; 2] = [["check", "success"], ["check", "failure"]];
+const HOOK_RESULTS: [[&str; 2]; 5] =
+    [["check", "success"], ["check", "failure"], ["notify", "success"], ["notify", "failure"], ["notify", "dropped"]];
 
 /// The `task` of `task_restarts_total`.
-const RESTARTED_TASKS: [&str; 6] = ["access_log", "acme", "certificates", "probe", "resolver", "token"];
+const RESTARTED_TASKS: [&str; 7] = ["access_log", "acme", "certificates", "notify", "probe", "resolver", "token"];
 
 /// All metrics of one process.
 pub struct Metrics {

@@ -37,6 +37,7 @@ mod memory;
 mod metrics;
 mod msrv;
 mod names;
+mod notify;
 mod observe;
 mod paths;
 mod preview;

@@ -7,6 +7,7 @@ use log::{info, warn};
 use super::{Candidate, Service};
 use crate::{
     config,
+    hooks::Kind,
     status::{self, Cancelled, Outcome},
 };
 
@@ -23,6 +24,10 @@ impl Service {
                     info!("drained service={} pool={from} took={took}ms", self.name);
                 }
                 _ => {}
+            }
+            if status.from.is_some() {
+                let kind = if status.outcome == Some(Outcome::Drained) { Kind::Drained } else { Kind::DrainTimedOut };
+                self.notify(kind, &swap, self.running.as_ref().map(|running| &running.config));
             }
             self.history.ended(&swap);
         }
@@ -45,6 +50,12 @@ impl Service {
             }
             _ => info!("swap ended before its promotion service={name} to={to} outcome={} reason={why}", outcome.label()),
         }
+        let kind = match outcome {
+            Outcome::Cancelled => Kind::Cancelled,
+            Outcome::Superseded => Kind::Superseded,
+            _ => Kind::Refused,
+        };
+        self.notify(kind, &candidate.swap, Some(&candidate.config));
         let failed = matches!(outcome, Outcome::NotReady | Outcome::Refused | Outcome::Cancelled);
         // A promotion of the pool that already is active may fail too; the running configuration then still is that of the file.
         let differs = self.running.as_ref().is_none_or(|running| running.config != candidate.config);

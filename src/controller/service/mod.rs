@@ -27,7 +27,7 @@ use super::{
     start::{self, Fallback, Start},
     swap::Swap,
 };
-use crate::{config, metrics::ServiceMetrics, snapshot, status::Outcome};
+use crate::{config, hooks::Kind, metrics::ServiceMetrics, snapshot, status::Outcome};
 
 /// One service.
 pub(super) struct Service {
@@ -184,6 +184,7 @@ impl Service {
         }
         let publish = first || (proof.is_none() && edit.is_none());
         let swap = Swap::new(from, wanted.active.clone(), proof, timeout, now);
+        self.notify(Kind::Proving, &swap, Some(&wanted));
         self.candidate = Some(Candidate { config: wanted, swap, edit, written: false, published: false });
         self.standby_is_outdated |= self.changes_standby();
         self.probe_settings();

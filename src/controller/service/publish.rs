@@ -9,7 +9,7 @@ use std::{
 use log::info;
 
 use super::{Fallback, Peers, Proof, Running, Service, Swap};
-use crate::{config, pool::Peer, snapshot};
+use crate::{config, hooks::Kind, pool::Peer, snapshot};
 
 /// The peers that were opened for a snapshot; consumed after the store to close all others.
 #[must_use]
@@ -113,6 +113,7 @@ impl Service {
             if swap.changes_pool() {
                 let took = swap.took().as_millis();
                 info!("promoted service={} pool={} generation={generation} took={took}ms", self.name, swap.to);
+                self.notify(Kind::Promoted, &swap, self.running.as_ref().map(|running| &running.config));
             }
             self.drain_others(swap, quiet, &serving, drain_timeout, now);
         }
@@ -124,7 +125,10 @@ impl Service {
         let serves = |peer: &Arc<Peer>| serving.iter().any(|serving| Arc::ptr_eq(serving, peer));
         // A peer that serves again is not draining: end the drains that wait for it.
         let (ended, mut leaving) = self.drains.reopened(serves, now);
-        ended.iter().for_each(|swap| self.history.ended(swap));
+        for swap in &ended {
+            self.notify(Kind::Superseded, swap, None);
+            self.history.ended(swap);
+        }
         leaving.extend(self.peers.open());
         leaving.retain(|peer| !serves(peer));
         if quiet && leaving.is_empty() {

@@ -11,6 +11,7 @@ use crate::{
         swap::Swap,
         view::{PoolView, ServiceView},
     },
+    hooks::{Event, Kind},
     snapshot,
     status::{self, PoolState},
 };
@@ -27,6 +28,18 @@ impl Service {
     /// Notifies waiters. Call it after the view is published.
     pub(in crate::controller) fn announce(&mut self) {
         self.history.announce();
+    }
+
+    /// Sends an event of a swap between two pools; `config` has the version of the new one.
+    pub(super) fn notify(&self, event: Kind, swap: &Swap, config: Option<&config::Service>) {
+        if !swap.changes_pool() {
+            return;
+        }
+        let status::Swap { from, to, outcome, reason, seconds, .. } = swap.status();
+        let version = config.and_then(|config| config.pools.get(&to)?.version.clone());
+        // During the proof the reason is only what is missing so far.
+        let reason = reason.filter(|_| outcome.is_some());
+        self.deps.notifier.send(Event { event, service: self.name.clone(), from, to, version, outcome, reason, seconds });
     }
 
     /// The active pool of the file's configuration, if that runs or is being proven.
