@@ -7,11 +7,12 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
+use pingora::connectors::http::Connector;
 
 use crate::{
-    config::{ErrorPage, Preview, Timeouts},
+    config::{ErrorPage, Percentage, Preview, Timeouts},
     metrics::ServiceMetrics,
-    pool::{Pool, Upstream},
+    pool::{Pool, Upstream, mirror::Comparison},
     route::RouteTable,
 };
 
@@ -47,6 +48,20 @@ pub struct Service {
     pub standby: Vec<Arc<Service>>,
     /// Requests that choose their pool.
     pub preview: Option<Preview>,
+    /// Copies of requests for a standby pool.
+    pub mirror: Option<Arc<Mirror>>,
+}
+
+/// Copies of requests for a standby pool.
+pub struct Mirror {
+    /// The service with that pool as the active one.
+    pub service: Arc<Service>,
+    /// The share of requests that is copied.
+    pub share: Percentage,
+    /// The responses so far.
+    pub comparison: Arc<Comparison>,
+    /// Connects to the pool.
+    pub connector: Arc<Connector>,
 }
 
 /// Holds the current snapshot.

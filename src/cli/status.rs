@@ -80,6 +80,9 @@ fn put_service(out: &mut String, service: &ServiceStatus) {
     if let Some(drift) = &service.drift {
         put(out, format_args!("  drift  {}", drift));
     }
+    if let Some(mirror) = &service.mirror {
+        put(out, format_args!("  mirror  {mirror}"));
+    }
     if let Some(swap) = &service.swap {
         put(out, format_args!("  swap  {}", swap_line(swap)));
     }

@@ -10,6 +10,7 @@ pub mod file;
 mod format;
 mod host;
 mod listener;
+mod mirror;
 mod model;
 mod preview;
 mod problem;
@@ -30,10 +31,11 @@ use self::spot::key;
 pub use self::{
     effective::effective,
     listener::{Acme, Certificate, Limits, Listener, ServedPool, Tls},
+    mirror::Mirror,
     model::{ADMIN_ADDRESS, AccessLog, Admin, Config, LogFormat, Notify, Tracing},
     preview::Preview,
     problem::{LoadError, Problem, place},
-    promotion::{Check, Promotion, WarmUp},
+    promotion::{Check, Percentage, Promotion, WarmUp},
     schema::schema,
     service::{
         Balance, Drain, ErrorPage, HashBy, HealthCheck, Peer, PeerAddress, Pool, Protocol, Secret, Service, Timeouts, Upstream,

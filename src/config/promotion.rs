@@ -1,6 +1,6 @@
 //! The keys of `promotion`, part of a service: what a new pool has to pass. See `service`.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use http::Uri;
 use schemars::{JsonSchema, Schema};
@@ -68,6 +68,22 @@ pub struct Check {
 /// One of two keys.
 fn url_or_command(schema: &mut Schema) {
     schema.insert("oneOf".to_owned(), json!([{"required": ["url"]}, {"required": ["command"]}]));
+}
+
+/// A share, from 0.1% to 100%.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Percentage {
+    /// Tenths of a percent, 1 to 1000.
+    pub per_mille: u16,
+}
+
+impl fmt::Display for Percentage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.per_mille / 10, self.per_mille % 10) {
+            (percent, 0) => write!(f, "{percent}%"),
+            (percent, tenths) => write!(f, "{percent}.{tenths}%"),
+        }
+    }
 }
 
 impl Default for Promotion {

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::{
     format::{As, Form, Format, List, Map, Maybe},
+    mirror::Mirror,
     preview::Preview,
     promotion::Promotion,
     schema::{is_http, without_http_keys},
@@ -76,6 +77,9 @@ pub struct Service {
     /// Requests that choose their pool, to test one that is not active. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preview: Option<Preview>,
+    /// Copies of requests for a pool that is not active, to compare its responses. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<Mirror>,
 }
 
 /// The peers of one release.

@@ -29,7 +29,8 @@ pub(super) fn problems(config: &Config, document: &Node, aside: &Aside) -> Vec<P
         problems.extend(certificates(&listener));
     }
     for (_, service) in at!(root, services).entries() {
-        problems.extend(active(&service));
+        problems.extend(reference(&service, &at!(service, active)));
+        problems.extend(at!(service, mirror).some().and_then(|mirror| reference(&service, &at!(mirror, pool))));
         problems.extend(peers(&service));
         problems.extend(health_check(&at!(service, health_check)));
         problems.extend(upstream(&service));
@@ -91,19 +92,18 @@ fn tls(listener: &Spot<'_, Listener>) -> Vec<Problem> {
     problems
 }
 
-/// Checks `active` against the names of all pools in the file, valid or not.
-fn active(service: &Spot<'_, Service>) -> Option<Problem> {
-    let active = at!(service, active);
+/// Checks a pool that another key names against the names of all pools in the file, valid or not.
+fn reference(service: &Spot<'_, Service>, named: &Spot<'_, String>) -> Option<Problem> {
     let pools: Vec<&str> = match &at!(service, pools).node?.kind {
         Kind::Mapping(pools) => pools.iter().map(|(key, _)| key.name.as_str()).collect(),
         Kind::Scalar { .. } | Kind::Sequence(_) => return None,
     };
-    let name = active.node.filter(|node| !node.is_null())?.as_text()?;
-    if pools.is_empty() || active.value != name || pools.contains(&name) {
+    let name = named.node.filter(|node| !node.is_null())?.as_text()?;
+    if pools.is_empty() || named.value != name || pools.contains(&name) {
         return None;
     }
     let hint = nearest(name, pools.iter().copied());
-    Some(active.problem(format!("no pool {}; pools are {}{hint}", shown(name), pools.join(", "))))
+    Some(named.problem(format!("no pool {}; pools are {}{hint}", shown(name), pools.join(", "))))
 }
 
 fn health_check(check: &Spot<'_, HealthCheck>) -> Vec<Problem> {

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::{
     format::{Form, Format, List},
     host,
+    promotion::Percentage,
     reader::shown,
     service::PeerAddress,
 };
@@ -95,6 +96,33 @@ impl Format for Weight {
 
     fn schema(generator: &mut SchemaGenerator) -> Schema {
         Number::<u16, 1, 1000>::schema(generator)
+    }
+}
+
+/// A share in percent, with at most one decimal place.
+pub(super) struct Percent;
+
+impl Format for Percent {
+    type Value = Percentage;
+
+    fn read(text: &str) -> Result<Percentage, String> {
+        let Some(number) = text.strip_suffix('%') else {
+            return Err(format!("{} is not a percentage; write 10% or 0.5%", shown(text)));
+        };
+        let (whole, tenths) = number.split_once('.').unwrap_or((number, "0"));
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        let per_mille = (digits(whole) && digits(tenths) && tenths.len() == 1).then(|| format!("{whole}{tenths}").parse());
+        let per_mille = per_mille.and_then(Result::ok).filter(|per_mille| (1..=1000).contains(per_mille));
+        let per_mille = per_mille.ok_or_else(|| format!("{} is not allowed; use 0.1% to 100%", shown(text)))?;
+        Ok(Percentage { per_mille })
+    }
+
+    fn write(value: &Percentage) -> Value {
+        value.to_string().into()
+    }
+
+    fn schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "pattern": r"^[0-9]{1,3}(\.[0-9])?%$", "$comment": "0.1% to 100%"})
     }
 }
 

@@ -24,7 +24,12 @@ impl View {
         let now = self.service(name).map(|service| service.pools.as_slice()).unwrap_or_default();
         let is_known = |pool: &PoolView| now.iter().any(|known| known.name == pool.name);
         let removed = target.before.pools.iter().filter(|pool| pool.state != PoolState::Standby && !is_known(pool));
-        let known = now.iter().filter(|pool| pool.state != PoolState::Active);
+        // A pool that got mirrored requests before the command gets them after it.
+        let before = |pool: &PoolView| target.before.pools.iter().find(|before| before.name == pool.name);
+        let stays_mirrored = |pool: &&PoolView| {
+            pool.is_mirrored && before(pool).is_some_and(|before| before.is_mirrored && before.state == PoolState::Standby)
+        };
+        let known = now.iter().filter(|pool| pool.state != PoolState::Active && !stays_mirrored(pool));
         let known = known.filter_map(|pool| Some((pool.name.clone(), self.not_safe(name, pool)?)));
         known.chain(removed.filter_map(|pool| Some((pool.name.clone(), self.in_use(name, pool)?)))).collect()
     }
@@ -34,6 +39,7 @@ impl View {
         match pool.state {
             PoolState::Active => Some(format!("{name} serves")),
             PoolState::Proving => Some(format!("{name} is being proven")),
+            PoolState::Standby if pool.is_mirrored => Some(format!("{name} gets mirrored requests")),
             PoolState::Draining if pool.in_flight() == 0 => Some(format!("{name} is draining")),
             PoolState::Draining | PoolState::Standby => self.in_use(service, pool),
         }
@@ -52,8 +58,9 @@ impl View {
     fn shared(&self, service: &str, pool: &PoolView) -> Option<String> {
         let pools = self.services.iter().flat_map(|service| service.pools.iter().map(move |pool| (service, pool)));
         let is_other = |of: &ServiceView, other: &PoolView| of.name != service || other.name != pool.name;
-        let in_use =
-            pools.filter(|(of, other)| is_other(of, other) && (other.state != PoolState::Standby || other.in_flight() > 0));
+        let in_use = pools.filter(|(of, other)| {
+            is_other(of, other) && (other.state != PoolState::Standby || other.is_mirrored || other.in_flight() > 0)
+        });
         for (of, other) in in_use {
             let same = |peer: &PeerView| other.peers.iter().any(|other| peer.is_same_process(other));
             let Some(peer) = pool.peers.iter().find(|peer| same(peer)) else { continue };
@@ -61,6 +68,7 @@ impl View {
             let what = match other.state {
                 PoolState::Active => format!("also serves {of}"),
                 PoolState::Proving => format!("is also being proven for {of}"),
+                PoolState::Standby if other.is_mirrored => format!("gets mirrored requests for {of}"),
                 PoolState::Draining | PoolState::Standby => format!("still has requests of {of}"),
             };
             return Some(format!("{} {what}", peer.peer.address));

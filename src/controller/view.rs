@@ -11,7 +11,11 @@ use super::swap::Swap;
 use crate::{
     config::{Config, Problem},
     metrics::Metrics,
-    pool::Peer,
+    pool::{
+        Peer,
+        mirror::{Comparison, Responses},
+    },
+    snapshot::Mirror,
     status::{self, PeerStatus, PoolState, PoolStatus, ReloadResult, ServiceDrift, ServiceStatus, Status},
 };
 
@@ -44,6 +48,7 @@ pub(super) struct ServiceView {
     pub swap: Option<Swap>,
     pub last_swap: Option<status::Swap>,
     pub drift: Option<status::Drift>,
+    pub mirror: Option<Arc<Mirror>>,
     pub drain_timeout: Duration,
     pub pools: Vec<PoolView>,
 }
@@ -54,6 +59,8 @@ pub struct PoolView {
     pub(super) name: String,
     pub(super) version: Option<String>,
     pub(super) state: PoolState,
+    /// Whether it gets copies of requests.
+    pub(super) is_mirrored: bool,
     pub(super) peers: Vec<PeerView>,
 }
 
@@ -109,6 +116,7 @@ impl View {
             swap: service.swap.as_ref().map(Swap::status),
             last_swap: service.last_swap.clone(),
             drift: service.drift.clone(),
+            mirror: service.mirror.as_ref().map(|mirror| mirror_status(&service.active, mirror)),
             pools: service.pools.iter().map(|pool| pool.status(self.not_safe(&service.name, pool))).collect(),
         }
     }
@@ -207,6 +215,24 @@ impl PeerView {
             upgraded: peer.upgraded(),
             last_probe: peer.health.record().last.map(probe),
         }
+    }
+}
+
+fn mirror_status(active: &str, mirror: &Mirror) -> status::Mirror {
+    let responses = |pool: &str, responses: &Responses| status::Responses {
+        pool: pool.to_owned(),
+        by_class: responses.by_class(),
+        p50_seconds: responses.header_seconds(0.5),
+        p95_seconds: responses.header_seconds(0.95),
+    };
+    let Comparison { originals, copies, metrics, .. } = &*mirror.comparison;
+    status::Mirror {
+        share: mirror.share.to_string(),
+        originals: responses(active, originals),
+        copies: responses(&mirror.service.active.name, copies),
+        failed: metrics.failed.get(),
+        dropped: metrics.dropped.get(),
+        not_ready: metrics.not_ready.get(),
     }
 }
 

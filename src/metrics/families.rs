@@ -14,7 +14,7 @@ const POOL: &[&str] = &["service", "pool"];
 const PEER: &[&str] = &["service", "pool", "peer"];
 
 /// From half a millisecond, the response time of a local Spring Boot application, to the default response timeout.
-const REQUEST_BUCKETS: &[f64] =
+pub(crate) const REQUEST_BUCKETS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
 /// A connection on one host takes microseconds; the default timeout is 2 s.
@@ -85,6 +85,7 @@ pub(super) struct Requests {
     pub broken_responses: IntCounterVec,
     pub retries: IntCounterVec,
     pub no_ready_peer: IntCounterVec,
+    pub mirrored: IntCounterVec,
 }
 
 impl Requests {
@@ -110,6 +111,11 @@ impl Requests {
             )?,
             retries: b.counters("retries_total", "Requests that were retried, by outcome.", &["service", "outcome"])?,
             no_ready_peer: b.counters("no_ready_peer_total", "Requests that got 503 because no peer was ready.", SERVICE)?,
+            mirrored: b.counters(
+                "mirrored_total",
+                "Copies of requests for a pool that is not active, by result.",
+                &["service", "pool", "result"],
+            )?,
         })
     }
 }

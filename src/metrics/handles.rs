@@ -103,6 +103,18 @@ pub struct ServiceMetrics {
     pub unserved: RequestCounter,
 }
 
+/// Handles of the copies of requests for one pool, by their results.
+pub struct MirrorMetrics {
+    /// The pool responded, whatever the status.
+    pub responses: IntCounter,
+    /// The pool did not respond.
+    pub failed: IntCounter,
+    /// Not sent, because too many copies were running.
+    pub dropped: IntCounter,
+    /// Not sent, because no peer of the pool was ready.
+    pub not_ready: IntCounter,
+}
+
 /// Handles of one pool.
 pub struct PoolMetrics {
     /// From the request header to the end of the response.

@@ -6,8 +6,9 @@
 mod families;
 mod handles;
 
+pub(crate) use self::families::REQUEST_BUCKETS;
 pub use self::handles::{
-    BrokenBy, CertificateMetrics, ErrorKind, PeerGauges, PeerMetrics, PoolMetrics, RequestCounter, ServiceMetrics,
+    BrokenBy, CertificateMetrics, ErrorKind, MirrorMetrics, PeerGauges, PeerMetrics, PoolMetrics, RequestCounter, ServiceMetrics,
 };
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -25,6 +26,9 @@ const SWAP_RESULTS: [&str; 6] = ["drained", "drain_timed_out", "not_ready", "ref
 /// The `hook` and `result` of `hooks_total`.
 const HOOK_RESULTS: [[&str; 2]; 5] =
     [["check", "success"], ["check", "failure"], ["notify", "success"], ["notify", "failure"], ["notify", "dropped"]];
+
+/// The `result` of `mirrored_total`.
+const MIRROR_RESULTS: [&str; 4] = ["response", "failed", "dropped", "not_ready"];
 
 /// The `task` of `task_restarts_total`.
 const RESTARTED_TASKS: [&str; 7] = ["access_log", "acme", "certificates", "notify", "probe", "resolver", "token"];
@@ -117,6 +121,20 @@ impl Metrics {
             response_header: self.peers.response_header.with_label_values(&[service, pool]),
             warm_up_succeeded: self.swaps.warm_up_requests.with_label_values(&[service, pool, "success"]),
             warm_up_failed: self.swaps.warm_up_requests.with_label_values(&[service, pool, "failure"]),
+        }
+    }
+
+    /// Handles of the copies of requests for one pool.
+    pub fn mirror(&self, service: &str, pool: &str) -> MirrorMetrics {
+        let [responses, failed, dropped, not_ready] =
+            MIRROR_RESULTS.map(|result| self.requests.mirrored.with_label_values(&[service, pool, result]));
+        MirrorMetrics { responses, failed, dropped, not_ready }
+    }
+
+    /// Removes the series of copies that end.
+    pub fn remove_mirror(&self, service: &str, pool: &str) {
+        for result in MIRROR_RESULTS {
+            drop(self.requests.mirrored.remove_label_values(&[service, pool, result]));
         }
     }
 

@@ -6,6 +6,7 @@
 pub mod health;
 mod health_check;
 pub mod local;
+pub mod mirror;
 pub mod peer;
 pub mod probe;
 pub mod proof;
@@ -105,6 +106,12 @@ impl Pool {
         let untried = |slot: &Slot| !tried.iter().any(|peer| Arc::ptr_eq(peer, &slot.peer));
         let slot = self.selection.next(&self.slots, key, |slot| slot.peer.health.is_ready() && untried(slot))?;
         Some(Lease::preview(&slot.peer))
+    }
+
+    /// The same for a copy of a request.
+    pub fn pick_mirror(&self, key: Option<u64>) -> Option<Lease> {
+        let slot = self.selection.next(&self.slots, key, |slot| slot.peer.health.is_ready())?;
+        Some(Lease::mirror(&slot.peer))
     }
 
     /// Why no peer is ready: each peer with the reason.

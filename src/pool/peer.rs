@@ -205,6 +205,12 @@ impl Lease {
         Self { peer: Arc::clone(peer), upgraded: false, preview: true }
     }
 
+    /// Counts a copy of a request in, whether or not the peer is open.
+    pub fn mirror(peer: &Arc<Peer>) -> Self {
+        peer.in_flight.fetch_add(1, SeqCst);
+        Self { peer: Arc::clone(peer), upgraded: false, preview: false }
+    }
+
     /// The peer in use.
     pub fn peer(&self) -> &Arc<Peer> {
         &self.peer

@@ -23,6 +23,9 @@ pub(super) fn ended(proxy: &Proxy, session: &mut Session, ctx: &RequestCtx) {
     if let (true, Some(failure), Some(peer)) = (ctx.answered, ctx.failure, ctx.answering_peer()) {
         peer.metrics.broke_off(failure.blame());
     }
+    if let Some(mirror) = &ctx.compared {
+        mirror.comparison.originals.count(code, ctx.header_took);
+    }
     if let Some(log) = &proxy.access_log {
         log.write(log_entry::of(session, ctx, code, now));
     }

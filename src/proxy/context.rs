@@ -16,7 +16,7 @@ use crate::{
     metrics::ErrorKind,
     pool::{Lease, Peer, PickError},
     route::NoRoute,
-    snapshot::{Service, Snapshot, SnapshotCell},
+    snapshot::{Mirror, Service, Snapshot, SnapshotCell},
 };
 
 /// How often a request may find its pool draining and load a newer snapshot; more would be a fault of ours.
@@ -33,6 +33,8 @@ pub struct RequestCtx {
     /// Whether the request, or its listener, chose the pool; it may be one that is not active.
     pub(super) is_preview: bool,
     pub(super) lease: Option<Lease>,
+    /// Set if a copy was sent to another pool, to compare the responses.
+    pub(super) compared: Option<Arc<Mirror>>,
     /// Peers that failed this request.
     pub(super) tried: Vec<Arc<Peer>>,
     pub(super) tries: usize,
@@ -65,6 +67,7 @@ impl RequestCtx {
             service: None,
             is_preview: false,
             lease: None,
+            compared: None,
             tried: Vec::new(),
             tries: 0,
             connect_began: now,

@@ -9,6 +9,7 @@ mod failure;
 mod forwarding;
 mod hash_key;
 mod log_entry;
+mod mirror;
 mod own_response;
 mod preview;
 mod upstream_response;
@@ -297,7 +298,9 @@ impl ProxyHttp for Proxy {
         if ctx.snapshot.as_ref().is_some_and(|snapshot| snapshot.tracing) {
             forwarding::set_traceparent(request, &mut ctx.traceparent)?;
         }
-        forwarding::set_request_id(request, &mut ctx.request_id)
+        forwarding::set_request_id(request, &mut ctx.request_id)?;
+        mirror::copy(session, request, ctx);
+        Ok(())
     }
 
     async fn request_body_filter(

@@ -35,6 +35,7 @@ mod lifecycle;
 mod limits;
 mod memory;
 mod metrics;
+mod mirror;
 mod msrv;
 mod names;
 mod notify;

@@ -2,13 +2,14 @@
 //!
 //! Only the controller's task uses it. It opens and closes peers around the store of a snapshot, but never stores one:
 //! [`Service::open`] creates a [`publish::Publication`] before the store, [`Service::close`] consumes it afterwards. This file
-//! accepts and proves configurations; `gate` holds them until their gate is passed, `publish` publishes them, `end` ends
-//! candidates and drains, `show` reports.
+//! accepts and proves configurations; `gate` holds them until their gate is passed, `publish` publishes them, `snapshot` builds what
+//! requests see, `end` ends candidates and drains, `show` reports.
 
 mod end;
 mod gate;
 mod publish;
 mod show;
+mod snapshot;
 
 use std::{
     sync::Arc,
@@ -17,6 +18,7 @@ use std::{
 
 use log::info;
 
+use self::snapshot::Compared;
 use super::{
     drain::Drains,
     drift::Drift,
@@ -27,7 +29,7 @@ use super::{
     start::{self, Fallback, Start},
     swap::Swap,
 };
-use crate::{config, hooks::Kind, metrics::ServiceMetrics, snapshot, status::Outcome};
+use crate::{config, hooks::Kind, metrics::ServiceMetrics, status::Outcome};
 
 /// One service.
 pub(super) struct Service {
@@ -46,6 +48,8 @@ pub(super) struct Service {
     peers: Peers,
     /// Whether the settings of a standby pool in the snapshot are not those of the candidate any more, or not yet.
     standby_is_outdated: bool,
+    /// Set while requests are copied.
+    compared: Option<Compared>,
     history: History,
     /// Set while the service is not in the file: the `drain.timeout` that it had.
     removed: Option<Duration>,
@@ -53,7 +57,7 @@ pub(super) struct Service {
 
 struct Running {
     config: config::Service,
-    snapshot: Arc<snapshot::Service>,
+    snapshot: Arc<crate::snapshot::Service>,
 }
 
 /// A configuration that is being proven.
@@ -117,6 +121,7 @@ impl Service {
             start: Some(Start::default()),
             drains: Drains::default(),
             standby_is_outdated: false,
+            compared: None,
             removed: None,
         }
     }
@@ -248,6 +253,7 @@ impl Service {
         self.file = None;
         self.drift = Drift::default();
         self.give_up(Outcome::Superseded, Some("the service left the file".to_owned()), now);
+        self.end_comparison();
         let Some(running) = self.running.take() else { return };
         let active = running.config.active;
         let swap = Swap::new(Some(active.clone()), active, Proof::none(), Duration::ZERO, now);

@@ -1,15 +1,14 @@
 //! Publishes a configuration: opens its peers before the snapshot is stored, closes the others after it.
 
 use std::{
-    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use log::info;
 
-use super::{Fallback, Peers, Proof, Running, Service, Swap};
-use crate::{config, hooks::Kind, pool::Peer, snapshot};
+use super::{Fallback, Proof, Running, Service, Swap};
+use crate::{config, hooks::Kind, pool::Peer};
 
 /// The peers that were opened for a snapshot; consumed after the store to close all others.
 #[must_use]
@@ -65,45 +64,6 @@ impl Service {
         let (serving, drain_timeout) = (self.peers.of_active(&config), config.drain.timeout);
         self.running = Some(Running { config, snapshot: Arc::new(snapshot) });
         Publication { serving, drain_timeout, swap, quiet: false }
-    }
-
-    /// The service as requests see it. The pool that is being proven has the settings of the candidate, so that a preview tests
-    /// what is going to be promoted.
-    fn snapshot(&mut self, config: &config::Service) -> snapshot::Service {
-        let candidate = self.candidate.as_ref().map(|candidate| &candidate.config);
-        let error_pages = Arc::new(config.error_pages.clone());
-        let with_active = |peers: &mut Peers, config: &config::Service, pool: &str| snapshot::Service {
-            name: self.name.clone(),
-            active: peers.pool(config, pool),
-            upstream: peers.upstream(config),
-            error_pages: Arc::clone(&error_pages),
-            timeouts: config.timeouts,
-            retries: config.retries,
-            metrics: Arc::clone(&self.metrics),
-            standby: Vec::new(),
-            preview: None,
-        };
-        let proven = candidate.filter(|candidate| candidate.active != config.active);
-        let names: BTreeSet<&String> = config.pools.keys().chain(proven.map(|candidate| &candidate.active)).collect();
-        let others = names.into_iter().filter(|pool| **pool != config.active);
-        let standby = others.map(|pool| {
-            let config = proven.filter(|candidate| candidate.active == *pool).unwrap_or(config);
-            Arc::new(with_active(&mut self.peers, config, pool))
-        });
-        let (standby, preview) = (standby.collect(), config.preview.clone());
-        snapshot::Service { standby, preview, ..with_active(&mut self.peers, config, &config.active) }
-    }
-
-    /// Makes the standby pools of the snapshot again if they are outdated. Returns whether the snapshot has to be stored.
-    pub(in crate::controller) fn renew_standby(&mut self) -> bool {
-        let Some(config) = self.running.as_ref().filter(|_| self.standby_is_outdated).map(|running| running.config.clone())
-        else {
-            return false;
-        };
-        self.standby_is_outdated = false;
-        let snapshot = Arc::new(self.snapshot(&config));
-        self.running = Some(Running { config, snapshot });
-        true
     }
 
     /// Closes every peer that no longer serves. Call it after the snapshot is stored.

@@ -82,6 +82,7 @@ impl Service {
     pub(in crate::controller) fn view(&self) -> ServiceView {
         let config = self.running.as_ref().map(|running| &running.config);
         let candidate = self.candidate.as_ref().map(|candidate| &candidate.config);
+        let mirror = self.running.as_ref().and_then(|running| running.snapshot.mirror.as_ref());
         let names: BTreeSet<&String> =
             config.into_iter().flat_map(|config| config.pools.keys()).chain(self.peers.pools()).collect();
         let proving = |name: &String| candidate.is_some_and(|candidate| candidate.active == *name);
@@ -95,7 +96,13 @@ impl Service {
                 () if peers.iter().any(|peer| peer.draining) => PoolState::Draining,
                 () => PoolState::Standby,
             };
-            PoolView { name: name.clone(), version: pool.and_then(|pool| pool.version), state, peers }
+            PoolView {
+                name: name.clone(),
+                version: pool.and_then(|pool| pool.version),
+                state,
+                is_mirrored: mirror.is_some_and(|mirror| mirror.service.active.name == *name),
+                peers,
+            }
         };
         ServiceView {
             name: self.name.clone(),
@@ -104,6 +111,7 @@ impl Service {
             swap: self.candidate.as_ref().map(|candidate| &candidate.swap).or(self.history.current()).cloned(),
             last_swap: self.history.last().cloned(),
             drift: self.drift.shown().cloned(),
+            mirror: mirror.cloned(),
             drain_timeout: config.map(|config| config.drain.timeout).or(self.removed).unwrap_or_default(),
             pools: names.into_iter().map(pool).collect(),
         }

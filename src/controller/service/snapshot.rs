@@ -1,0 +1,85 @@
+//! Builds the part of the snapshot that requests of a service see: its active pool, and its standby pools for previews, for listeners
+//! that serve them, and for copies of requests.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use log::error;
+
+use super::{Peers, Running, Service};
+use crate::{config, pool::mirror::Comparison, snapshot};
+
+/// A comparison of two pools, and what has to change for another one to begin.
+pub(super) struct Compared {
+    /// The active pool and the one that gets copies, each by its name and its settings.
+    pools: [(String, Option<config::Pool>); 2],
+    comparison: Arc<Comparison>,
+}
+
+impl Service {
+    /// The service as requests see it. The pool that is being proven has the settings of the candidate, so that a preview tests
+    /// what is going to be promoted.
+    pub(super) fn snapshot(&mut self, config: &config::Service) -> snapshot::Service {
+        let candidate = self.candidate.as_ref().map(|candidate| candidate.config.clone());
+        let candidate = candidate.filter(|candidate| candidate.active != config.active);
+        let config_of = |pool: &str| candidate.as_ref().filter(|candidate| candidate.active == pool).unwrap_or(config);
+        let error_pages = Arc::new(config.error_pages.clone());
+        let with_active = |peers: &mut Peers, pool: &str| snapshot::Service {
+            name: self.name.clone(),
+            active: peers.pool(config_of(pool), pool),
+            upstream: peers.upstream(config_of(pool)),
+            error_pages: Arc::clone(&error_pages),
+            timeouts: config_of(pool).timeouts,
+            retries: config_of(pool).retries,
+            metrics: Arc::clone(&self.metrics),
+            standby: Vec::new(),
+            preview: None,
+            mirror: None,
+        };
+        let names: BTreeSet<&String> = config.pools.keys().chain(candidate.iter().map(|candidate| &candidate.active)).collect();
+        let others = names.into_iter().filter(|pool| **pool != config.active);
+        let standby: Vec<_> = others.map(|pool| Arc::new(with_active(&mut self.peers, pool))).collect();
+        let active = with_active(&mut self.peers, &config.active);
+        let copied = config.mirror.as_ref().and_then(|mirror| standby.iter().find(|service| service.active.name == mirror.pool));
+        let pools = copied.map(|copied| {
+            [&config.active, &copied.active.name].map(|pool| (pool.clone(), config_of(pool).pools.get(pool).cloned()))
+        });
+        let comparison = self.compare(pools);
+        let mirror = config.mirror.as_ref().zip(copied).zip(comparison).map(|((mirror, copied), comparison)| {
+            let connector = Arc::clone(&self.deps.connector);
+            Arc::new(snapshot::Mirror { service: Arc::clone(copied), share: mirror.share, comparison, connector })
+        });
+        snapshot::Service { preview: config.preview.clone(), mirror, standby, ..active }
+    }
+
+    /// The comparison of these two pools: the one so far if they have not changed, else a new one.
+    fn compare(&mut self, pools: Option<[(String, Option<config::Pool>); 2]>) -> Option<Arc<Comparison>> {
+        if let Some(compared) = self.compared.as_ref().filter(|compared| pools.as_ref() == Some(&compared.pools)) {
+            return Some(Arc::clone(&compared.comparison));
+        }
+        self.end_comparison();
+        let pools = pools?;
+        let [_, (copied, _)] = &pools;
+        let comparison = Comparison::new(self.deps.metrics.mirror(&self.name, copied));
+        let comparison = comparison.inspect_err(|e| error!("requests are not copied service={} error={e}", self.name)).ok()?;
+        let comparison = Arc::new(comparison);
+        self.compared = Some(Compared { pools, comparison: Arc::clone(&comparison) });
+        Some(comparison)
+    }
+
+    /// Forgets the comparison and its series.
+    pub(super) fn end_comparison(&mut self) {
+        if let Some(Compared { pools: [_, (copied, _)], .. }) = self.compared.take() {
+            self.deps.metrics.remove_mirror(&self.name, &copied);
+        }
+    }
+
+    /// Makes the standby pools of the snapshot again if they are outdated. Returns whether the snapshot has to be stored.
+    pub(in crate::controller) fn renew_standby(&mut self) -> bool {
+        let running = self.running.as_ref().filter(|_| self.standby_is_outdated);
+        let Some(config) = running.map(|running| running.config.clone()) else { return false };
+        self.standby_is_outdated = false;
+        let snapshot = Arc::new(self.snapshot(&config));
+        self.running = Some(Running { config, snapshot });
+        true
+    }
+}
