@@ -203,13 +203,15 @@ impl Controller {
         let due: Vec<(String, Due)> =
             self.services.iter_mut().map(|(name, service)| (name.clone(), service.advance(now))).collect();
         let publish: Vec<String> = due.iter().filter(|(_, due)| *due == Due::Publish).map(|(name, _)| name.clone()).collect();
-        // Of every service, not only up to the first one that is outdated.
-        let renewed = self.services.values_mut().filter_map(|service| service.renew_standby().then_some(())).count() > 0;
-        if renewed || !publish.is_empty() {
+        if self.renew_standby() || !publish.is_empty() {
             self.publish(&publish, now);
             self.services.values_mut().for_each(|service| {
                 service.advance(now);
             });
+            // A drain without requests has ended already.
+            if self.renew_standby() {
+                self.publish(&[], now);
+            }
         }
         for (name, _) in due.iter().filter(|(_, due)| *due == Due::Write) {
             // A write during a read would be undone by the older text that was read.
@@ -218,6 +220,12 @@ impl Controller {
                 self.writing = edit.map(|edit| edit.write(&self.path, &self.config));
             }
         }
+    }
+
+    /// Makes the outdated standby pools again, of every service. Returns whether a snapshot has to be stored.
+    fn renew_standby(&mut self) -> bool {
+        let renewed = self.services.values_mut().map(Service::renew_standby);
+        renewed.fold(false, |any, renewed| any | renewed)
     }
 
     /// Handles the end of a write. If it failed, nothing is promoted.

@@ -34,6 +34,13 @@ impl View {
         known.chain(removed.filter_map(|pool| Some((pool.name.clone(), self.in_use(name, pool)?)))).collect()
     }
 
+    /// Whether waiting for [`Self::not_safe_others`] is in vain: each of them gets mirrored requests until the file changes.
+    pub fn is_left_to_the_mirror(&self, target: &Target) -> bool {
+        let left = self.not_safe_others(target);
+        let is_mirrored = |pool: &PoolView| pool.is_mirrored && pool.state == PoolState::Standby;
+        !left.is_empty() && left.iter().all(|(pool, _)| self.pool(&target.service, pool).is_some_and(is_mirrored))
+    }
+
     pub(super) fn not_safe(&self, service: &str, pool: &PoolView) -> Option<String> {
         let name = &pool.name;
         match pool.state {

@@ -2,11 +2,11 @@
 
 use std::thread;
 
-use switchover::status;
+use switchover::status::{self, Outcome};
 
 use crate::support::{
     Authority, ConfigFile, HyperPeer, Origin, Switchover, curl, eventually,
-    origin::{Act, ok, status as response},
+    origin::{Act, Gate, ok, status as response},
     two_pools,
 };
 
@@ -188,7 +188,7 @@ Content-Length: 100000000
 ",
         [b'x'; 1 << 20].as_slice(),
     ];
-    green.on("/long", Act::SayHeld(crate::support::Gate::new(), long.concat(), Vec::new()));
+    green.on("/long", Act::SayHeld(Gate::new(), long.concat(), Vec::new()));
     blue.on("/long", Act::Say(ok("blue")));
     send(&switchover, 1, "/long");
     await_copies(&switchover, "response", 21);
@@ -221,7 +221,7 @@ fn a_pool_that_is_not_ready_gets_no_copies() {
 
 #[test]
 fn a_swap_to_the_mirrored_pool_ends_the_copies_and_a_swap_back_begins_them() {
-    let (blue, green, _config, switchover) = two_pools(|config| config.service(ALL));
+    let (blue, green, _config, switchover) = two_pools(|config| config.service(&format!("drain: {{timeout: 1h}}\n{ALL}")));
     let not_safe = |pool: &str| switchover.pool_status(pool).not_safe_because;
     assert_eq!(not_safe("green").as_deref(), Some("green gets mirrored requests"));
     send(&switchover, 5, "/");
@@ -236,14 +236,40 @@ fn a_swap_to_the_mirrored_pool_ends_the_copies_and_a_swap_back_begins_them() {
     }
     assert_eq!((blue.heads().len(), green.heads().len()), (before.0, before.1 + 5));
 
-    assert_eq!(switchover.cli(&["promote", "blue", "--wait", "promoted"]).code, 0);
+    // It does not wait for drain.timeout: copies do not end by themselves.
+    let output = switchover.cli(&["promote", "blue", "--wait", "drained"]);
+    assert!(output.code == 3 && output.stderr.contains("green is not safe to stop: green gets mirrored requests"), "{output:?}");
+    assert_eq!(switchover.service().last_swap.unwrap().outcome, Some(Outcome::Drained));
     send(&switchover, 3, "/");
     await_copies(&switchover, "response", 3);
     assert_eq!(mirror_status(&switchover).copies.total(), 3, "a new comparison");
-    eventually("green is not safe to stop", || match not_safe("green") {
-        Some(why) if why == "green gets mirrored requests" => Ok(()),
-        other => Err(other),
+    assert_eq!(not_safe("green").as_deref(), Some("green gets mirrored requests"));
+}
+
+/// Copies would be requests that never end a drain.
+#[test]
+fn a_draining_pool_gets_no_copies() {
+    let (_blue, green, _config, switchover) = two_pools(|config| config.service(ALL));
+    assert_eq!(switchover.cli(&["promote", "green", "--wait", "drained"]).code, 0);
+    let gate = Gate::new();
+    green.on("/held", Act::SayHeld(gate.clone(), Vec::new(), ok("green")));
+    thread::scope(|scope| {
+        let held = scope.spawn(|| switchover.get("/held"));
+        switchover.await_in_flight("green", 1);
+        assert_eq!(switchover.cli(&["promote", "blue", "--wait", "promoted"]).code, 0);
+        switchover.await_draining("green");
+        send(&switchover, 20, "/");
+        switchover.await_in_flight("green", 1);
+        assert!(switchover.service().mirror.is_none());
+        assert_eq!(green.heads().len(), 1);
+        gate.open();
+        assert_eq!(held.join().unwrap().text(), "green");
     });
+    switchover.await_outcome(Outcome::Drained);
+    // From the view that ends the drain on, so that a script does not stop the pool in between.
+    assert_eq!(switchover.pool_status("green").not_safe_because.as_deref(), Some("green gets mirrored requests"));
+    send(&switchover, 1, "/");
+    await_copies(&switchover, "response", 1);
 }
 
 #[test]

@@ -237,6 +237,22 @@ fn a_pool_is_not_safe_to_stop_while_a_preview_runs_on_it() {
 }
 
 #[test]
+fn a_websocket_can_be_a_preview() {
+    let (_blue, green, _config, switchover) = two_pools(|config| config.service(FROM_HERE));
+    green.on("/ws", Act::Echo);
+    let mut socket = switchover.client();
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
+    socket.send(format!("GET /ws HTTP/1.1\r\nHost: a\r\n{upgrade}{TO_GREEN}\r\n")).unwrap();
+    assert_eq!(socket.read_head().unwrap().status, 101);
+    socket.send("hello").unwrap();
+    assert_eq!(socket.read_exactly(5).unwrap(), b"hello");
+    let pool = switchover.pool_status("green");
+    assert_eq!((pool.upgraded, pool.not_safe_because.as_deref()), (1, Some("a preview runs on green")));
+    drop(socket);
+    switchover.await_safe_to_stop("green");
+}
+
+#[test]
 fn a_swap_does_not_end_the_previews_of_either_pool() {
     let (blue, green, _config, switchover) = two_pools(|config| config.service(FROM_HERE));
     let (on_green, on_blue) = (Held::on(&green, switchover.address, "green"), Held::on(&blue, switchover.address, "blue"));

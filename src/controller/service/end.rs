@@ -30,6 +30,9 @@ impl Service {
                 self.notify(kind, &swap, self.running.as_ref().map(|running| &running.config));
             }
             self.history.ended(&swap);
+            // The pool may get copies of requests from now on.
+            let running = self.running.as_ref().map(|running| &running.config);
+            self.standby_is_outdated |= running.is_some_and(|config| config.mirror.is_some());
         }
     }
 

@@ -46,7 +46,8 @@ pub(super) struct Service {
     start: Option<Start>,
     drains: Drains,
     peers: Peers,
-    /// Whether the settings of a standby pool in the snapshot are not those of the candidate any more, or not yet.
+    /// Whether the snapshot has other standby pools than it should: a candidate has begun or ended, or the drain of a pool that gets
+    /// copies of requests has ended.
     standby_is_outdated: bool,
     /// Set while requests are copied.
     compared: Option<Compared>,

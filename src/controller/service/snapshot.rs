@@ -6,7 +6,11 @@ use std::{collections::BTreeSet, sync::Arc};
 use log::error;
 
 use super::{Peers, Running, Service};
-use crate::{config, pool::mirror::Comparison, snapshot};
+use crate::{
+    config,
+    pool::{Slot, mirror::Comparison},
+    snapshot,
+};
 
 /// A comparison of two pools, and what has to change for another one to begin.
 pub(super) struct Compared {
@@ -40,6 +44,9 @@ impl Service {
         let standby: Vec<_> = others.map(|pool| Arc::new(with_active(&mut self.peers, pool))).collect();
         let active = with_active(&mut self.peers, &config.active);
         let copied = config.mirror.as_ref().and_then(|mirror| standby.iter().find(|service| service.active.name == mirror.pool));
+        // Copies would be requests that never end a drain. A peer that is still open drains from this publication on.
+        let drains = |slot: &Slot| slot.peer.is_open() || self.drains.contains(&slot.peer);
+        let copied = copied.filter(|copied| !copied.active.slots().iter().any(drains));
         let pools = copied.map(|copied| {
             [&config.active, &copied.active.name].map(|pool| (pool.clone(), config_of(pool).pools.get(pool).cloned()))
         });
