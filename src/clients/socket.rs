@@ -2,11 +2,13 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
     os::fd::{AsRawFd, RawFd},
     pin::Pin,
     task::{Context, Poll},
 };
 
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -36,9 +38,18 @@ impl Socket {
     }
 
     pub(super) fn fd(&self) -> RawFd {
+        self.stream().as_raw_fd()
+    }
+
+    /// Whether the client has sent bytes that are not read yet. Asks the kernel: Tokio reads a new socket only after its first event.
+    pub(super) fn has_unread(&self) -> bool {
+        SockRef::from(self.stream()).peek(&mut [MaybeUninit::uninit()]).is_ok_and(|bytes| bytes > 0)
+    }
+
+    fn stream(&self) -> &TcpStream {
         match &self.transport {
-            Transport::Plain(stream) => stream.as_raw_fd(),
-            Transport::Tls(stream) => stream.get_ref().0.as_raw_fd(),
+            Transport::Plain(stream) => stream,
+            Transport::Tls(stream) => stream.get_ref().0,
         }
     }
 

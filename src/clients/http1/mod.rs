@@ -22,6 +22,7 @@ use std::{
 };
 
 use bytes::{Buf, BytesMut};
+use futures_util::FutureExt;
 use pingora::protocols::{SocketDigest, raw_connect::ProxyDigest};
 use tokio::io::{AsyncRead, AsyncWrite, BufWriter, ReadBuf};
 use tokio_util::io::poll_read_buf;
@@ -148,7 +149,8 @@ impl ClientStream {
     pub(super) async fn next(&mut self, limits: &Limits, h2: Http2Start, closing: &Closing) -> Result<Next, End> {
         let mut scan = Scan::default();
         let mut begun = false;
-        let mut closed = pin!(closing.closed());
+        let mut closed = pin!(closing.closed().fuse());
+        let mut is_closing = false;
         loop {
             if h2 != Http2Start::Agreed && self.pending.starts_with(b"\r\n") {
                 // Some clients send one too many after a body (RFC 9112, section 2.2).
@@ -179,12 +181,13 @@ impl ClientStream {
                 if let Poll::Ready(read) = self.poll_fill(cx) {
                     return Poll::Ready(read.map_err(|_| End::Closed));
                 }
-                // Checked only while no byte of a request has arrived: a request that has begun is served.
-                if self.pending.is_empty() && closed.as_mut().poll(cx).is_ready() {
-                    Poll::Ready(Err(End::Closed))
-                } else {
-                    Poll::Pending
+                // A request of which a byte has arrived, here or at the kernel, is served.
+                if !self.pending.is_empty() {
+                    return Poll::Pending;
                 }
+                is_closing |= closed.as_mut().poll(cx).is_ready();
+                let has_unread = || self.socket.as_ref().is_some_and(|socket| socket.get_ref().has_unread());
+                if is_closing && !has_unread() { Poll::Ready(Err(End::Closed)) } else { Poll::Pending }
             });
             if read.await? == 0 {
                 return Err(End::Closed);
