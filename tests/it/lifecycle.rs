@@ -105,11 +105,26 @@ fn a_stop_under_load_fails_no_request_that_was_let_in() {
     assert!(cut.is_empty(), "{cut:?}");
 }
 
+/// The connections that wait to be accepted: `rx_queue` of the socket that listens (state 0A) at this port, in proc_net_tcp(5).
+fn accept_queue(port: u16) -> usize {
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let of_listener = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find(|fields| {
+        fields.get(1).is_some_and(|local| local.ends_with(&format!(":{port:04X}"))) && fields.get(3) == Some(&"0A")
+    });
+    let (_, rx_queue) = of_listener.unwrap()[4].split_once(':').unwrap();
+    usize::from_str_radix(rx_queue, 16).unwrap()
+}
+
 #[test]
 fn a_stop_serves_the_connections_that_the_kernel_has_established() {
     let (_blue, _config, mut switchover) = one_pool(|config| config);
-    // While the process is halted, the kernel establishes connections for it.
+    // While every thread of the process is halted, the kernel establishes connections for it.
     switchover.signal(Signal::SIGSTOP);
+    eventually("the process is halted", || {
+        let threads = fs::read_dir(format!("/proc/{}/task", switchover.pid())).unwrap();
+        let states = threads.map(|thread| fs::read_to_string(thread.unwrap().path().join("stat")).unwrap());
+        if states.into_iter().all(|stat| stat.contains(") T ")) { Ok(()) } else { Err("it runs") }
+    });
     let clients: Vec<Client> = (0..500)
         .map(|_| {
             let mut client = switchover.client();
@@ -117,6 +132,10 @@ fn a_stop_serves_the_connections_that_the_kernel_has_established() {
             client
         })
         .collect();
+    eventually("the last packet of each handshake is processed", || match accept_queue(switchover.address.port()) {
+        500 => Ok(()),
+        others => Err(others),
+    });
     switchover.signal(Signal::SIGTERM);
     switchover.signal(Signal::SIGCONT);
     let answered = clients.into_iter().map(|mut client| client.read_response().map(|response| response.status));

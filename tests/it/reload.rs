@@ -123,16 +123,17 @@ fn sighup_reads_the_file() {
 #[test]
 fn a_new_weight_or_timeout_resets_no_health() {
     let (a, b) = (Origin::start("a"), Origin::start("b"));
-    let mut config = ConfigFile::new(&[("blue", &[a.address(), b.address()])]);
+    let config = ConfigFile::new(&[("blue", &[a.address(), b.address()])]);
+    let mut config = config.service("health_check: {interval: 10m}\ntimeouts: {response: 8s}\n");
     let switchover = Switchover::start(&config);
     switchover.await_ready("blue");
-    // From now on no peer could become ready again.
+    // From now on no peer could become ready again, and none is probed often enough to become unready.
     a.readiness(503, "");
     b.readiness(503, "");
     let ready_before = switchover.log().matches("peer is ready").count();
     let (a, b) = (format!("{{address: \"{}\", weight: 5}}", a.address()), format!("\"{}\"", b.address()));
     let slow = config.text();
-    config = config.service("health_check: {interval: 10s}\ntimeouts: {response: 7s}\n");
+    config = config.service("health_check: {interval: 20m}\ntimeouts: {response: 7s}\n");
     assert_ne!(slow, config.text());
     config.set_peers("blue", &[&a, &b]);
     switchover.await_pool("blue", "the weight is there", |pool| pool.peers[0].weight == 5);

@@ -8,7 +8,7 @@ use crate::support::{Authority, ConfigFile, Edit, HyperPeer, Switchover, curl, e
 
 fn proxied(peer: &HyperPeer, upstream: &str) -> (ConfigFile, Switchover) {
     let service = format!(
-        "    upstream: {upstream}\n    health_check: {{interval: 100ms, path: /}}\n    promotion: {{ready_timeout: 2s}}\n"
+        "    upstream: {upstream}\n    health_check: {{interval: 100ms, path: /}}\n    promotion: {{ready_timeout: 2s}}\n    timeouts: {{connect: 60s}}\n"
     );
     let config = ConfigFile::new(&[("blue", &[peer.address])]).service(&service);
     let switchover = Switchover::start(&config);
@@ -242,6 +242,8 @@ fn an_upload_over_http_1_that_an_http_2_peer_does_not_read_ends_at_the_response_
         assert_eq!(switchover.metric(&series), Some(f64::from(failed)), "{field}");
     }
     // A peer that reads gets all of it.
+    let _config = config.service(&service.replace("response: 1s", "response: 60s"));
+    assert_eq!(switchover.cli(&["reload"]).code, 0);
     let answer = ask("/", &[]).unwrap();
     assert_eq!(answer, format!("h2 {} []", 16 * 1024 * 1024));
 }
@@ -250,7 +252,7 @@ fn an_upload_over_http_1_that_an_http_2_peer_does_not_read_ends_at_the_response_
 /// drain of its peer.
 #[test]
 fn a_short_upload_over_http_1_that_an_http_2_peer_does_not_read_ends_as_well() {
-    let peer = HyperPeer::start(true, None);
+    let peer = HyperPeer::with_window(4096, true, None);
     let service = "    upstream: {protocol: h2c}\n    health_check: {interval: 100ms, path: /}\n    timeouts: {response: 1s}\n";
     let config = ConfigFile::new(&[("blue", &[peer.address])]).service(service);
     let switchover = Switchover::start(&config);

@@ -21,8 +21,8 @@ use tokio_rustls::TlsAcceptor;
 /// More than every buffer between a peer and a client takes together.
 pub const LARGE: usize = 8 * 1024 * 1024;
 
-/// Bytes of a request body that an HTTP/2 peer takes before it reads.
-const STREAM_WINDOW: u32 = 4096;
+/// The window of RFC 9113, section 6.9.2.
+const DEFAULT_WINDOW: u32 = 65535;
 
 /// Answers with the version of the request, the length of its body and its cookies; `/large` with [`LARGE`] bytes, `/late` never.
 pub struct HyperPeer {
@@ -49,6 +49,13 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
 impl HyperPeer {
     /// Speaks HTTP/2 only, if asked to; over TLS with FOLDER/NAME.crt, if there is a name.
     pub fn start(h2: bool, tls: Option<(&Path, &str)>) -> Self {
+        Self::with_window(DEFAULT_WINDOW, h2, tls)
+    }
+
+    /// Takes `window` bytes of a request body before it reads. With fewer than the default, a body that is sent before the peer's
+    /// SETTINGS have arrived may never be read completely: the h2 crate does not look again at what it owes the sender when it
+    /// applies a smaller window.
+    pub fn with_window(window: u32, h2: bool, tls: Option<(&Path, &str)>) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
@@ -66,10 +73,10 @@ impl HyperPeer {
                 let acceptor = acceptor.clone();
                 tokio::spawn(async move {
                     match acceptor {
-                        None => serve(h2, stream).await,
+                        None => serve(h2, window, stream).await,
                         Some(acceptor) => {
                             if let Ok(stream) = acceptor.accept(stream).await {
-                                serve(h2, stream).await;
+                                serve(h2, window, stream).await;
                             }
                         }
                     }
@@ -80,12 +87,11 @@ impl HyperPeer {
     }
 }
 
-async fn serve(h2: bool, stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static) {
+async fn serve(h2: bool, window: u32, stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static) {
     let io = TokioIo::new(stream);
     if h2 {
-        // Less than every body that a test sends to a peer that does not read.
         let mut builder = http2::Builder::new(TokioExecutor::new());
-        builder.initial_stream_window_size(STREAM_WINDOW).serve_connection(io, service_fn(answer)).await.unwrap_or_default();
+        builder.initial_stream_window_size(window).serve_connection(io, service_fn(answer)).await.unwrap_or_default();
     } else {
         http1::Builder::new().serve_connection(io, service_fn(answer)).await.unwrap_or_default();
     }
