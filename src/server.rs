@@ -57,8 +57,8 @@ const IDLE_LINGER: Duration = Duration::from_millis(250);
 /// How long the end of the process waits for the tasks of the controller, which take microseconds to end. A read of a slow disk may
 /// not end at all.
 const TASKS_END: Duration = Duration::from_secs(1);
-/// Time limit for connecting to an own listener, which takes microseconds.
-const SELF_CHECK: Duration = Duration::from_secs(1);
+/// Time limit for connecting to an own listener. That takes microseconds, but seconds on a host whose applications all start at once.
+const SELF_CHECK: Duration = Duration::from_secs(30);
 
 /// The reason why the process could not start, or did not stop regularly.
 #[derive(Debug)]
