@@ -61,6 +61,9 @@ pub struct Service {
     /// running requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash: Option<HashBy>,
+    /// Time in which the share of a peer that has become ready grows from a tenth of its weight to all of it. `0s`: at once.
+    #[serde(default, with = "As::<Span<0, HOUR>>")]
+    pub slow_start: Duration,
     /// Files with pages for the error responses of switchover itself, by status (400 to 599): HTML in UTF-8, in regular files of at
     /// most 256 KiB. `{request_id}` is replaced by the ID of the request. Relative to the configuration file's folder, and read again on each reload.
     #[serde(default, with = "Map::<ErrorStatus, ErrorPage>")]

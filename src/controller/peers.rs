@@ -163,7 +163,7 @@ impl Peers {
         };
         let slots = peers.iter().filter_map(slot).collect();
         let metrics = self.metrics(name);
-        Pool::new(name, slots, config.balance, config.hash.as_ref(), config.fail_open, metrics)
+        Pool::new(name, slots, config.balance, config.hash.as_ref(), config.fail_open, config.slow_start, metrics)
     }
 
     /// The metric handles of a pool; created if missing.

@@ -6,17 +6,19 @@
 use std::{
     fmt,
     net::SocketAddr,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
-    time::{Duration, SystemTime},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    time::{Duration, Instant, SystemTime},
 };
 
 use parking_lot::Mutex;
 
 /// A peer's readiness. A peer that was never probed is not ready.
-#[derive(Default)]
 pub struct Health {
     ready: AtomicBool,
     was_ready: AtomicBool,
+    created: Instant,
+    /// Milliseconds from `created` to the moment at which it last became ready.
+    ready_at: AtomicU64,
     record: Mutex<Record>,
 }
 
@@ -60,7 +62,24 @@ impl fmt::Display for Failure {
     }
 }
 
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            ready: AtomicBool::new(false),
+            was_ready: AtomicBool::new(false),
+            created: Instant::now(),
+            ready_at: AtomicU64::new(0),
+            record: Mutex::default(),
+        }
+    }
+}
+
 impl Health {
+    /// How long it has been ready at `now`, since it last became ready.
+    pub fn ready_for(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.created).saturating_sub(Duration::from_millis(self.ready_at.load(Relaxed)))
+    }
+
     /// Whether probes say it is ready.
     pub fn is_ready(&self) -> bool {
         self.ready.load(Relaxed)
@@ -110,6 +129,9 @@ impl Health {
     /// Returns the verdict before.
     fn set(&self, ready: bool) -> bool {
         if ready {
+            if !self.is_ready() {
+                self.ready_at.store(u64::try_from(self.created.elapsed().as_millis()).unwrap_or(u64::MAX), Relaxed);
+            }
             self.was_ready.store(true, Relaxed);
         }
         self.ready.swap(ready, Relaxed)

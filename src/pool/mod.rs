@@ -12,15 +12,16 @@ pub mod probe;
 pub mod proof;
 pub mod resolve;
 pub mod selection;
+mod slow_start;
 pub mod upstream;
 pub mod warm_up;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 pub use peer::{KEEPALIVE, Lease, Peer};
 pub use upstream::Upstream;
 
-use self::selection::Selection;
+use self::{selection::Selection, slow_start::SlowStart};
 use crate::{
     config::{Balance, HashBy},
     metrics::PoolMetrics,
@@ -35,6 +36,8 @@ pub struct Pool {
     slots: Vec<Slot>,
     selection: Selection,
     fail_open: bool,
+    /// Zero: off.
+    slow_start: Duration,
 }
 
 /// A peer and its weight.
@@ -55,17 +58,18 @@ pub enum PickError {
 }
 
 impl Pool {
-    /// Creates a pool of peers that the controller owns. `hash` is only for [`Balance::Hash`].
+    /// Creates a pool of peers that the controller owns. `hash` is only for [`Balance::Hash`]; a `slow_start` of zero is off.
     pub fn new(
         name: &str,
         slots: Vec<Slot>,
         balance: Balance,
         hash: Option<&HashBy>,
         fail_open: bool,
+        slow_start: Duration,
         metrics: Arc<PoolMetrics>,
     ) -> Self {
         let selection = Selection::new(balance, hash, &slots);
-        Self { name: name.to_owned(), metrics, slots, selection, fail_open }
+        Self { name: name.to_owned(), metrics, slots, selection, fail_open, slow_start }
     }
 
     /// What `pick` needs the hash of; none unless the balance is hash.
@@ -104,13 +108,13 @@ impl Pool {
     /// The same for a request that chose this pool: its peers need not be open, but have to be ready. None if no peer is.
     pub fn pick_preview(&self, tried: &[Arc<Peer>], key: Option<u64>) -> Option<Lease> {
         let untried = |slot: &Slot| !tried.iter().any(|peer| Arc::ptr_eq(peer, &slot.peer));
-        let slot = self.selection.next(&self.slots, key, |slot| slot.peer.health.is_ready() && untried(slot))?;
+        let slot = self.choose(key, |slot| slot.peer.health.is_ready() && untried(slot))?;
         Some(Lease::preview(&slot.peer))
     }
 
     /// The same for a copy of a request.
     pub fn pick_mirror(&self, key: Option<u64>) -> Option<Lease> {
-        let slot = self.selection.next(&self.slots, key, |slot| slot.peer.health.is_ready())?;
+        let slot = self.choose(key, |slot| slot.peer.health.is_ready())?;
         Some(Lease::mirror(&slot.peer))
     }
 
@@ -126,9 +130,13 @@ impl Pool {
     /// A peer can be closed between the choice and the lease. The choice is then repeated, at most once for each slot.
     fn pick_among(&self, key: Option<u64>, eligible: impl Fn(&Slot) -> bool) -> Option<Lease> {
         self.slots.iter().find_map(|_| {
-            let slot = self.selection.next(&self.slots, key, |slot| slot.peer.is_open() && eligible(slot))?;
+            let slot = self.choose(key, |slot| slot.peer.is_open() && eligible(slot))?;
             Lease::new(&slot.peer)
         })
+    }
+
+    fn choose(&self, key: Option<u64>, eligible: impl Fn(&Slot) -> bool) -> Option<&Slot> {
+        self.selection.next(&self.slots, key, SlowStart::now(self.slow_start), eligible)
     }
 }
 

@@ -9,7 +9,10 @@ use pingora::lb::selection::{
     algorithms::{Random, RoundRobin},
 };
 
-use super::Slot;
+use super::{
+    Slot,
+    slow_start::{SlowStart, weight},
+};
 use crate::config::{Balance, HashBy};
 
 /// A kind of choice, and its state.
@@ -59,23 +62,36 @@ impl Selection {
     }
 
     /// The next of the eligible slots; `key` is the hash of the request's key, if it has one.
-    pub(super) fn next<'a>(&self, slots: &'a [Slot], key: Option<u64>, eligible: impl Fn(&Slot) -> bool) -> Option<&'a Slot> {
-        match (self, key) {
-            (Self::RoundRobin { turn, rotation }, _) => in_turn(slots, turn, rotation, eligible),
-            (Self::Random(random), _) => less_loaded_of_two(slots, random, eligible),
-            (Self::Hash { names, .. }, Some(key)) => by_hash(slots, names, key, eligible),
-            (Self::LeastRequests(turn) | Self::Hash { turn, .. }, _) => least_requests(slots, turn, eligible),
+    pub(super) fn next<'a>(
+        &self,
+        slots: &'a [Slot],
+        key: Option<u64>,
+        slow_start: Option<SlowStart>,
+        eligible: impl Fn(&Slot) -> bool,
+    ) -> Option<&'a Slot> {
+        let weight = |slot: &Slot| weight(slow_start, slot);
+        match (self, key, slow_start) {
+            (Self::RoundRobin { turn, rotation }, _, None) => in_turn(slots, turn, rotation, eligible),
+            (Self::RoundRobin { turn, rotation }, _, Some(slow)) => in_slow_turn(slots, turn, rotation, slow, eligible),
+            (Self::Random(random), ..) => less_loaded_of_two(slots, random, weight, eligible),
+            (Self::Hash { names, .. }, Some(key), _) => by_hash(slots, names, key, weight, eligible),
+            (Self::LeastRequests(turn) | Self::Hash { turn, .. }, ..) => least_requests(slots, turn, weight, eligible),
         }
     }
 }
 
 /// The slot with the fewest requests for its weight, the new request included. The search starts at another slot each time, so that
 /// equal slots share the load of a pool with few requests.
-fn least_requests<'a>(slots: &'a [Slot], turn: &RoundRobin, eligible: impl Fn(&Slot) -> bool) -> Option<&'a Slot> {
+fn least_requests<'a>(
+    slots: &'a [Slot],
+    turn: &RoundRobin,
+    weight: impl Fn(&Slot) -> u64,
+    eligible: impl Fn(&Slot) -> bool,
+) -> Option<&'a Slot> {
     let start = if slots.len() > 1 { position(turn, slots.len()) } else { 0 };
     let (after, before) = (slots.iter().skip(start), slots.iter().take(start));
     after.chain(before).filter(|slot| eligible(slot)).min_by(|a, b| {
-        let load = |slot: &Slot, other: &Slot| (slot.peer.in_flight() as u64 + 1) * u64::from(other.weight);
+        let load = |slot: &Slot, other: &Slot| (slot.peer.in_flight() as u64 + 1) * weight(other);
         load(a, b).cmp(&load(b, a))
     })
 }
@@ -89,22 +105,55 @@ fn in_turn<'a>(slots: &'a [Slot], turn: &RoundRobin, rotation: &[u16], eligible:
     })
 }
 
+/// The same, but passes over a slot in a part of its turns, so that it gets its share in comparison with the slot that has the
+/// largest one. The hash of a turn's number spreads these turns evenly. If every slot was passed over, the first of them is chosen:
+/// other requests have moved the position past all others.
+fn in_slow_turn<'a>(
+    slots: &'a [Slot],
+    turn: &RoundRobin,
+    rotation: &[u16],
+    slow_start: SlowStart,
+    eligible: impl Fn(&Slot) -> bool,
+) -> Option<&'a Slot> {
+    let largest = slots.iter().filter(|slot| eligible(slot)).map(|slot| slow_start.share(slot)).max()?;
+    let mut passed_over = None;
+    let chosen = rotation.iter().find_map(|_| {
+        let number = turn.next(&[]);
+        let index = usize::try_from(number).unwrap_or_default() % rotation.len();
+        let slot = slots.get(usize::from(*rotation.get(index)?)).filter(|slot| eligible(slot))?;
+        let is_its_turn = mixed(number) % largest < slow_start.share(slot);
+        passed_over = passed_over.or(Some(slot));
+        is_its_turn.then_some(slot)
+    });
+    chosen.or(passed_over)
+}
+
 /// Of two slots drawn by weight, the one with fewer requests for its weight. Several switchovers with the same view of a pool do not
 /// all choose the same slot, as they would with the fewest requests of all.
-fn less_loaded_of_two<'a>(slots: &'a [Slot], random: &Random, eligible: impl Fn(&Slot) -> bool) -> Option<&'a Slot> {
-    let first = draw(slots, random, &eligible)?;
-    let second = draw(slots, random, |slot| eligible(slot) && !std::ptr::eq(slot, first));
+fn less_loaded_of_two<'a>(
+    slots: &'a [Slot],
+    random: &Random,
+    weight: impl Fn(&Slot) -> u64,
+    eligible: impl Fn(&Slot) -> bool,
+) -> Option<&'a Slot> {
+    let first = draw(slots, random, &weight, &eligible)?;
+    let second = draw(slots, random, &weight, |slot| eligible(slot) && !std::ptr::eq(slot, first));
     // Without the new request, so that idle slots are equal and get their shares by the draw.
-    let load = |slot: &Slot, other: &Slot| slot.peer.in_flight() as u64 * u64::from(other.weight);
+    let load = |slot: &Slot, other: &Slot| slot.peer.in_flight() as u64 * weight(other);
     Some(second.filter(|second| load(second, first) < load(first, second)).unwrap_or(first))
 }
 
-fn draw<'a>(slots: &'a [Slot], random: &Random, eligible: impl Fn(&Slot) -> bool) -> Option<&'a Slot> {
+fn draw<'a>(
+    slots: &'a [Slot],
+    random: &Random,
+    weight: impl Fn(&Slot) -> u64,
+    eligible: impl Fn(&Slot) -> bool,
+) -> Option<&'a Slot> {
     let candidates = || slots.iter().filter(|slot| eligible(slot));
-    let total: u64 = candidates().map(|slot| u64::from(slot.weight)).sum();
+    let total: u64 = candidates().map(&weight).sum();
     let mut left = random.next(&[]).checked_rem(total)?;
     let drawn = candidates().find(|slot| {
-        let rest = left.checked_sub(u64::from(slot.weight));
+        let rest = left.checked_sub(weight(slot));
         left = rest.unwrap_or(left);
         rest.is_none()
     });
@@ -115,11 +164,17 @@ fn draw<'a>(slots: &'a [Slot], random: &Random, eligible: impl Fn(&Slot) -> bool
 /// Weighted rendezvous hashing: each slot has a score for the key, and the highest wins. An added or removed slot changes no other
 /// score, so only the clients that it wins or loses move. The score is the logarithmic method of Schindelhauer and Schomaker,
 /// "Weighted Distributed Hash Tables" (2005).
-fn by_hash<'a>(slots: &'a [Slot], names: &[u64], key: u64, eligible: impl Fn(&Slot) -> bool) -> Option<&'a Slot> {
+fn by_hash<'a>(
+    slots: &'a [Slot],
+    names: &[u64],
+    key: u64,
+    weight: impl Fn(&Slot) -> u64,
+    eligible: impl Fn(&Slot) -> bool,
+) -> Option<&'a Slot> {
     let score = |slot: &Slot, name: u64| {
         // Uniform in (0, 1), from the upper 53 bits.
         let uniform = ((mixed(key ^ name) >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
-        -f64::from(slot.weight) / uniform.ln()
+        -(weight(slot) as f64) / uniform.ln()
     };
     let scored = slots.iter().zip(names).filter(|(slot, _)| eligible(slot)).map(|(slot, name)| (score(slot, *name), slot));
     scored.max_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, slot)| slot)

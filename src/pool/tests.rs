@@ -37,7 +37,7 @@ fn pool(balance: Balance, fail_open: bool, peers: &[(&Arc<Peer>, u16)]) -> Pool 
     let slots = peers.iter().map(|(peer, weight)| Slot { peer: Arc::clone(peer), weight: *weight }).collect();
     let hash = HashBy { client_address: true, ..HashBy::default() };
     let hash = (balance == Balance::Hash).then_some(&hash);
-    Pool::new("blue", slots, balance, hash, fail_open, Arc::new(Metrics::new().unwrap().pool("shop", "blue")))
+    Pool::new("blue", slots, balance, hash, fail_open, Duration::ZERO, Arc::new(Metrics::new().unwrap().pool("shop", "blue")))
 }
 
 fn shares(pool: &Pool, picks: usize) -> HashMap<u16, usize> {
@@ -225,4 +225,62 @@ fn nothing_runs_on_a_peer_after_it_was_seen_closed_and_empty() {
         stop.store(true, SeqCst);
     });
     assert!(rounds > 1000, "only {rounds} rounds");
+}
+
+/// Two ready peers, and a moment at which the first one has its whole share, and the second one has just become ready.
+fn one_of_two_is_new() -> ([Arc<Peer>; 2], SlowStart) {
+    let old = peer(1, true);
+    thread::sleep(Duration::from_millis(10));
+    let new = peer(2, true);
+    let now = Instant::now();
+    let now = now - new.health.ready_for(now);
+    let length = old.health.ready_for(now);
+    assert!(length >= Duration::from_millis(9), "{length:?}");
+    ([old, new], SlowStart { length, now })
+}
+
+#[test]
+fn a_new_peer_gets_a_tenth_of_its_share_and_no_request_is_refused() {
+    let ([old, new], slow_start) = one_of_two_is_new();
+    for balance in [Balance::RoundRobin, Balance::Random, Balance::Hash] {
+        let pool = pool(balance, true, &[(&old, 1), (&new, 1)]);
+        let to_new = (0..CLIENTS).filter(|client| {
+            let key = selection::hash(format!("client-{client}").as_bytes());
+            let slot = pool.selection.next(&pool.slots, Some(key), Some(slow_start), |_| true);
+            Arc::ptr_eq(&slot.expect("a slot").peer, &new)
+        });
+        let to_new = to_new.count() as f64;
+        // Of two draws, the less loaded one is chosen; without load, the first one.
+        assert!(about(0.1 / 1.1).contains(&to_new), "{balance:?}: {to_new}");
+    }
+    let pool = pool(Balance::LeastRequests, true, &[(&old, 1), (&new, 1)]);
+    let leases: Vec<Lease> =
+        (0..110).filter_map(|_| Lease::new(&pool.selection.next(&pool.slots, None, Some(slow_start), |_| true)?.peer)).collect();
+    assert_eq!((leases.len(), old.in_flight(), new.in_flight()), (110, 100, 10));
+}
+
+#[test]
+fn peers_that_became_ready_together_have_equal_shares_in_a_slow_start() {
+    let peers: Vec<Arc<Peer>> = (1..=3).map(|port| peer(port, true)).collect();
+    let slots: Vec<(&Arc<Peer>, u16)> = peers.iter().map(|peer| (peer, 1)).collect();
+    let slow_start = SlowStart { length: Duration::from_secs(3600), now: Instant::now() };
+    let pool = pool(Balance::RoundRobin, true, &slots);
+    for _ in 0..100 {
+        for port in 1..=3 {
+            let slot = pool.selection.next(&pool.slots, None, Some(slow_start), |_| true).expect("a slot");
+            assert_eq!(slot.peer.address.port, port);
+        }
+    }
+}
+
+#[test]
+fn the_slow_start_begins_again_with_each_readiness() {
+    let peer = peer(1, true);
+    let first = Instant::now();
+    thread::sleep(Duration::from_millis(10));
+    probed(&peer, true);
+    assert!(peer.health.ready_for(Instant::now()) >= Duration::from_millis(9), "it was ready all the time");
+    probed(&peer, false);
+    probed(&peer, true);
+    assert_eq!(peer.health.ready_for(first + Duration::from_millis(5)), Duration::ZERO);
 }

@@ -196,3 +196,20 @@ fn random_chooses_every_idle_peer_and_the_less_loaded_of_two() {
         assert_eq!(client.read_response().unwrap().text(), "held");
     }
 }
+
+#[test]
+fn no_request_is_refused_during_a_slow_start() {
+    for balance in ["least_requests", "round_robin", "random", "hash\nhash: {header: X-User}"] {
+        let (origins, _config, switchover) = start(&["one", "two"], &format!("balance: {balance}\nslow_start: 1h\n{QUICK}"));
+        let spread = || (0..CLIENTS).map(|client| Key::Header.peer_of(&switchover, client)).collect::<BTreeSet<_>>();
+        // Both became ready a moment ago, so both have a share.
+        assert_eq!(spread(), BTreeSet::from(["one".to_owned(), "two".to_owned()]), "{balance}");
+        // One that is not ready has none, and begins again.
+        origins[0].readiness(503, "");
+        switchover.await_pool("blue", "the first peer is not ready", |pool| !pool.peers[0].ready);
+        assert_eq!(spread(), BTreeSet::from(["two".to_owned()]), "{balance}");
+        origins[0].readiness(200, "");
+        await_ready(&switchover, 2);
+        assert_eq!(spread(), BTreeSet::from(["one".to_owned(), "two".to_owned()]), "{balance}");
+    }
+}
