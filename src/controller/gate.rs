@@ -31,6 +31,8 @@ pub(super) struct Gate {
 
 /// The steps of a gate, in this order.
 pub(super) struct Steps {
+    /// `service=shop pool=green`, for the log.
+    pub about: String,
     pub warm_up: Option<WarmUp>,
     pub check: Option<Check>,
 }
@@ -92,7 +94,7 @@ impl Gate {
 
     /// The running step and its progress.
     pub(super) fn progress(&self) -> Option<(Phase, String)> {
-        let Steps { warm_up, check } = &self.shared.steps;
+        let Steps { warm_up, check, .. } = &self.shared.steps;
         let state = self.shared.state.lock().clone();
         match state {
             State::WarmingUp => Some((Phase::WarmingUp, warm_up.as_ref()?.to_string())),
@@ -111,16 +113,17 @@ impl Gate {
 
 impl Shared {
     async fn run(&self, metrics: &Metrics) -> Verdict {
-        let Steps { warm_up, check } = &self.steps;
+        let Steps { about, warm_up, check } = &self.steps;
         if let Some(warm_up) = warm_up {
             warm_up.run().await.map_err(|why| (Outcome::NotReady, why))?;
-            info!("warmed up requests=\"{warm_up}\"");
+            info!("warmed up {about} requests=\"{warm_up}\"");
         }
         if let Some(check) = check {
             *self.state.lock() = State::Checking(Instant::now());
             let outcome = check.run().await;
             metrics.hooks.with_label_values(&["check", if outcome.is_ok() { "success" } else { "failure" }]).inc();
             outcome.map_err(|why| (Outcome::Refused, why))?;
+            info!("the check accepts the release {about}");
         }
         Ok(())
     }

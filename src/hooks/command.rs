@@ -24,6 +24,8 @@ use super::{OUTPUT_KEPT, shown};
 const INHERITED: [&str; 3] = ["PATH", "HOME", "LANG"];
 /// How long a killed program is waited for. Only a program that waits for a device takes longer to die.
 const KILLED_WITHIN: Duration = Duration::from_secs(1);
+/// How long the end of the output is waited for after the program has ended. It follows at once, unless a process has left the group.
+const OUTPUT_WITHIN: Duration = Duration::from_secs(1);
 
 /// The process group of a program. The thread that awaits the program and the future that bounds it share it.
 #[derive(Default)]
@@ -70,14 +72,14 @@ pub(super) async fn run(program: &[String], facts: &[(&str, String)], folder: &P
         // The group is killed already; this only waits until it is gone.
         let _gone = timeout(KILLED_WITHIN, ended).await.is_ok();
         let limit = humantime::format_duration(limit);
-        return Err(format!("has not ended within {limit} and was killed{}", output.quoted()));
+        return Err(format!("has not ended within {limit} and was killed{}", output.quoted().await));
     };
     let outcome = outcome.unwrap_or_else(|e| Err(io::Error::other(e)));
     match outcome.map_err(|e| format!("cannot be started: {e}"))? {
         status if status.exit_status() == Some(0) => Ok(()),
         status => match (status.exit_status(), status.terminating_signal()) {
-            (Some(code), _) => Err(format!("exited with {code}{}", output.quoted())),
-            (None, signal) => Err(format!("was ended by signal {}{}", signal.unwrap_or_default(), output.quoted())),
+            (Some(code), _) => Err(format!("exited with {code}{}", output.quoted().await)),
+            (None, signal) => Err(format!("was ended by signal {}{}", signal.unwrap_or_default(), output.quoted().await)),
         },
     }
 }
@@ -159,14 +161,10 @@ impl Output {
         self.kept.extend(bytes.iter().take(room));
     }
 
-    /// What was printed, after a colon. The program has ended; a process that left its group may still print, so this never waits.
-    fn quoted(&mut self) -> String {
-        let mut buffer = vec![0; OUTPUT_KEPT];
-        while self.kept.len() < OUTPUT_KEPT
-            && let Ok(read @ 1..) = self.pipe.try_read(&mut buffer)
-        {
-            self.keep(buffer.get(..read).unwrap_or_default());
-        }
+    /// What the ended program has printed, after a colon.
+    async fn quoted(&mut self) -> String {
+        // What is in the pipe may not be read yet. A process that left the group may keep it open, and print without end.
+        let _complete = timeout(OUTPUT_WITHIN, self.read()).await.is_ok();
         let shown = shown(&self.kept);
         if shown.is_empty() { String::new() } else { format!(": {shown}") }
     }

@@ -64,6 +64,7 @@ struct Record {
     took: Vec<Duration>,
     failed: usize,
     last_failure: Option<String>,
+    settled: bool,
 }
 
 /// Why a request does not count as a success.
@@ -100,7 +101,7 @@ impl WarmUp {
                 let path = config.paths.iter().cycle().nth(number % config.paths.len().max(1)).map_or("/", String::as_str);
                 let outcome = self.get(peer, path).await;
                 let is_local = matches!(outcome, Err(Failed::Local(_)));
-                record.lock().ended(began.elapsed(), outcome.map_err(|failed| failed.at(path)));
+                record.lock().ended(config.requests, began.elapsed(), outcome.map_err(|failed| failed.at(path)));
                 if is_local {
                     tokio::time::sleep(LOCAL_PAUSE).await;
                 }
@@ -163,16 +164,21 @@ impl Failed {
 impl Record {
     /// The number of the next request; none when the warm-up ends.
     fn next(&mut self, requests: u32) -> Option<usize> {
-        if self.started == requests || is_settled(&self.took, requests) || self.has_failed(requests as usize) {
+        if self.started == requests || self.settled || self.has_failed(requests as usize) {
             return None;
         }
         self.started += 1;
         Some(self.started as usize - 1)
     }
 
-    fn ended(&mut self, took: Duration, outcome: Result<(), Failed>) {
+    fn ended(&mut self, requests: u32, took: Duration, outcome: Result<(), Failed>) {
         match outcome {
-            Ok(()) => self.took.push(took),
+            Ok(()) => {
+                self.took.push(took);
+                // Not after each of thousands of requests, because that sorts half of them.
+                let step = (requests as usize / 40).max(1);
+                self.settled |= self.took.len().is_multiple_of(step) && is_settled(&self.took, requests);
+            }
             Err(Failed::Peer(reason)) => {
                 self.failed += 1;
                 self.last_failure = Some(reason);
@@ -259,6 +265,17 @@ mod tests {
     }
 
     #[test]
+    fn no_request_follows_when_response_times_no_longer_change() {
+        let mut record = Record::default();
+        let mut sent = 0;
+        while record.next(400).is_some() {
+            sent += 1;
+            record.ended(400, Duration::from_millis(if sent <= 100 { 500 } else { 10 }), Ok(()));
+        }
+        assert_eq!((sent, record.verdict(400)), (300, Ok(())), "the second and the third quarter are equal");
+    }
+
+    #[test]
     fn the_95th_percentile_is_one_of_the_values() {
         assert_eq!(p95(&[]), Duration::ZERO);
         assert_eq!(p95(&ms(&[7])), Duration::from_millis(7));
@@ -267,7 +284,8 @@ mod tests {
     }
 
     fn record(succeeded: usize, failed: usize) -> Record {
-        Record { started: 0, took: vec![Duration::ZERO; succeeded], failed, last_failure: Some("GET /: 500".to_owned()) }
+        let last_failure = Some("GET /: 500".to_owned());
+        Record { took: vec![Duration::ZERO; succeeded], failed, last_failure, ..Record::default() }
     }
 
     #[test]

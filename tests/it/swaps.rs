@@ -26,6 +26,8 @@ struct Swaps {
     ask: &'static [Ask],
     /// Whether the old application gets SIGTERM, or SIGKILL, in turn.
     politely: &'static [bool],
+    /// Additional lines of the service.
+    service: &'static str,
     /// Additional lines of the listener.
     listener: &'static str,
     /// Starts the load; gets the switchover and the certificate of its authority.
@@ -36,6 +38,7 @@ const PLAIN: Swaps = Swaps {
     count: 50,
     ask: &[Ask::File(Edit::Rename)],
     politely: &[false],
+    service: "",
     listener: "",
     load: |switchover, _| vec![Load::start(switchover.address, 8, mixed)],
 };
@@ -48,7 +51,7 @@ impl Swaps {
         let config = ConfigFile::new(&[("blue", &[blue.address]), ("green", &[green.address])]);
         let ca = authority.write(config.folder());
         authority.sign(config.folder(), "shop", &["shop.test"], 2040);
-        let config = config.listener(self.listener).service("health_check: {interval: 20ms}");
+        let config = config.listener(self.listener).service(&format!("health_check: {{interval: 20ms}}\n{}", self.service));
         let links = self.ask.iter().any(|ask| matches!(ask, Ask::File(Edit::Symlink)));
         let config = if links { config.into_config_map() } else { config };
         let mut switchover = Switchover::start(&config);
@@ -132,6 +135,12 @@ fn fifty_swaps_over_tls_and_none_of_the_requests_fails() {
 fn fifty_swaps_over_h2c_and_none_of_the_requests_fails() {
     let load = |switchover: &Switchover, ca: &Path| vec![Load::start_over(Protocol::H2c, switchover.address, ca, 4, mixed)];
     Swaps { load, ..MANY_KINDS }.run();
+}
+
+#[test]
+fn twenty_swaps_with_a_warm_up_and_a_check_and_none_of_the_requests_fails() {
+    let service = "promotion: {warm_up: {requests: 20, concurrency: 2}, check: {command: [sh, -c, \"sleep 0.05\"]}}";
+    Swaps { count: 20, service, ..MANY_KINDS }.run();
 }
 
 #[test]

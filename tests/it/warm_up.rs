@@ -42,7 +42,7 @@ fn a_new_pool_gets_requests_before_its_promotion_and_the_serving_one_none() {
     }
     assert_eq!((count(&switchover, "success"), count(&switchover, "failure")), (Some(18.0), Some(0.0)));
     assert!(blue.own_requests().0.is_empty());
-    switchover.await_log("warmed up requests=\"18 of 18 requests, p95 ");
+    switchover.await_log("warmed up service=shop pool=green requests=\"18 of 18 requests, p95 ");
 }
 
 #[test]

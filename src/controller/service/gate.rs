@@ -91,7 +91,8 @@ impl Service {
             };
             WarmUp::new(settings, peers)
         });
-        let steps = Steps { warm_up, check };
+        let about = format!("service={} pool={}", self.name, config.active);
+        let steps = Steps { about, warm_up, check };
         candidate.swap.gate = Some(Gate::begin(steps, self.deps.metrics.clone(), self.deps.changed.clone()));
     }
 }
