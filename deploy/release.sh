@@ -5,8 +5,8 @@
 #   release.sh compose VERSION  for two services of a compose project, with the image of this version
 #   release.sh start            after a reboot: starts the jar of the pool that served last (state_dir), or of the active pool
 #
-# If a step before the promotion fails, the script undoes the earlier steps and exits with the code of `switchover promote` (3: the
-# release was not ready in time) or with 1. It can be interrupted at any point and run again; the next run completes an interrupted
+# If a step before the promotion fails, or switchover takes the release back while it is observed, the script undoes the earlier steps
+# and exits with the code of `switchover promote` (3: the release was not ready in time, or was taken back) or with 1. It can be interrupted at any point and run again; the next run completes an interrupted
 # release. Only one instance runs at a time.
 #
 # Settings, from the environment:
@@ -203,6 +203,7 @@ pools() {
 
 pool() { pools | grep "^pool $1 " | cut -d' ' -f"$2"; }
 state() { pool "$1" 3; }
+is_leaving() { case $(state "$1") in draining | kept) ;; *) return 1 ;; esac; }
 is_safe() { [ "$(pool "$1" 4)" = safe ]; }
 version() { pool "$1" 5-; }
 peer_port() { awk -v name="$1" '$1 == "peer" && $2 == name { print $3; exit }' <<<"$all"; }
@@ -223,6 +224,7 @@ finish() {
         say "$idle already serves, and $active still runs; to stop $active, run this again" >&2
         [ "$code" -ne 0 ] || code=1
     elif is_safe "$idle"; then
+        say "stopping $idle" >&2
         "${kind}_stop" "$idle" || true
         "${kind}_restore" "$idle"
         if [ -n "$ran" ]; then "${kind}_start" "$idle"; fi
@@ -240,9 +242,9 @@ release() {
         say "cancelling the promotion of $idle, which an earlier release left behind"
         $SWITCHOVER cancel "$SERVICE" >/dev/null 9>&- || true
     fi
-    if [ "$(state "$idle")" = draining ]; then
-        say "waiting until $idle has drained"
-        while [ "$(state "$idle")" = draining ]; do sleep 0.2; done
+    if is_leaving "$idle"; then
+        say "waiting until $idle has drained and $active has been observed"
+        while is_leaving "$idle"; do sleep 0.2; done
     fi
     is_safe "$idle" || die "$idle is not safe to stop; run this again when switchover status says that it is"
 
@@ -268,7 +270,8 @@ release() {
     $SWITCHOVER promote "$SERVICE" "$idle" --version "$version" --wait drained 9>&- &
     promotion=$!
     while kill -0 "$promotion" 2>/dev/null; do
-        if ! "${kind}_runs" "$idle" && [ "$(state "$idle" || true)" != active ]; then
+        # If it ends after its promotion, switchover takes it back, and the command reports why.
+        if ! "${kind}_runs" "$idle" && [ "$(state "$idle" || true)" = proving ]; then
             say "$idle has ended unexpectedly; the end of its log:" >&2
             "${kind}_why" "$idle"
             exit 1

@@ -5,10 +5,12 @@
 
 mod mirror;
 mod peer;
+mod swap;
 
 pub use self::{
     mirror::{Mirror, Responses},
     peer::{PeerStatus, Probe},
+    swap::{Observation, Outcome, Phase, Swap, still_running},
 };
 
 use std::fmt;
@@ -129,76 +131,6 @@ impl fmt::Display for Drift {
     }
 }
 
-/// One swap, from the edit to its outcome.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Swap {
-    /// The previous active pool; none at the start of the process.
-    pub from: Option<String>,
-    /// The new active pool; the same as `from` if only its peers or settings change.
-    pub to: String,
-    /// Its current phase.
-    pub phase: Phase,
-    /// Its outcome; none while it is in progress.
-    pub outcome: Option<Outcome>,
-    /// What it waits for, or why it failed.
-    pub reason: Option<String>,
-    /// When switchover accepted the edit, RFC 3339.
-    pub started_at: String,
-    /// Its age, or its total duration once it has ended.
-    pub seconds: f64,
-    /// Duration of the proof; none before the promotion.
-    pub prove_seconds: Option<f64>,
-    /// Duration of the drain; none before its end.
-    pub drain_seconds: Option<f64>,
-    /// Time limit of the proof: `promotion.ready_timeout`, or the timeout of the command.
-    #[serde(default)]
-    pub timeout_seconds: f64,
-    /// The rest of `timeout_seconds` during the proof; 0 afterwards.
-    #[serde(default)]
-    pub deadline_seconds: f64,
-    /// Peers of `to` proven so far.
-    pub proven: usize,
-    /// Peers of `to` to be proven.
-    pub to_prove: usize,
-    /// Requests that run on the draining peers, or that ran when the drain timed out.
-    pub in_flight: usize,
-}
-
-/// The phase of a swap.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// The new pool is being proven; the old pool serves.
-    #[default]
-    Proving,
-    /// The new pool is ready and gets requests of switchover itself; the old pool serves.
-    WarmingUp,
-    /// The new pool is ready and the check of the user is running; the old pool serves.
-    Checking,
-    /// The new pool serves; the old pool drains.
-    Draining,
-    /// The swap has ended.
-    Done,
-}
-
-/// The outcome of a swap; also the label of `swaps_total`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// The new pool serves; no request runs on the old pool.
-    Drained,
-    /// The new pool serves; requests still ran on the old pool after `drain.timeout`.
-    DrainTimedOut,
-    /// The old pool serves: the new pool was not ready within `promotion.ready_timeout`, or the file could not be written.
-    NotReady,
-    /// The old pool serves: the check before the promotion failed.
-    Refused,
-    /// A newer edit replaced it.
-    Superseded,
-    /// It was cancelled by a command; the old pool serves.
-    Cancelled,
-}
-
 /// One pool.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PoolStatus {
@@ -229,6 +161,8 @@ pub enum PoolState {
     Active,
     /// It gets no new requests; its running requests end.
     Draining,
+    /// The same, and it serves again if the new pool fails while that is observed.
+    Kept,
     /// It is being proven.
     Proving,
     /// It is probed, and gets no requests.
@@ -319,25 +253,6 @@ pub enum Wait {
     Drained,
 }
 
-/// `1 request still runs`, `3 requests still run`.
-pub fn still_running(requests: usize) -> String {
-    if requests == 1 { "1 request still runs".to_owned() } else { format!("{requests} requests still run") }
-}
-
-impl Swap {
-    /// Whether the new pool was promoted.
-    pub fn promoted(&self) -> bool {
-        self.phase == Phase::Draining || matches!(self.outcome, Some(Outcome::Drained | Outcome::DrainTimedOut))
-    }
-}
-
-impl Phase {
-    /// Whether the new pool does not serve yet, and may still fail.
-    pub fn is_before_promotion(self) -> bool {
-        matches!(self, Self::Proving | Self::WarmingUp | Self::Checking)
-    }
-}
-
 impl ReloadResult {
     /// The metric label.
     pub const fn label(self) -> &'static str {
@@ -346,20 +261,6 @@ impl ReloadResult {
             Self::Unchanged => "unchanged",
             Self::Invalid => "invalid",
             Self::StaticChanged => "static_changed",
-        }
-    }
-}
-
-impl Outcome {
-    /// The metric label.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Drained => "drained",
-            Self::DrainTimedOut => "drain_timed_out",
-            Self::NotReady => "not_ready",
-            Self::Refused => "refused",
-            Self::Superseded => "superseded",
-            Self::Cancelled => "cancelled",
         }
     }
 }

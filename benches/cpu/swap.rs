@@ -29,7 +29,7 @@ pub(super) fn run(folder: &Path) -> Outcome<()> {
     let text = |active: &str| {
         format!(
             "listeners: [{{address: \"{address}\"}}]\nadmin: {{address: \"{admin}\"}}\nservices:\n  bench:\n    active: {active}\n    \
-             pools: {{blue: {{peers: [\"{blue}\"]}}, green: {{peers: [\"{green}\"]}}}}\n"
+             promotion: {{observe: 0s}}\n    pools: {{blue: {{peers: [\"{blue}\"]}}, green: {{peers: [\"{green}\"]}}}}\n"
         )
     };
     let rename = |active: &str| {

@@ -55,7 +55,8 @@ struct Port {
 }
 
 impl Environment {
-    pub(super) async fn set() -> Result<Self, String> {
+    /// Starts everything; `observe` is how long a new pool is observed.
+    pub(super) async fn set(observe: &str) -> Result<Self, String> {
         let folder =
             tempfile::Builder::new().prefix("switchover-demo-").tempdir().map_err(|e| format!("no temporary folder: {e}"))?;
         let blue = Application::start("blue", "v1").await?;
@@ -63,7 +64,7 @@ impl Environment {
         let (listener, admin) = (Port::reserve()?, Port::reserve()?);
         let (address, admin) = (listener.address, admin.address);
         let config = folder.path().join("switchover.yaml");
-        let text = configuration(address, admin, blue.address, green.address).map_err(|e| e.to_string())?;
+        let text = configuration(address, admin, observe, blue.address, green.address).map_err(|e| e.to_string())?;
         std::fs::write(&config, text).map_err(|e| format!("cannot write {}: {e}", config.display()))?;
         let log = std::fs::File::create(folder.path().join("switchover.log")).map_err(|e| e.to_string())?;
         let server = Command::new(server()?)
@@ -199,10 +200,17 @@ impl Port {
     }
 }
 
-fn configuration(address: SocketAddr, admin: SocketAddr, blue: SocketAddr, green: SocketAddr) -> Result<String, std::fmt::Error> {
+fn configuration(
+    address: SocketAddr,
+    admin: SocketAddr,
+    observe: &str,
+    blue: SocketAddr,
+    green: SocketAddr,
+) -> Result<String, std::fmt::Error> {
     let mut text = String::new();
     writeln!(text, "listeners:\n  - address: {address}\nadmin:\n  address: {admin}\nservices:\n  shop:")?;
     writeln!(text, "    active: blue            # edit this line, or: switchover promote green")?;
+    writeln!(text, "    promotion: {{observe: {observe}}}")?;
     writeln!(text, "    pools:\n      blue:\n        peers: [\"{blue}\"]\n      green:\n        peers: [\"{green}\"]")?;
     Ok(text)
 }

@@ -108,7 +108,7 @@ async fn run(options: Options) -> Result<u64, String> {
         options.swaps
     ));
     let mut environment = tokio::select! {
-        environment = Environment::set() => environment?,
+        environment = Environment::set("2s") => environment?,
         () = stop.requested() => return Err("stopped before the first swap".to_owned()),
     };
     screen.event(&format!(
@@ -204,7 +204,9 @@ async fn one_swap(from: &str, to: &str, environment: &mut Environment, load: &Lo
         .await?;
     match ended {
         Some(swap) if swap.outcome == Some(Outcome::Drained) => {
-            screen.event(&format!("  {from} drained, safe to stop {} ms after the edit", began.elapsed().as_millis()));
+            let drained = (swap.drain_seconds.unwrap_or_default() * 1000.0).round();
+            let observed = swap.observation.unwrap_or_default().seconds;
+            screen.event(&format!("  {from} drained in {drained} ms; {to} observed for {observed:.1} s, {from} is safe to stop"));
             Ok(())
         }
         other => Err(format!("the swap to {to} failed: {other:?}")),

@@ -60,7 +60,7 @@ struct Bar {
 
 /// Makes one swap under load, and draws it. Returns the number of failed requests.
 pub(super) async fn draw_one_swap(file: &Path) -> Result<u64, String> {
-    let mut environment = Environment::set().await?;
+    let mut environment = Environment::set("0s").await?;
     let load = Load::start(environment.address);
     environment.green.stop(false).await?;
     tokio::time::sleep(WARM_UP + BEFORE).await;

@@ -118,6 +118,7 @@ fn print(text: &str) {
 fn phase(service: &ServiceStatus) -> String {
     match &service.swap {
         Some(swap) if swap.phase == Phase::Proving => format!("proving {}, {}/{}", swap.to, swap.proven, swap.to_prove),
+        Some(swap) if swap.phase == Phase::Observing => format!("observing {}", swap.to),
         Some(swap) if swap.phase == Phase::Draining => format!("draining {}", swap.from.as_deref().unwrap_or_default()),
         _ => format!("none, {} is active", service.active),
     }

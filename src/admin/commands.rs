@@ -162,6 +162,11 @@ fn swap_failed(swap: &Swap, promotion: bool) -> Result<(), Failed> {
     let what =
         if !promotion && swap.from.as_ref() == Some(to) { format!("the change of {to}") } else { format!("promotion of {to}") };
     let reason = swap.reason.as_deref().unwrap_or("unknown reason");
+    if swap.taken_back() {
+        let serves = swap.from.as_deref().unwrap_or_default();
+        let message = format!("{to} was taken back, {serves} serves again: {reason}");
+        return Err(Failed { status: StatusCode::CONFLICT, code: "taken-back", message });
+    }
     let (status, code, message) = match swap.outcome {
         Some(Outcome::NotReady) => (StatusCode::GATEWAY_TIMEOUT, "not-ready", format!("{what} failed: {reason}")),
         Some(Outcome::Refused) => (StatusCode::CONFLICT, "refused", format!("{what} was refused: {reason}")),

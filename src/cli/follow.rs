@@ -100,6 +100,12 @@ fn goes_on(running: Option<&ServiceSwap>) -> String {
         return format!("{service}: still proving {} for up to {left}; to cancel, run: switchover cancel {service}", swap.to);
     }
     let (from, left) = (swap.from.as_deref().unwrap_or_default(), swap.in_flight);
+    if matches!(swap.phase, Phase::Observing | Phase::TakingBack) {
+        return format!(
+            "{}; switchover status shows when {from} is safe to stop",
+            progress(&ServiceSwap { service: service.clone(), swap: swap.clone() })
+        );
+    }
     format!(
         "{service}: {} serves, {from} still drains, {left} in flight; switchover status shows when it is safe to stop",
         swap.to
@@ -108,18 +114,21 @@ fn goes_on(running: Option<&ServiceSwap>) -> String {
 
 fn progress(running: &ServiceSwap) -> String {
     let ServiceSwap { service, swap } = running;
-    if !swap.phase.is_before_promotion() {
-        return format!("{service}: draining {}, {} in flight", swap.from.as_deref().unwrap_or_default(), swap.in_flight);
-    }
     let why = swap.reason.as_deref().map(|why| format!(" ({why})")).unwrap_or_default();
     let progress = swap.reason.as_deref().unwrap_or_default();
-    match swap.phase {
-        Phase::WarmingUp => return format!("{service}: warming up {}: {progress}", swap.to),
-        Phase::Checking => return format!("{service}: checking {}: {progress}", swap.to),
-        Phase::Proving | Phase::Draining | Phase::Done => {}
-    }
-    let (age, timeout) = (out::seconds(swap.seconds), out::seconds(swap.timeout_seconds));
-    format!("{service}: proving {} {}/{}, {age} of {timeout}{why}", swap.to, swap.proven, swap.to_prove)
+    let from = swap.from.as_deref().unwrap_or_default();
+    let state = match swap.phase {
+        Phase::Proving => {
+            let (age, timeout) = (out::seconds(swap.seconds), out::seconds(swap.timeout_seconds));
+            format!("proving {} {}/{}, {age} of {timeout}{why}", swap.to, swap.proven, swap.to_prove)
+        }
+        Phase::WarmingUp => format!("warming up {}: {progress}", swap.to),
+        Phase::Checking => format!("checking {}: {progress}", swap.to),
+        Phase::Observing => format!("{}{why}", out::observing(swap)),
+        Phase::TakingBack => format!("taking {} back, {from} serves again{why}, {} in flight", swap.to, swap.in_flight),
+        Phase::Draining | Phase::Done => format!("draining {from}, {} in flight", swap.in_flight),
+    };
+    format!("{service}: {state}")
 }
 
 /// Prints the lines about the end of a swap. `promoted` says that the command was a promotion.
@@ -141,8 +150,10 @@ fn report(ended: &ServiceSwap, promoted: bool) -> Result<(), Failure> {
             out::line(format_args!("{service}: peers removed from {from} are drained"))
         }
         (Some(from), Some(Outcome::Drained)) => {
-            out::line(format_args!("{service}: drained in {} ms, safe to stop {from}", milliseconds(swap.drain_seconds)))
+            let (took, observed) = (milliseconds(swap.drain_seconds), out::observed(swap));
+            out::line(format_args!("{service}: drained in {took} ms{observed}, safe to stop {from}"))
         }
+        (Some(_), None) if swap.phase == Phase::Observing => out::line(format_args!("{service}: {}", out::observing(swap))),
         (Some(from), None) => out::line(format_args!("{service}: draining {from}, {} in flight", swap.in_flight)),
         _ => Ok(()),
     }

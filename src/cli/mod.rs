@@ -42,7 +42,7 @@ const EXIT_CODES: &str = "Exit codes:
   0    done
   1    failed, cancelled, or superseded by a newer edit
   2    usage, an unknown service or pool, or a process that runs another file
-  3    timed out, not ready, or refused by a check (the old pool continues to serve)
+  3    timed out, not ready, or refused by a check (the old pool continues to serve), or taken back (it serves again)
   78   invalid configuration
   130  interrupted by Ctrl-C (the swap continues)
   141  standard output is a closed pipe";
@@ -209,7 +209,7 @@ impl From<CallError> for Failure {
         let code = match &error {
             CallError::Unreachable(_) => 1,
             CallError::Api(refused) => match refused.code.as_str() {
-                "not-ready" | "refused" | "drain-timed-out" | "drift" => 3,
+                "not-ready" | "refused" | "taken-back" | "drain-timed-out" | "drift" => 3,
                 "unknown-service" | "unknown-pool" => 2,
                 "invalid-config" | "static-changed" => INVALID_CONFIG,
                 _ => 1,

@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::Failure;
+use crate::status::{Observation, Swap};
 
 /// The exit code that shells report for a program that SIGPIPE has ended. Rust ignores this signal, and only `unsafe` code could
 /// restore it.
@@ -81,6 +82,22 @@ pub(super) fn seconds(seconds: f64) -> String {
         (minutes, 0) => format!("{minutes} m"),
         (minutes, seconds) => format!("{minutes} m {seconds} s"),
     }
+}
+
+/// The observation of a swap that is in progress: `observing green for another 7 s, 0 of 431 requests failed`.
+pub(super) fn observing(swap: &Swap) -> String {
+    let Observation { left_seconds, requests, failed, .. } = swap.observation.clone().unwrap_or_default();
+    let left = seconds(left_seconds.ceil());
+    let text = format!("observing {} for another {left}, {failed} of {requests} requests failed", swap.to);
+    match (&swap.from, swap.in_flight) {
+        (Some(from), in_flight @ 1..) => format!("{text}, {in_flight} in flight on {from}"),
+        _ => text,
+    }
+}
+
+/// The observation of a swap that has ended: `, observed for 10 s`; empty without one.
+pub(super) fn observed(swap: &Swap) -> String {
+    swap.observation.as_ref().map(|of| format!(", observed for {}", seconds(of.seconds))).unwrap_or_default()
 }
 
 #[cfg(test)]

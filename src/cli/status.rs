@@ -99,7 +99,7 @@ fn put_service(out: &mut String, service: &ServiceStatus) {
         put(out, format_args!("  {}", cells.join("  ").trim_end()));
     }
     // The state of the other pools already says why.
-    for pool in service.pools.iter().filter(|pool| pool.state == PoolState::Standby) {
+    for pool in service.pools.iter().filter(|pool| matches!(pool.state, PoolState::Kept | PoolState::Standby)) {
         if let Some(why) = &pool.not_safe_because {
             put(out, format_args!("  {} is not safe to stop: {why}", pool.name));
         }
@@ -110,6 +110,7 @@ fn row(pool: &PoolStatus, peer: &PeerStatus) -> [String; 7] {
     let state = match pool.state {
         PoolState::Active => "active",
         PoolState::Draining => "draining",
+        PoolState::Kept => "kept",
         PoolState::Proving => "proving",
         PoolState::Standby if pool.safe_to_stop => "standby, safe to stop",
         PoolState::Standby => "standby",
@@ -147,17 +148,21 @@ fn swap_line(swap: &Swap) -> String {
         }
         (Phase::WarmingUp, _) => format!("{route}, warming up{why}"),
         (Phase::Checking, _) => format!("{route}, checking{why}"),
+        (Phase::Observing, _) => format!("{route}, {}{why}", out::observing(swap)),
+        (Phase::TakingBack, _) => format!("{route}, TAKING BACK after {age}{why}; {} in flight on {}", swap.in_flight, swap.to),
         (Phase::Draining, _) => format!("{route}, draining for {age}, {} in flight", swap.in_flight),
         (Phase::Done, Some(Outcome::Drained)) => {
             let seconds = |seconds: Option<f64>| seconds.unwrap_or_default();
             format!(
-                "{route}, drained: proven in {:.3} s, drained in {:.3} s, at {}",
+                "{route}, drained: proven in {:.3} s, drained in {:.3} s{}, at {}",
                 seconds(swap.prove_seconds),
                 seconds(swap.drain_seconds),
+                out::observed(swap),
                 swap.started_at
             )
         }
         (Phase::Done, Some(Outcome::DrainTimedOut)) => format!("{route}, drain timed out after {age}{why}"),
+        (Phase::Done, Some(Outcome::TakenBack)) => format!("{route}, TAKEN BACK after {age}{why}"),
         (Phase::Done, Some(Outcome::NotReady)) => format!("{route}, FAILED, {} was not ready after {age}{why}", swap.to),
         (Phase::Done, Some(Outcome::Refused)) => format!("{route}, FAILED, {} was refused after {age}{why}", swap.to),
         (Phase::Done, Some(Outcome::Cancelled)) => format!("{route}, cancelled after {age}{why}"),

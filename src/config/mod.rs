@@ -35,7 +35,7 @@ pub use self::{
     model::{ADMIN_ADDRESS, AccessLog, Admin, Config, LogFormat, Notify, Tracing},
     preview::Preview,
     problem::{LoadError, Problem, place},
-    promotion::{Check, Percentage, Promotion, WarmUp},
+    promotion::{Check, Percentage, Promotion, TakeBack, WarmUp},
     schema::schema,
     service::{
         Balance, Drain, ErrorPage, HashBy, HealthCheck, Peer, PeerAddress, Pool, Protocol, Secret, Service, Timeouts, Upstream,

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{
     format::{As, List, Maybe},
-    value::{Argument, DAY, HOUR, HttpUrl, Number, ProbePath, Span},
+    value::{Argument, DAY, HOUR, HttpUrl, Number, Percent, ProbePath, Span},
 };
 
 /// The promotion of another pool.
@@ -19,6 +19,12 @@ pub struct Promotion {
     /// Time limit for the new pool to become ready. After that, the promotion fails and the old pool continues to serve.
     #[serde(with = "As::<Span<1, DAY>>")]
     pub ready_timeout: Duration,
+    /// How long the old pool is kept after the promotion, while the new pool is observed: if the new pool fails, the old pool serves
+    /// again. `0s`: the new pool is not observed.
+    #[serde(with = "As::<Span<0, DAY>>")]
+    pub observe: Duration,
+    /// When the new pool has failed, although its probes succeed.
+    pub take_back: TakeBack,
     /// Requests to each peer of the new pool before the promotion; `{}` is enough. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warm_up: Option<WarmUp>,
@@ -26,6 +32,19 @@ pub struct Promotion {
     /// fails and the old pool continues to serve. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub check: Option<Check>,
+}
+
+/// When the new pool has failed, although its probes succeed.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct TakeBack {
+    /// The share of its requests that may fail, with a 5xx response or without a response. A share of at most three times that of the
+    /// old pool in its last minute is allowed too.
+    #[serde(with = "As::<Percent>")]
+    pub errors: Percentage,
+    /// How many requests have to fail. Also how many requests have to wait for a response if the new pool sends none.
+    #[serde(with = "As::<Number<u64, 1, 1_000_000>>")]
+    pub at_least: u64,
 }
 
 /// Requests to each peer of the new pool before the promotion.
@@ -88,7 +107,14 @@ impl fmt::Display for Percentage {
 
 impl Default for Promotion {
     fn default() -> Self {
-        Self { ready_timeout: Duration::from_secs(120), warm_up: None, check: None }
+        let observe = Duration::from_secs(10);
+        Self { ready_timeout: Duration::from_secs(120), observe, take_back: TakeBack::default(), warm_up: None, check: None }
+    }
+}
+
+impl Default for TakeBack {
+    fn default() -> Self {
+        Self { errors: Percentage { per_mille: 100 }, at_least: 20 }
     }
 }
 

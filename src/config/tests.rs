@@ -33,7 +33,7 @@ services:
     active: "2026"
     pools: {"2026": {version: 1.40, peers: ["[::1]:1", {address: app_blue.local:2, weight: 1000}]}}
     health_check: {path: "/r?x=1", host: a:80, port: 7, headers: {X-A: b}, expect_status: [200, 204-206], interval: 100ms, timeout: 2s, ready_after: 1, not_ready_after: 9}
-    promotion: {ready_timeout: 5s}
+    promotion: {ready_timeout: 5s, observe: 0s, take_back: {errors: 0.5%, at_least: 3}}
     drain: {timeout: 0s}
     balance: round_robin
     timeouts: {connect: 1s, response: 2m, idle: 3s}
@@ -55,6 +55,8 @@ services:
     assert_eq!((check.tcp, check.path.as_str(), check.host.as_deref()), (false, "/r?x=1", Some("a:80")));
     assert_eq!((check.headers["X-A"].0.as_str(), check.expect_status.as_slice()), ("b", [200..=200, 204..=206].as_slice()));
     assert_eq!((api.retries, api.fail_open, api.balance, api.drain.timeout), (0, false, Balance::RoundRobin, Duration::ZERO));
+    let rule = &api.promotion.take_back;
+    assert_eq!((api.promotion.observe, rule.errors.per_mille, rule.at_least), (Duration::ZERO, 5, 3));
     assert!(config.services["tcp"].health_check.tcp);
     assert_eq!(config.services["tcp"].timeouts, Timeouts::default());
 }

@@ -23,6 +23,13 @@ impl Drift {
         self.failed = Some((wanted, reason.to_owned()));
     }
 
+    /// Adds to the failure why the file could not be set back to what serves.
+    pub(super) fn not_set_back(&mut self, why: &str) {
+        if let Some((_, reason)) = &mut self.failed {
+            *reason = format!("{reason}; the file could not be set back: {why}");
+        }
+    }
+
     /// Forgets the failure, because the configuration of the file is retried or runs.
     pub(super) fn forget(&mut self) {
         self.failed = None;

@@ -41,6 +41,13 @@ impl History {
         self.news.push(swap.clone());
     }
 
+    /// Updates the swap that the status shows, if it is this one.
+    pub(super) fn update(&mut self, swap: &Swap) {
+        if self.current.as_ref().is_some_and(|current| current.same_as(swap)) {
+            self.show(swap);
+        }
+    }
+
     /// Notifies the waiters of all recorded steps.
     pub(super) fn announce(&mut self) {
         self.news.drain(..).for_each(|swap| swap.announce());

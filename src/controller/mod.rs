@@ -9,7 +9,9 @@ mod drain;
 mod drift;
 mod gate;
 mod history;
+mod judge;
 mod memory;
+mod observation;
 mod peers;
 mod promotion;
 mod proof;
@@ -108,7 +110,8 @@ impl Controller {
         let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
         let connector = Arc::new(Connector::new(None));
         let notifier = Notifier::start(folder.clone(), Arc::clone(&connector), Arc::clone(&metrics));
-        let deps = Deps { metrics, connector, notifier, folder, changed: Arc::new(Notify::new()) };
+        let (changed, failed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let deps = Deps { metrics, connector, notifier, folder, changed, failed };
         let state_dir = config.state_dir.as_ref().map(|state_dir| deps.folder.join(state_dir));
         let last_reload = LastReload { result: ReloadResult::Applied, at: SystemTime::now(), problems: Vec::new() };
         let running = Arc::new(config.clone());
@@ -162,7 +165,7 @@ impl Controller {
 
     /// Runs until the last sender of commands is dropped.
     pub async fn run(mut self) {
-        let changed = Arc::clone(&self.deps.changed);
+        let (changed, failed) = (Arc::clone(&self.deps.changed), Arc::clone(&self.deps.failed));
         loop {
             let waiting = self.waiting.iter().map(|waiting| waiting.deadline);
             let deadline = self.services.values().filter_map(Service::next_deadline).chain(waiting).min();
@@ -181,12 +184,24 @@ impl Controller {
                 outcome = reading::outcome(&mut self.waiting) => self.execute(outcome),
                 () = reading::ended(&mut self.stuck), if self.waiting.is_none() => self.read_again(),
                 () = changed.notified() => {}
+                // Thousands of requests may fail in a second; the view is published only if that changes something.
+                () = failed.notified() => if !self.observe() { continue },
                 () = time_alone => {}
             }
             self.proceed();
             self.advance();
             self.show();
         }
+    }
+
+    /// Judges the observed pools. Returns whether that changes anything.
+    fn observe(&mut self) -> bool {
+        let now = Instant::now();
+        let mut changed = false;
+        for service in self.services.values_mut() {
+            changed |= service.observe(now);
+        }
+        changed
     }
 
     fn answer<T: Send + 'static>(&mut self, reply: Reply<T>, outcome: Result<T, CommandError>) {
@@ -200,14 +215,11 @@ impl Controller {
     /// Advances every service: writes the file for a proven promotion, and publishes the services that may serve.
     fn advance(&mut self) {
         let now = Instant::now();
-        let due: Vec<(String, Due)> =
-            self.services.iter_mut().map(|(name, service)| (name.clone(), service.advance(now))).collect();
+        let mut due = self.due(now);
         let publish: Vec<String> = due.iter().filter(|(_, due)| *due == Due::Publish).map(|(name, _)| name.clone()).collect();
         if self.renew_standby() || !publish.is_empty() {
             self.publish(&publish, now);
-            self.services.values_mut().for_each(|service| {
-                service.advance(now);
-            });
+            due = self.due(now);
             // A drain without requests has ended already.
             if self.renew_standby() {
                 self.publish(&[], now);
@@ -220,6 +232,10 @@ impl Controller {
                 self.writing = edit.map(|edit| edit.write(&self.path, &self.config));
             }
         }
+    }
+
+    fn due(&mut self, now: Instant) -> Vec<(String, Due)> {
+        self.services.iter_mut().map(|(name, service)| (name.clone(), service.advance(now))).collect()
     }
 
     /// Makes the outdated standby pools again, of every service. Returns whether a snapshot has to be stored.
@@ -241,7 +257,7 @@ impl Controller {
                 self.last_change.entry(name.to_owned()).or_insert(before);
             }
             Err((outcome, reason)) => {
-                service.give_up(outcome, Some(reason), now);
+                service.not_written(outcome, reason, now);
             }
         }
     }
@@ -289,7 +305,7 @@ impl Controller {
         if let Some(memory) = &self.memory {
             let mut pools = memory.last.clone();
             pools.retain(|name, _| self.config.services.contains_key(name));
-            pools.extend(self.services.iter().filter_map(|(name, service)| Some((name.clone(), service.serves()?.to_owned()))));
+            pools.extend(self.services.iter().filter_map(|(name, service)| Some((name.clone(), service.proven()?.to_owned()))));
             memory.remember(pools);
         }
         self.views.send_replace(Arc::new(View {

@@ -41,6 +41,8 @@ pub(super) struct Deps {
     pub folder: PathBuf,
     /// Wakes the controller.
     pub changed: Arc<Notify>,
+    /// Wakes the controller after a failed request of an observed pool.
+    pub failed: Arc<Notify>,
 }
 
 /// The identity of a peer across reloads: its pool, and its address as written in the file.

@@ -4,6 +4,8 @@
 //! and no such pool shares an address with it. A caller that waits remembers the pools that it asks about: an edit can remove a
 //! pool from the file and give its addresses to another one.
 
+use std::time::Instant;
+
 use super::{
     command::Target,
     view::{PeerView, PoolView, ServiceView, View},
@@ -47,9 +49,20 @@ impl View {
             PoolState::Active => Some(format!("{name} serves")),
             PoolState::Proving => Some(format!("{name} is being proven")),
             PoolState::Standby if pool.is_mirrored => Some(format!("{name} gets mirrored requests")),
+            PoolState::Kept => Some(self.kept(service, pool)),
             PoolState::Draining if pool.in_flight() == 0 => Some(format!("{name} is draining")),
             PoolState::Draining | PoolState::Standby => self.in_use(service, pool),
         }
+    }
+
+    /// Why a pool is kept, with the time that is left.
+    fn kept(&self, service: &str, pool: &PoolView) -> String {
+        let (new, until) = pool.kept.as_ref().map_or(("the new pool", None), |(new, until)| (new.as_str(), Some(*until)));
+        let left = until.map(|until| until.saturating_duration_since(Instant::now())).unwrap_or_default();
+        // Rounded up: never zero while it is kept.
+        let seconds = left.as_millis().div_ceil(1000).max(1);
+        let kept = format!("kept until {new} is observed, for another {seconds} s");
+        self.in_use(service, pool).map_or(kept.clone(), |used| format!("{used}, and {kept}"))
     }
 
     /// Why the processes of a pool get requests, apart from the state of the pool itself.
@@ -76,6 +89,7 @@ impl View {
                 PoolState::Active => format!("also serves {of}"),
                 PoolState::Proving => format!("is also being proven for {of}"),
                 PoolState::Standby if other.is_mirrored => format!("gets mirrored requests for {of}"),
+                PoolState::Kept => format!("is also kept for {of}"),
                 PoolState::Draining | PoolState::Standby => format!("still has requests of {of}"),
             };
             return Some(format!("{} {what}", peer.peer.address));

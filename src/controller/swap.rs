@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{gate::Gate, proof::Proof};
+use super::{gate::Gate, observation::Observation, proof::Proof};
 use crate::{
     pool::Peer,
     status::{self, Outcome, Phase},
@@ -33,6 +33,12 @@ pub(super) struct Swap {
     pub writing: Option<Arc<str>>,
     promoted: Option<Instant>,
     draining: Vec<Arc<Peer>>,
+    /// When no request ran on the draining peers any more.
+    drained: Option<Instant>,
+    /// The observation of the new pool; none if it is not observed.
+    pub observation: Option<Observation>,
+    /// Why the new pool was taken back; the draining peers are its peers then.
+    pub taken_back: Option<String>,
     ended: Option<(Instant, Outcome)>,
     left: usize,
     reason: Option<String>,
@@ -53,6 +59,9 @@ impl Swap {
             writing: None,
             promoted: None,
             draining: Vec::new(),
+            drained: None,
+            observation: None,
+            taken_back: None,
             ended: None,
             left: 0,
             reason: None,
@@ -81,12 +90,29 @@ impl Swap {
         self.from.as_ref() != Some(&self.to)
     }
 
-    /// Records the promotion; `draining` are the peers to drain.
+    /// Records the promotion, or that its new pool was taken back; `draining` are the peers to drain.
     pub(super) fn promoted(&mut self, now: Instant, draining: Vec<Arc<Peer>>) {
         self.end_trial();
         self.writing = None;
-        self.promoted = Some(now);
+        self.promoted.get_or_insert(now);
         self.draining = draining;
+    }
+
+    /// Records that no request runs on the draining peers.
+    pub(super) fn drained(&mut self, now: Instant) {
+        self.drained.get_or_insert(now);
+    }
+
+    /// Whether the new pool is being observed.
+    pub(super) fn is_observed(&self) -> bool {
+        self.observation.as_ref().is_some_and(Observation::is_on)
+    }
+
+    /// Ends the observation, if there is one.
+    pub(super) fn end_observation(&mut self, now: Instant) {
+        if let Some(observation) = &mut self.observation {
+            observation.end(now);
+        }
     }
 
     pub(super) fn in_flight(&self) -> usize {
@@ -97,6 +123,7 @@ impl Swap {
     pub(super) fn end(&mut self, now: Instant, outcome: Outcome, reason: Option<String>) {
         self.end_trial();
         self.writing = None;
+        self.end_observation(now);
         self.left = self.in_flight();
         self.reason = reason.or_else(|| (outcome == Outcome::NotReady).then(|| self.proof.missing()).flatten());
         self.ended = Some((now, outcome));
@@ -117,11 +144,20 @@ impl Swap {
     }
 
     pub(super) fn drain_took(&self) -> Option<Duration> {
-        Some(self.ended?.0 - self.promoted?)
+        Some(self.drained.unwrap_or(self.ended?.0) - self.promoted?)
     }
 
     pub(super) fn took(&self) -> Duration {
         self.ended.map_or_else(|| self.began.elapsed(), |(ended, _)| ended - self.began)
+    }
+
+    /// The phase after the promotion, and what is to be said about it.
+    fn after_promotion(&self) -> (Phase, Option<String>) {
+        match &self.observation {
+            _ if self.taken_back.is_some() => (Phase::TakingBack, self.taken_back.clone()),
+            Some(observation) if observation.is_on() => (Phase::Observing, observation.stuck.clone()),
+            _ => (Phase::Draining, None),
+        }
     }
 
     /// Its state at this moment.
@@ -130,13 +166,14 @@ impl Swap {
         let gate = self.gate.as_ref().and_then(Gate::progress);
         let (phase, reason) = match (outcome, self.promoted, gate, &self.writing) {
             (Some(_), ..) => (Phase::Done, self.reason.clone()),
-            (None, Some(_), ..) => (Phase::Draining, self.reason.clone()),
+            (None, Some(_), ..) => self.after_promotion(),
             (None, None, Some((phase, progress)), _) => (phase, Some(progress)),
             (None, None, None, Some(file)) => (Phase::Proving, Some(format!("writing {file}"))),
             (None, None, None, None) => (Phase::Proving, self.proof.missing()),
         };
         let proving = phase == Phase::Proving;
-        let left = self.deadline.saturating_duration_since(Instant::now());
+        let now = Instant::now();
+        let left = self.deadline.saturating_duration_since(now);
         status::Swap {
             from: self.from.clone(),
             to: self.to.clone(),
@@ -152,6 +189,7 @@ impl Swap {
             proven: if proving { self.proof.proven() } else { self.proof.len() },
             to_prove: self.proof.len(),
             in_flight: if outcome.is_some() { self.left } else { self.in_flight() },
+            observation: self.observation.as_ref().map(|observation| observation.status(now)),
         }
     }
 }

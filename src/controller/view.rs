@@ -4,7 +4,7 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use super::swap::Swap;
@@ -49,6 +49,8 @@ pub(super) struct ServiceView {
     pub last_swap: Option<status::Swap>,
     pub drift: Option<status::Drift>,
     pub mirror: Option<Arc<Mirror>>,
+    /// When the observation of its active pool ends.
+    pub observed_until: Option<Instant>,
     pub drain_timeout: Duration,
     pub pools: Vec<PoolView>,
 }
@@ -61,6 +63,8 @@ pub struct PoolView {
     pub(super) state: PoolState,
     /// Whether it gets copies of requests.
     pub(super) is_mirrored: bool,
+    /// For which new pool it is kept, and until when.
+    pub(super) kept: Option<(String, Instant)>,
     pub(super) peers: Vec<PeerView>,
 }
 
@@ -142,9 +146,12 @@ impl View {
         services.filter_map(drift).collect()
     }
 
-    /// `drain.timeout` of a service; none for an unknown service.
+    /// How long the old pool of a service is waited for: `drain.timeout`, and at least to the end of the observation. None for an
+    /// unknown service.
     pub fn drain_timeout(&self, service: &str) -> Option<Duration> {
-        self.service(service).map(|service| service.drain_timeout)
+        let service = self.service(service)?;
+        let observed = service.observed_until.map(|until| until.saturating_duration_since(Instant::now()));
+        Some(service.drain_timeout.max(observed.unwrap_or_default()))
     }
 
     /// Names of the pools of a service; none for an unknown service.

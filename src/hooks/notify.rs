@@ -44,13 +44,15 @@ const LARGEST_SECRET: u32 = 4096;
 const SIGNATURE: &str = "X-Switchover-Signature";
 
 /// What happened. The name in JSON is the value of `event`.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// The new pool is being proven.
     Proving,
     /// The new pool serves.
     Promoted,
+    /// The new pool has failed while it was observed; the old pool serves again.
+    TakenBack,
     /// No request runs on the old pool.
     Drained,
     /// Requests still run on the old pool after `drain.timeout`.

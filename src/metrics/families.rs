@@ -164,6 +164,7 @@ pub(super) struct Swaps {
     pub active_pool: IntGaugeVec,
     pub warm_up_requests: IntCounterVec,
     pub total: IntCounterVec,
+    pub taken_back: IntCounterVec,
     pub duration: HistogramVec,
     pub last_success: GaugeVec,
 }
@@ -182,6 +183,11 @@ impl Swaps {
                 &["service", "pool", "result"],
             )?,
             total: b.counters("swaps_total", "Swaps, by outcome.", &["service", "result"])?,
+            taken_back: b.counters(
+                "take_backs_total",
+                "Promoted pools that failed while they were observed, so that the old pool serves again, by reason.",
+                &["service", "reason"],
+            )?,
             duration: b.histograms(
                 "swap_duration_seconds",
                 "Duration of the phases of a swap.",

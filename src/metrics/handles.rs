@@ -2,7 +2,7 @@
 //!
 //! [`super::Metrics`] creates them when a service, pool or peer is created, so that counting a request looks nothing up by name.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use arc_swap::ArcSwap;
 use http::Method;
@@ -44,6 +44,31 @@ impl ErrorKind {
             Self::ResponseTimeout => "response_timeout",
             Self::Protocol => "protocol",
             Self::Local => "local",
+        }
+    }
+}
+
+/// How a try of a request on a peer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ending {
+    /// With a response of this status.
+    Status(u16),
+    /// With an [`ErrorKind`], by its label.
+    Error(&'static str),
+}
+
+impl Ending {
+    /// Whether the peer failed the request. A 4xx is the client's failure.
+    pub const fn is_failure(self) -> bool {
+        matches!(self, Self::Status(500..) | Self::Error(_))
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => write!(f, "{status}"),
+            Self::Error(kind) => f.write_str(kind),
         }
     }
 }
@@ -178,6 +203,17 @@ impl PeerMetrics {
                 counter.inc();
             }
         }
+    }
+
+    /// The number of tries so far by their ending, without those that switchover itself could not send.
+    pub fn endings(&self) -> BTreeMap<Ending, u64> {
+        let mut endings = BTreeMap::new();
+        for ((status, _), counter) in self.requests.by_code.load().iter() {
+            *endings.entry(Ending::Status(*status)).or_default() += counter.get();
+        }
+        let errors = ERROR_KINDS.iter().zip(&self.errors).filter(|(kind, _)| **kind != ErrorKind::Local);
+        endings.extend(errors.map(|(kind, counter)| (Ending::Error(kind.label()), counter.get())));
+        endings
     }
 
     /// Sets the gauges, just before a scrape.

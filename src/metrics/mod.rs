@@ -8,7 +8,8 @@ mod handles;
 
 pub(crate) use self::families::REQUEST_BUCKETS;
 pub use self::handles::{
-    BrokenBy, CertificateMetrics, ErrorKind, MirrorMetrics, PeerGauges, PeerMetrics, PoolMetrics, RequestCounter, ServiceMetrics,
+    BrokenBy, CertificateMetrics, Ending, ErrorKind, MirrorMetrics, PeerGauges, PeerMetrics, PoolMetrics, RequestCounter,
+    ServiceMetrics,
 };
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -21,7 +22,10 @@ use self::{
 };
 
 /// The `result` of `swaps_total`.
-const SWAP_RESULTS: [&str; 6] = ["drained", "drain_timed_out", "not_ready", "refused", "superseded", "cancelled"];
+const SWAP_RESULTS: [&str; 7] = ["drained", "drain_timed_out", "taken_back", "not_ready", "refused", "superseded", "cancelled"];
+
+/// The `reason` of `take_backs_total`.
+const TAKE_BACK_REASONS: [&str; 3] = ["errors", "not_ready", "hanging"];
 
 /// The `hook` and `result` of `hooks_total`.
 const HOOK_RESULTS: [[&str; 2]; 5] =
@@ -104,6 +108,9 @@ impl Metrics {
         // Create the series with 0: `increase()` does not see a series that begins at 1.
         for result in SWAP_RESULTS {
             self.swaps.total.with_label_values(&[service, result]);
+        }
+        for reason in TAKE_BACK_REASONS {
+            self.swaps.taken_back.with_label_values(&[service, reason]);
         }
         ServiceMetrics {
             retries_succeeded: self.requests.retries.with_label_values(&[service, "success"]),
@@ -200,6 +207,9 @@ impl Metrics {
         for result in SWAP_RESULTS {
             drop(self.swaps.total.remove_label_values(&[service, result]));
         }
+        for reason in TAKE_BACK_REASONS {
+            drop(self.swaps.taken_back.remove_label_values(&[service, reason]));
+        }
         for phase in ["prove", "drain", "total"] {
             drop(self.swaps.duration.remove_label_values(&[service, phase]));
         }
@@ -232,6 +242,11 @@ impl Metrics {
         if result == "drained" {
             self.swaps.last_success.with_label_values(&[service]).set(unix_seconds());
         }
+    }
+
+    /// Counts a promoted pool that was taken back.
+    pub fn taken_back(&self, service: &str, reason: &str) {
+        self.swaps.taken_back.with_label_values(&[service, reason]).inc();
     }
 
     /// Counts a reload.

@@ -54,6 +54,8 @@ pub struct Peer {
     previews: AtomicUsize,
     /// Wakes the controller.
     changed: Arc<Notify>,
+    /// Notified of each failure while the peer's pool is observed; otherwise none.
+    observer: ArcSwapOption<Notify>,
 }
 
 /// The addresses of a peer at the moment.
@@ -93,6 +95,7 @@ impl Peer {
             upgraded: AtomicUsize::new(0),
             previews: AtomicUsize::new(0),
             changed,
+            observer: ArcSwapOption::empty(),
         }
     }
 
@@ -173,6 +176,18 @@ impl Peer {
     /// Notifies the controller of a change.
     pub fn notify(&self) {
         self.changed.notify_one();
+    }
+
+    /// Sets what is notified of each failure, or removes it.
+    pub fn observe(&self, observer: Option<Arc<Notify>>) {
+        self.observer.store(observer);
+    }
+
+    /// Notifies the observer of a failed request, if there is one. Call it after the failure is counted.
+    pub fn failed(&self) {
+        if let Some(observer) = &*self.observer.load() {
+            observer.notify_one();
+        }
     }
 
     /// The values of its gauges, for one scrape.

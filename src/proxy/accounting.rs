@@ -20,6 +20,11 @@ pub(super) fn ended(proxy: &Proxy, session: &mut Session, ctx: &RequestCtx) {
         (None, None) => &proxy.metrics.unrouted,
     };
     counter.inc(code, method);
+    if code >= 500
+        && let Some(peer) = ctx.answering_peer()
+    {
+        peer.failed();
+    }
     if let (true, Some(failure), Some(peer)) = (ctx.answered, ctx.failure, ctx.answering_peer()) {
         peer.metrics.broke_off(failure.blame());
     }

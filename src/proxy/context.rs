@@ -161,6 +161,7 @@ impl RequestCtx {
         self.failure = Some(Failure::Peer(kind));
         if let Some(lease) = self.lease.take() {
             lease.peer().metrics.error(kind);
+            lease.peer().failed();
             self.tried.push(Arc::clone(lease.peer()));
         }
     }

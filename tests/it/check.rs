@@ -154,7 +154,7 @@ fn a_problem_has_its_file_line_and_column_everywhere() {
         (good.replace("services:", "threads: 3\nservices:"), format!("{file}:5:10: threads: is static")),
         (
             good.replace("    pools:", "    error_pages: {503: none.html}\n    pools:"),
-            format!("{file}:9:24: services.shop.error_pages.503: "),
+            format!("{file}:10:24: services.shop.error_pages.503: "),
         ),
     ] {
         config.write(&bad, Edit::Rename);

@@ -117,7 +117,7 @@ fn what_a_promotion_finds_in_the_file_is_applied() {
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let api = |active: &str| {
         format!(
-            "  api:\n    hosts: [api.test]\n    active: {active}\n    health_check: {{interval: 10ms}}\n    \
+            "  api:\n    hosts: [api.test]\n    active: {active}\n    health_check: {{interval: 10ms}}\n    promotion: {{observe: 0s}}\n    \
              pools: {{one: {{peers: [\"{}\"]}}, two: {{peers: [\"{}\"]}}}}\n",
             one.address(),
             two.address()

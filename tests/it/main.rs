@@ -51,6 +51,7 @@ mod retry;
 mod schema;
 mod slow_disk;
 mod swaps;
+mod take_back;
 mod tasks;
 mod tls;
 mod unprocessed;

@@ -11,7 +11,7 @@ const QUICK: &str = "    hosts: [shop.test]\n    health_check: {interval: 100ms}
 /// A second service, with the pools `one`, which is active, and `two`.
 fn api(one: &Origin, two: &Origin) -> String {
     format!(
-        "  api:\n    hosts: [api.test]\n    active: one\n    health_check: {{interval: 100ms}}\n    drain: {{timeout: 300ms}}\n    \
+        "  api:\n    hosts: [api.test]\n    active: one\n    health_check: {{interval: 100ms}}\n    promotion: {{observe: 0s}}\n    drain: {{timeout: 300ms}}\n    \
          pools: {{one: {{peers: [\"{}\"]}}, two: {{peers: [\"{}\"]}}}}\n",
         one.address(),
         two.address()

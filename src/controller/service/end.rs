@@ -13,11 +13,14 @@ use crate::{
 
 impl Service {
     pub(super) fn end_drains(&mut self, now: Instant) {
-        for swap in self.drains.ended(now) {
+        for swap in self.drains.ended(self.restores(), now) {
             let status = swap.status();
             match (&status.from, status.outcome) {
                 (Some(from), Some(Outcome::DrainTimedOut)) => {
                     warn!("drain timed out service={} pool={from} in_flight={}", self.name, status.in_flight);
+                }
+                (Some(from), Some(Outcome::TakenBack)) => {
+                    info!("drained service={} pool={} serves={from} in_flight={}", self.name, status.to, status.in_flight);
                 }
                 (Some(from), _) if swap.changes_pool() => {
                     let took = swap.drain_took().unwrap_or_default().as_millis();
@@ -25,8 +28,13 @@ impl Service {
                 }
                 _ => {}
             }
-            if status.from.is_some() {
-                let kind = if status.outcome == Some(Outcome::Drained) { Kind::Drained } else { Kind::DrainTimedOut };
+            let kind = match status.outcome {
+                Some(Outcome::Drained) => Some(Kind::Drained),
+                Some(Outcome::DrainTimedOut) => Some(Kind::DrainTimedOut),
+                // Reported when the old pool began to serve again.
+                _ => None,
+            };
+            if let Some(kind) = kind.filter(|_| status.from.is_some()) {
                 self.notify(kind, &swap, self.running.as_ref().map(|running| &running.config));
             }
             self.history.ended(&swap);
@@ -99,6 +107,6 @@ impl Service {
     /// The next deadline.
     pub(in crate::controller) fn next_deadline(&self) -> Option<Instant> {
         let proving = self.candidate.as_ref().and_then(Candidate::deadline);
-        self.drains.next_deadline().into_iter().chain(proving).min()
+        self.drains.next_deadline().into_iter().chain(proving).chain(self.samples.next_deadline()).min()
     }
 }

@@ -3,10 +3,11 @@
 //! Only the controller's task uses it. It opens and closes peers around the store of a snapshot, but never stores one:
 //! [`Service::open`] creates a [`publish::Publication`] before the store, [`Service::close`] consumes it afterwards. This file
 //! accepts and proves configurations; `gate` holds them until their gate is passed, `publish` publishes them, `snapshot` builds what
-//! requests see, `end` ends candidates and drains, `show` reports.
+//! requests see, `observe` observes new pools, `end` ends candidates and drains, `show` reports.
 
 mod end;
 mod gate;
+mod observe;
 mod publish;
 mod show;
 mod snapshot;
@@ -18,11 +19,12 @@ use std::{
 
 use log::info;
 
-use self::snapshot::Compared;
+use self::{observe::Restore, snapshot::Compared};
 use super::{
     drain::Drains,
     drift::Drift,
     history::History,
+    observation::{Fault, Samples},
     peers::{Deps, Peers, asks_differently},
     promotion::Edit,
     proof::{Need, Proof},
@@ -45,6 +47,11 @@ pub(super) struct Service {
     /// Set until the service serves for the first time.
     start: Option<Start>,
     drains: Drains,
+    /// The requests of the active pool in the last minute.
+    samples: Samples,
+    /// Why the observed pool has to be taken back, until that is published.
+    taking_back: Option<Fault>,
+    restore: Option<Restore>,
     peers: Peers,
     /// Whether the snapshot has other standby pools than it should: a candidate has begun or ended, or the drain of a pool that gets
     /// copies of requests has ended.
@@ -121,6 +128,9 @@ impl Service {
             drift: Drift::default(),
             start: Some(Start::default()),
             drains: Drains::default(),
+            samples: Samples::default(),
+            taking_back: None,
+            restore: None,
             standby_is_outdated: false,
             compared: None,
             removed: None,
@@ -136,6 +146,7 @@ impl Service {
             Source::Promotion { edit, timeout } => (edit, timeout),
         };
         self.file = Some(edit.as_ref().map_or(&wanted, |edit| &edit.base).clone());
+        self.forget_restore();
         if let Some(candidate) = &mut self.candidate {
             if candidate.config == wanted {
                 // The file already has the edit, so it need not be written.
@@ -159,6 +170,7 @@ impl Service {
                 return if superseded { Change::Pending } else { Change::Unchanged };
             }
         }
+        self.restore = None;
         let timeout = timeout.unwrap_or(wanted.promotion.ready_timeout);
         self.begin(wanted, from_file, edit, timeout, now)
     }
@@ -268,6 +280,11 @@ impl Service {
 
     /// Advances the candidate and the drains. Returns the next step for the controller.
     pub(super) fn advance(&mut self, now: Instant) -> Due {
+        self.sample(now);
+        self.observe(now);
+        if self.taking_back.is_some() {
+            return Due::Publish;
+        }
         self.end_drains(now);
         if self.running.as_ref().is_some_and(|running| start::serves(&running.snapshot.active))
             && self.start.take().is_some_and(|start| start.fallback.is_some())
@@ -291,7 +308,11 @@ impl Service {
             None => Due::Nothing,
         };
         self.forget();
-        if due == Due::Nothing && self.falls_back() { Due::Publish } else { due }
+        match due {
+            Due::Nothing if self.falls_back() => Due::Publish,
+            Due::Nothing if self.has_to_restore() => Due::Write,
+            due => due,
+        }
     }
 
     fn falls_back(&self) -> bool {
@@ -299,8 +320,12 @@ impl Service {
         self.start.as_ref().zip(active).is_some_and(|(start, active)| start.falls_back(active))
     }
 
-    /// The edit that the proven candidate needs; the status shows `file` until it is written.
+    /// The edit that the proven candidate needs, or the one that sets the file back. The status shows `file` until the first is
+    /// written.
     pub(super) fn begin_write(&mut self, file: &str) -> Option<Box<Edit>> {
+        if let Some(edit) = self.begin_restore() {
+            return Some(edit);
+        }
         let candidate = self.candidate.as_mut()?;
         candidate.swap.writing = Some(Arc::from(file));
         candidate.edit.clone()
@@ -308,10 +333,20 @@ impl Service {
 
     /// Records that the edit was written.
     pub(super) fn written(&mut self) {
+        if self.end_restore(None) {
+            return;
+        }
         if let Some(candidate) = &mut self.candidate {
             candidate.written = true;
             candidate.edit = None;
             self.file = Some(candidate.config.clone());
+        }
+    }
+
+    /// Handles that the edit was not written: nothing is promoted, and a file that was to be set back stays as it is.
+    pub(super) fn not_written(&mut self, outcome: Outcome, reason: String, now: Instant) {
+        if !self.end_restore(Some(&reason)) {
+            self.give_up(outcome, Some(reason), now);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use log::info;
+use log::{info, warn};
 
 use super::{Fallback, Proof, Running, Service, Swap};
 use crate::{config, hooks::Kind, pool::Peer};
@@ -24,6 +24,9 @@ pub(in crate::controller) struct Publication {
 impl Service {
     /// Opens the peers of the configuration and builds its part of the snapshot. Call it before the snapshot is stored.
     pub(in crate::controller) fn open(&mut self, now: Instant) -> Option<Publication> {
+        if self.taking_back.is_some() {
+            return self.take_back(now);
+        }
         if let Some(candidate) = self.candidate.take_if(|candidate| candidate.is_admitted()) {
             candidate.swap.proof.adopt();
             self.drift.forget();
@@ -57,7 +60,7 @@ impl Service {
         self.publication(config, Some(swap))
     }
 
-    fn publication(&mut self, config: config::Service, swap: Option<Swap>) -> Publication {
+    pub(super) fn publication(&mut self, config: config::Service, swap: Option<Swap>) -> Publication {
         self.standby_is_outdated = false;
         let snapshot = self.snapshot(&config);
         snapshot.active.slots().iter().for_each(|slot| slot.peer.open());
@@ -70,7 +73,11 @@ impl Service {
     pub(in crate::controller) fn close(&mut self, publication: Publication, generation: u64, now: Instant) {
         let Publication { serving, drain_timeout, swap, quiet } = publication;
         if let Some(swap) = swap {
-            if swap.changes_pool() {
+            if let (Some(reason), Some(from)) = (&swap.taken_back, &swap.from) {
+                let to = &swap.to;
+                warn!("taken back service={} pool={to} serves={from} generation={generation} reason={reason}", self.name);
+                self.notify(Kind::TakenBack, &swap, self.running.as_ref().map(|running| &running.config));
+            } else if swap.changes_pool() {
                 let took = swap.took().as_millis();
                 info!("promoted service={} pool={} generation={generation} took={took}ms", self.name, swap.to);
                 self.notify(Kind::Promoted, &swap, self.running.as_ref().map(|running| &running.config));
@@ -89,14 +96,17 @@ impl Service {
             self.notify(Kind::Superseded, swap, None);
             self.history.ended(swap);
         }
+        self.continue_observation(now);
         leaving.extend(self.peers.open());
         leaving.retain(|peer| !serves(peer));
         if quiet && leaving.is_empty() {
             return;
         }
+        let observation = self.begin_observation(&swap, now);
         // Close before counting: see `Lease::new`.
         leaving.iter().for_each(|peer| peer.close());
         swap.promoted(now, leaving.clone());
+        swap.observation = observation.or(swap.observation);
         self.history.show(&swap);
         self.drains.begin(swap, leaving, timeout, now);
     }

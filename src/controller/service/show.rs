@@ -38,7 +38,7 @@ impl Service {
         let status::Swap { from, to, outcome, reason, seconds, .. } = swap.status();
         let version = config.and_then(|config| config.pools.get(&to)?.version.clone());
         // During the proof the reason is only what is missing so far.
-        let reason = reason.filter(|_| outcome.is_some());
+        let reason = reason.filter(|_| outcome.is_some() || event == Kind::TakenBack);
         self.deps.notifier.send(Event { event, service: self.name.clone(), from, to, version, outcome, reason, seconds });
     }
 
@@ -67,6 +67,11 @@ impl Service {
         self.running.as_ref().filter(|_| self.start.is_none()).map(|running| running.config.active.as_str())
     }
 
+    /// The pool to start with after a restart: the active one, or the old one until the active one has been observed.
+    pub(in crate::controller) fn proven(&self) -> Option<&str> {
+        self.drains.observed().and_then(|swap| swap.from.as_deref()).or_else(|| self.serves())
+    }
+
     /// Whether its first pool is still being proven.
     pub(in crate::controller) fn is_starting(&self) -> bool {
         self.start.is_some() && self.candidate.is_some()
@@ -86,6 +91,8 @@ impl Service {
         let names: BTreeSet<&String> =
             config.into_iter().flat_map(|config| config.pools.keys()).chain(self.peers.pools()).collect();
         let proving = |name: &String| candidate.is_some_and(|candidate| candidate.active == *name);
+        let observed = self.drains.observed();
+        let kept = |name: &String| observed.filter(|swap| swap.from.as_ref() == Some(name));
         let pool = |name: &String| {
             let of = |config: Option<&&config::Service>| config.and_then(|config| config.pools.get(name)).cloned();
             let pool = of(config.as_ref()).or_else(|| of(candidate.as_ref()));
@@ -93,6 +100,7 @@ impl Service {
             let state = match () {
                 () if config.is_some_and(|config| config.active == *name) => PoolState::Active,
                 () if proving(name) || self.is_fallback(name) => PoolState::Proving,
+                () if kept(name).is_some() => PoolState::Kept,
                 () if peers.iter().any(|peer| peer.draining) => PoolState::Draining,
                 () => PoolState::Standby,
             };
@@ -100,6 +108,7 @@ impl Service {
                 name: name.clone(),
                 version: pool.and_then(|pool| pool.version),
                 state,
+                kept: kept(name).and_then(|swap| Some((swap.to.clone(), swap.observation.as_ref()?.until))),
                 is_mirrored: mirror.is_some_and(|mirror| mirror.service.active.name == *name),
                 peers,
             }
@@ -112,6 +121,7 @@ impl Service {
             last_swap: self.history.last().cloned(),
             drift: self.drift.shown().cloned(),
             mirror: mirror.cloned(),
+            observed_until: observed.and_then(|swap| Some(swap.observation.as_ref()?.until)),
             drain_timeout: config.map(|config| config.drain.timeout).or(self.removed).unwrap_or_default(),
             pools: names.into_iter().map(pool).collect(),
         }

@@ -20,7 +20,7 @@ const CONFIG: &str = "listeners: [{address: \"0.0.0.0:8080\"}]
 services:
   shop:
     active: blue
-    promotion: {ready_timeout: 60s}
+    promotion: {ready_timeout: 60s, observe: 0s}
     health_check: {interval: 500ms}
     pools:
       blue: {peers: [\"app-blue:8080\"]}
