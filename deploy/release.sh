@@ -6,8 +6,8 @@
 #   release.sh start            after a reboot: starts the jar of the pool that served last (state_dir), or of the active pool
 #
 # If a step before the promotion fails, or switchover takes the release back while it is observed, the script undoes the earlier steps
-# and exits with the code of `switchover promote` (3: the release was not ready in time, or was taken back) or with 1. It can be interrupted at any point and run again; the next run completes an interrupted
-# release. Only one instance runs at a time.
+# and exits with the code of `switchover promote` (3: the release was not ready in time, or was taken back) or with 1. It can be
+# interrupted at any point and run again; the next run completes an interrupted release. Only one instance runs at a time.
 #
 # Settings, from the environment:
 #   SERVICE     the service in switchover's file, with the pools blue and green (default: shop)

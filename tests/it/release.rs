@@ -28,8 +28,12 @@ struct Host {
 
 impl Host {
     fn new() -> Self {
+        Self::with(SERVICE)
+    }
+
+    fn with(service: &str) -> Self {
         let ports = [Spring::new("blue", Jar::Current), Spring::new("green", Jar::Current)];
-        let config = ConfigFile::new(&[("blue", &[ports[0].address]), ("green", &[ports[1].address])]).service(SERVICE);
+        let config = ConfigFile::new(&[("blue", &[ports[0].address]), ("green", &[ports[1].address])]).service(service);
         let switchover = Switchover::start(&config);
         let host = Self { ports, config, switchover };
         let app = app::shell_command("shop $(cat \"$jar\") 127.0.0.1:$SERVER_PORT ${READY_AFTER:-0s}");
@@ -225,6 +229,26 @@ fn a_release_that_does_not_hold_its_port_is_taken_back() {
     assert!(stderr(&output).contains("the started process does not listen on its port"), "{output:?}");
     assert_eq!(host.switchover.service().active, before);
     host.assert_serves("1.0.0");
+}
+
+#[test]
+fn a_release_that_is_taken_back_is_stopped_and_the_old_one_is_not() {
+    let host = Host::with(&SERVICE.replace("promotion: {", "promotion: {observe: 1h, "));
+    assert!(host.release("1.0.0", &[]).status.success(), "no pool served before, so it is not observed");
+    let jar = host.jar("2.0.0");
+    let release = host.script(&["jar", jar.to_str().unwrap()]).env("STOP_AFTER", "1").spawn().unwrap();
+    host.switchover.await_active("blue");
+    host.assert_serves("2.0.0");
+    // Its probes time out. SIGTERM does not end it either.
+    kill(host.pid("blue").unwrap(), Signal::SIGSTOP).unwrap();
+    let output = release.wait_with_output().unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(said.contains("blue was taken back, green serves again: no peer is ready"), "{said}");
+    assert!(said.contains("stopping blue") && said.contains("left as it was: green is active"), "{said}");
+    assert!(host.pid("blue").is_none() && host.pid("green").is_some());
+    host.assert_serves("1.0.0");
+    assert_eq!(host.switchover.drift(), None);
 }
 
 #[test]
