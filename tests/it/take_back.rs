@@ -247,6 +247,11 @@ fn going_back_while_the_new_release_is_observed_is_instant() {
     });
     assert_eq!(switchover.get("/").text(), "blue");
     assert!(switchover.pool_status("green").safe_to_stop);
+    // Another version of a pool that is kept is a new release.
+    promote(&switchover, "green");
+    let output = switchover.cli(&["promote", "blue", "--version", "2.0.0", "--wait", "promoted"]);
+    let swap = switchover.service().swap.unwrap();
+    assert_eq!((output.code, swap.to.as_str(), swap.to_prove), (0, "blue", 1), "{output:?}");
 }
 
 /// Starts switchover so that it cannot write its file: as root by another user, otherwise by the mode of the file.

@@ -223,8 +223,9 @@ impl Service {
         let peers = self.peers.of_active(wanted);
         let differently = asks_differently(&running.config, wanted);
         if running.config.active != wanted.active {
-            // A draining pool served a moment ago and needs no new proof.
-            let back = !differently && peers.iter().all(|peer| peer.health.is_ready() && self.drains.contains(peer));
+            // A draining pool served a moment ago and needs no new proof, unless it is another release by now.
+            let same = running.config.pools.get(&wanted.active) == wanted.pools.get(&wanted.active);
+            let back = same && !differently && peers.iter().all(|peer| peer.health.is_ready() && self.drains.contains(peer));
             return (!back).then_some(Need::All);
         }
         // A promotion succeeds only if the pool serves.
