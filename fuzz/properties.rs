@@ -8,9 +8,9 @@ use std::{
 };
 
 use super::{
+    client_stream::chunks::Chunks,
     frame_watcher::FrameWatcher,
     head::{self, Body, Scan},
-    http1::chunks::Chunks,
 };
 use crate::config::{self, Limits};
 

@@ -40,7 +40,7 @@ pub struct Findings {
 
 /// Checks everything that `config` needs; `path` and `text` are the file it was parsed from.
 pub fn look(path: &Path, text: &str, config: &Config) -> Findings {
-    let folder = path.parent().unwrap_or(Path::new(""));
+    let folder = config::folder(path);
     let mut found = Findings::default();
     found.require("", root_certificates());
     for (i, listener) in config.listeners.iter().enumerate() {

@@ -230,7 +230,7 @@ impl Opened {
         let certificates = certificates(config, path, metrics)?;
         let acme = acme(config, path, &challenges)?;
         let access_log = access_log(config, path, metrics)?;
-        let token_file = config.admin.token_file.as_ref().map(|file| path.parent().unwrap_or(Path::new("")).join(file));
+        let token_file = config.admin.token_file.as_ref().map(|file| config::folder(path).join(file));
         let token = Arc::new(Token::new(token_file.as_deref()));
         let token_file = token_file.map(Arc::from);
         let fit = descriptors::raise(config);
@@ -285,7 +285,7 @@ impl Opened {
 
 fn access_log(config: &Config, path: &Path, metrics: &Metrics) -> Result<Option<AccessLog>, RunError> {
     let Some(config::AccessLog { format, file }) = &config.access_log else { return Ok(None) };
-    let file = file.as_ref().map(|file| path.parent().unwrap_or(Path::new("")).join(file));
+    let file = file.as_ref().map(|file| config::folder(path).join(file));
     let shown = file.as_ref().map_or("standard output".to_owned(), |file| file.display().to_string());
     let log = AccessLog::start(*format, file, metrics.access_log_dropped.clone(), metrics.task_restarts.clone());
     log.map(Some).map_err(|e| RunError::System(format!("access_log.file: {shown} cannot be written: {e}")))
@@ -293,7 +293,7 @@ fn access_log(config: &Config, path: &Path, metrics: &Metrics) -> Result<Option<
 
 /// Reads the certificates of each TLS listener, before anything is bound, so that a wrong path ends the process at once.
 fn certificates(config: &Config, path: &Path, metrics: &Metrics) -> Result<Vec<Option<Arc<Tls>>>, RunError> {
-    let folder = path.parent().unwrap_or(Path::new(""));
+    let folder = config::folder(path);
     let read = |(i, listener): (usize, &config::Listener)| {
         let Some(files) = &listener.tls else { return Ok(None) };
         let tls = Tls::new(listener.address.to_string(), files, folder, metrics.certificates.clone());
@@ -304,7 +304,7 @@ fn certificates(config: &Config, path: &Path, metrics: &Metrics) -> Result<Vec<O
 
 /// Prepares the certificates from ACME authorities. Sends no request yet.
 fn acme(config: &Config, path: &Path, challenges: &ChallengeStore) -> Result<Vec<Arc<Acme>>, RunError> {
-    let folder = path.parent().unwrap_or(Path::new(""));
+    let folder = config::folder(path);
     let asking = config.listeners.iter().enumerate().filter_map(|(i, listener)| Some((i, listener.tls.as_ref()?.acme.as_ref()?)));
     // Listeners with the same certificate share its file: one of them orders it.
     let mut files = HashSet::new();

@@ -13,7 +13,7 @@
 //! At most [`STALLED_STREAMS`] responses of an HTTP/2 connection can be stalled at a time. The others are not polled until one of
 //! these continues or ends, so that a client cannot make the process hold more by sending more requests.
 //!
-//! [`super::edge`] and [`super::http2`] run every request in [`bounded`]; [`super::http1`] and [`super::http2`] write through
+//! [`super::edge`] and [`super::http2`] run every request in [`bounded`]; [`super::client_stream`] and [`super::http2`] write through
 //! [`writing`].
 
 use std::{

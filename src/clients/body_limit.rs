@@ -1,6 +1,6 @@
 //! The bound on the length of a request body (`body_bytes`).
 //!
-//! [`super::head`] checks a declared length, [`super::http1`] the chunks of a body without one, [`super::http2`] the bytes of a stream.
+//! [`super::head`] checks a declared length, [`super::client_stream`] the chunks of a body without one, [`super::http2`] the bytes of a stream.
 
 use super::reject::Rejection;
 

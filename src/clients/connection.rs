@@ -1,6 +1,6 @@
 //! The state of a client's HTTP/1 connection, or of one stream of an HTTP/2 connection.
 //!
-//! [`Connection`] is one value, held in an `Arc` by everything that works on the connection: the [`super::http1::ClientStream`]
+//! [`Connection`] is one value, held in an `Arc` by everything that works on the connection: the [`super::client_stream::ClientStream`]
 //! between the socket and Pingora, the HTTP/2 session of the stream, [`super::backpressure`], and the proxy's request context. The
 //! proxy gets it from the digest of Pingora's session ([`Connection::of`]), which is the only way from one to the other: Pingora
 //! creates the request context without knowing the connection.
@@ -156,6 +156,12 @@ impl Connection {
     /// A request begins on a connection of HTTP/1.
     pub(super) fn begin_request(&self) {
         self.reading.reset();
+    }
+
+    /// A request has ended, and the client has `idle_timeout` for the next one. Called before the request's future ends, which reads
+    /// the rest of its body first: that has no other time limit.
+    pub(crate) fn end_request(&self, at: Instant) {
+        self.await_header(Some(at + self.client.limits.idle_timeout));
     }
 
     /// Counts and keeps the reason why the connection or stream ends; the first reason stays.

@@ -24,9 +24,9 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{
     backpressure,
+    client_stream::{ClientStream, End, Http2Start, Next},
     closing::Closing,
     connection::{ClientInfo, Connection},
-    http1::{ClientStream, End, Http2Start, Next},
     http2, linger,
     listener::{ConnectionGuard, Connections, ListenerState},
     proxy_protocol,

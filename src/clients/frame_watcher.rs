@@ -2,7 +2,7 @@
 //!
 //! The h2 library rejects floods, streams past the limit and protocol errors by itself, and reports them to the client only. Pingora
 //! does the same with a request that has no `:authority`, or two that differ: it answers 400 before any hook.
-//! [`super::http1`] passes every byte that it sends on an HTTP/2 connection; [`super::http2`] counts the rejections. Nothing here
+//! [`super::client_stream`] passes every byte that it sends on an HTTP/2 connection; [`super::http2`] counts the rejections. Nothing here
 //! changes or delays a byte.
 
 use std::sync::{

@@ -1,6 +1,6 @@
 //! Rejects request heads that parsers could interpret differently (request smuggling), and heads that exceed a limit.
 //!
-//! Called by [`super::http1`] with the raw bytes and by [`super::http2`] with the fields that h2 has parsed, before the proxy or a
+//! Called by [`super::client_stream`] with the raw bytes and by [`super::http2`] with the fields that h2 has parsed, before the proxy or a
 //! peer sees them. One set of rules applies to both. It rejects rather than repairs (RFC 9112, sections 2.2, 3, 5 and 6). It rewrites only what
 //! honest clients send and has one interpretation: a target in absolute form or with unencoded quotes and brackets, and fields
 //! that a peer must not get. Pure.

@@ -10,7 +10,7 @@
 //! ```text
 //! edge                                  accepts connections
 //! http2                                 the requests of an HTTP/2 connection
-//! http1  shared                         the bytes of a connection; what all connections share
+//! client_stream  shared                 the bytes of a connection; what all connections share
 //! listener                              limits
 //! backpressure  paced  linger           what a request and its end do for both protocols
 //! connection                            the state of a connection
@@ -21,12 +21,12 @@
 mod backpressure;
 mod body_limit;
 mod cells;
+mod client_stream;
 mod closing;
 pub(crate) mod connection;
 mod edge;
 mod frame_watcher;
 mod head;
-mod http1;
 mod http2;
 mod linger;
 mod listener;

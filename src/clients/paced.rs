@@ -1,6 +1,6 @@
 //! Accounts for reads of a request body and writes of a response, and ends them when the client is too slow.
 //!
-//! [`super::http1`] and [`super::http2`] pass every such poll through here, so that `min_rate` is one rule for both protocols.
+//! [`super::client_stream`] and [`super::http2`] pass every such poll through here, so that `min_rate` is one rule for both protocols.
 
 use std::{io, task::Poll};
 

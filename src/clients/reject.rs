@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use http::HeaderValue;
+
 /// Why a connection or a request is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rejection {
@@ -139,17 +141,34 @@ impl Rejection {
         }
     }
 
+    /// The header fields of the response.
+    pub(crate) fn fields(self) -> impl Iterator<Item = (&'static str, HeaderValue)> {
+        error_fields(self.status(), "text/plain; charset=utf-8", self.body().len())
+    }
+
     /// The whole response, after which the connection is closed; none for a reason without a status.
     pub(crate) fn answer(self) -> Option<String> {
         let (status, body) = (self.status(), self.body());
         let reason = http::StatusCode::from_u16(status).ok()?.canonical_reason().unwrap_or_default();
-        let length = body.len();
-        let retry_after = if status == 503 { "Retry-After: 1\r\n" } else { "" };
-        Some(format!(
-            "HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {length}\r\n\
-             Cache-Control: no-store\r\n{retry_after}Connection: close\r\n\r\n{body}"
-        ))
+        let fields = self.fields().map(|(name, value)| format!("{name}: {}\r\n", value.to_str().unwrap_or_default()));
+        Some(format!("HTTP/1.1 {status} {reason}\r\n{}Connection: close\r\n\r\n{body}", fields.collect::<String>()))
     }
+}
+
+/// The header fields of an error response of switchover itself, rejections included.
+pub(crate) fn error_fields(
+    status: u16,
+    content_type: &'static str,
+    length: usize,
+) -> impl Iterator<Item = (&'static str, HeaderValue)> {
+    let fields = [
+        ("Content-Type", HeaderValue::from_static(content_type)),
+        ("Content-Length", HeaderValue::from(length)),
+        ("Cache-Control", HeaderValue::from_static("no-store")),
+    ];
+    // What is missing may be there again soon.
+    let retry_after = (status == 503).then(|| ("Retry-After", HeaderValue::from_static("1")));
+    fields.into_iter().chain(retry_after)
 }
 
 impl fmt::Display for Rejection {

@@ -1,4 +1,4 @@
-//! A client's socket, with TLS or without. [`super::edge`] makes it, [`super::http1`] reads and writes it.
+//! A client's socket, with TLS or without. [`super::edge`] makes it, [`super::client_stream`] reads and writes it.
 
 use std::{
     io,

@@ -105,13 +105,18 @@ pub fn parse_in(folder: &Path, text: &str) -> Result<Config, Vec<Problem>> {
     if problems.is_empty() { Ok(config) } else { Err(problems) }
 }
 
+/// The folder of a configuration file, in which its relative paths are.
+pub fn folder(file: &Path) -> &Path {
+    file.parent().unwrap_or(Path::new(""))
+}
+
 /// Reads a file once, and returns its text and its configuration.
 ///
 /// # Errors
 /// When it cannot be read or is invalid.
 pub fn load(path: &Path) -> Result<(String, Config), LoadError> {
     let text = read(path)?;
-    match parse_in(path.parent().unwrap_or(Path::new("")), &text) {
+    match parse_in(folder(path), &text) {
         Ok(config) => Ok((text, config)),
         Err(mut problems) => {
             place(path, &text, &mut problems);
@@ -129,8 +134,7 @@ pub fn admin(path: &Path) -> Result<Admin, LoadError> {
     let admin = document.as_ref().and_then(|document| document.get(key!(Config, admin)));
     let admin = admin.and_then(|admin| reader::read::<Admin>(admin, &mut reader::Aside::new(), &mut Vec::new()));
     let mut admin = admin.unwrap_or_default();
-    let folder = path.parent().unwrap_or(Path::new(""));
-    admin.token_file = admin.token_file.map(|file| folder.join(file));
+    admin.token_file = admin.token_file.map(|file| folder(path).join(file));
     Ok(admin)
 }
 

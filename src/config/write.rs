@@ -30,7 +30,7 @@ const EXCHANGES: usize = 1000;
 
 /// The reason why a file was not changed.
 #[derive(Debug)]
-pub enum Failure {
+pub enum WriteError {
     /// It contains no valid configuration; with the problems.
     Invalid(String),
     /// Its new content does not allow the change; with the reason.
@@ -48,31 +48,27 @@ pub fn check_writable(path: &Path) -> io::Result<()> {
 }
 
 /// Changes the file with `change`, which returns the new text and a value; returns that value. Follows links, and keeps mode and
-/// owner. Calls `synced` when the new text is on disk but not yet in place; tests save the file at this point.
+/// owner.
 ///
 /// Writes the file in place if it cannot be replaced: it is a mount point, its folder is not writable, or its owner cannot be
 /// kept.
 ///
 /// # Errors
 /// When the change is not possible, or the file can be neither replaced nor written. The file is then unchanged.
-pub fn update<T>(
-    path: &Path,
-    change: impl Fn(&str) -> Result<(String, T), Failure>,
-    mut synced: impl FnMut(),
-) -> Result<T, Failure> {
+pub fn update<T>(path: &Path, change: impl Fn(&str) -> Result<(String, T), WriteError>) -> Result<T, WriteError> {
     let mut attempts = 1..=ATTEMPTS;
     loop {
         let last = attempts.next().is_none();
-        let outcome = Seen::read(path).map_err(Failure::Io).and_then(|seen| {
+        let outcome = Seen::read(path).map_err(WriteError::Io).and_then(|seen| {
             let (text, made) = change(&seen.text)?;
-            Ok(replace_or_write(path, &seen, &text, &mut synced).map_err(Failure::Io)?.then_some(made))
+            Ok(replace_or_write(path, &seen, &text).map_err(WriteError::Io)?.then_some(made))
         });
         match outcome {
             Ok(Some(made)) => return Ok(made),
-            Ok(None) if last => return Err(Failure::Overtaken("other programs keep saving the file; try again".to_owned())),
+            Ok(None) if last => return Err(WriteError::Overtaken("other programs keep saving the file; try again".to_owned())),
             Ok(None) => {}
-            Err(Failure::Invalid(_)) if !last => thread::sleep(HALF_SAVED),
-            Err(Failure::Io(e)) if !last && e.kind() == ErrorKind::NotFound => thread::sleep(HALF_SAVED),
+            Err(WriteError::Invalid(_)) if !last => thread::sleep(HALF_SAVED),
+            Err(WriteError::Io(e)) if !last && e.kind() == ErrorKind::NotFound => thread::sleep(HALF_SAVED),
             Err(failure) => return Err(failure),
         }
     }
@@ -117,8 +113,8 @@ impl Seen {
 }
 
 /// Returns false, without a change, if the file differs from `seen`.
-fn replace_or_write(path: &Path, seen: &Seen, text: &str, synced: &mut impl FnMut()) -> io::Result<bool> {
-    match replace(path, seen, text, synced) {
+fn replace_or_write(path: &Path, seen: &Seen, text: &str) -> io::Result<bool> {
+    match replace(path, seen, text) {
         Err(e) if matches!(e.kind(), ErrorKind::ResourceBusy | ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
             if !is_as(path, seen)? {
                 return Ok(false);
@@ -137,7 +133,7 @@ fn is_as(path: &Path, seen: &Seen) -> io::Result<bool> {
     }
 }
 
-fn replace(path: &Path, seen: &Seen, text: &str, synced: &mut impl FnMut()) -> io::Result<bool> {
+fn replace(path: &Path, seen: &Seen, text: &str) -> io::Result<bool> {
     let real = &seen.real;
     let folder = real.parent().unwrap_or(Path::new("/"));
     let before = fs::metadata(real)?;
@@ -146,7 +142,6 @@ fn replace(path: &Path, seen: &Seen, text: &str, synced: &mut impl FnMut()) -> i
     keep_owner(new.path(), &before)?;
     new.as_file().set_permissions(fs::Permissions::from_mode(before.mode() & 0o7777))?;
     new.as_file().sync_all()?;
-    synced();
     if !is_as(path, seen)? {
         return Ok(false);
     }
@@ -222,7 +217,7 @@ mod tests {
 
     use super::*;
 
-    fn add(line: &str) -> impl Fn(&str) -> Result<(String, ()), Failure> {
+    fn add(line: &str) -> impl Fn(&str) -> Result<(String, ()), WriteError> {
         move |text| Ok((format!("{text}{line}\n"), ()))
     }
 
@@ -237,7 +232,7 @@ mod tests {
             chown(&file, Some(12), Some(34)).unwrap();
         }
         std::os::unix::fs::symlink("real.yaml", &link).unwrap();
-        update(&link, add("new"), || ()).unwrap();
+        update(&link, add("new")).unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         let meta = fs::metadata(&file).unwrap();
         assert_eq!((fs::read_to_string(&file).unwrap().as_str(), meta.mode() & 0o777), ("old\nnew\n", 0o640));
@@ -245,7 +240,7 @@ mod tests {
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left behind");
     }
 
-    /// Saves between the fsync and the rename, as on a slow disk.
+    /// Saves after the file was read and before it is replaced. On a slow disk, the fsync in between takes seconds.
     #[test]
     fn a_save_while_the_disk_is_slow_is_kept_however_it_is_made() {
         let in_place = |path: &Path| fs::write(path, "saved\n").unwrap();
@@ -264,12 +259,13 @@ mod tests {
             let file = folder.path().join("c.yaml");
             fs::write(&file, "old\n").unwrap();
             let saves = Cell::new(0);
-            let saved = || {
+            let change = |text: &str| {
                 if saves.replace(saves.get() + 1) == 0 {
                     save(&file);
                 }
+                add("new")(text)
             };
-            update(&file, add("new"), saved).unwrap();
+            update(&file, change).unwrap();
             assert_eq!(fs::read_to_string(&file).unwrap(), format!("{kept}new\n"));
             assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left behind");
         }
@@ -281,11 +277,12 @@ mod tests {
         let file = folder.path().join("c.yaml");
         fs::write(&file, "0\n").unwrap();
         let saves = Cell::new(0);
-        let outcome = update(&file, add("new"), || {
+        let outcome = update(&file, |text| {
             saves.set(saves.get() + 1);
             fs::write(&file, format!("{}\n", saves.get())).unwrap();
+            add("new")(text)
         });
-        assert!(matches!(outcome, Err(Failure::Overtaken(_))));
+        assert!(matches!(outcome, Err(WriteError::Overtaken(_))));
         assert_eq!(fs::read_to_string(&file).unwrap(), format!("{}\n", saves.get()));
     }
 

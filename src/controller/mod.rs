@@ -24,7 +24,7 @@ mod view;
 
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::{Instant, SystemTime},
 };
@@ -46,7 +46,7 @@ use self::{
     view::{LastReload, ServiceView},
 };
 use crate::{
-    config::{Config, Tracing},
+    config::{self, Config, Tracing},
     hooks::Notifier,
     metrics::Metrics,
     route::RouteTable,
@@ -107,7 +107,7 @@ impl Controller {
         metrics: Arc<Metrics>,
     ) -> (Self, Handles) {
         let (sender, commands) = mpsc::channel(QUEUE);
-        let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
+        let folder = config::folder(&path).to_path_buf();
         let connector = Arc::new(Connector::new(None));
         let notifier = Notifier::start(folder.clone(), Arc::clone(&connector), Arc::clone(&metrics));
         let (changed, failed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));

@@ -12,7 +12,7 @@ use super::{CommandError, reading};
 use crate::{
     config::{
         self, Config, Problem, edit,
-        write::{self, Failure},
+        write::{self, WriteError},
     },
     status::Outcome,
 };
@@ -52,24 +52,24 @@ impl Edit {
     }
 
     fn commit(&self, path: &Path, running: &Config) -> Result<Written, (Outcome, String)> {
-        let outcome = write::update(path, |text| self.change(path, running, text), || ());
+        let outcome = write::update(path, |text| self.change(path, running, text));
         outcome.map_err(|failure| match failure {
-            Failure::Invalid(reason) => (Outcome::Superseded, format!("{} is not valid any more: {reason}", path.display())),
-            Failure::Overtaken(reason) => (Outcome::Superseded, reason),
-            Failure::Io(e) => (Outcome::NotReady, format!("cannot write {}: {e}", path.display())),
+            WriteError::Invalid(reason) => (Outcome::Superseded, format!("{} is not valid any more: {reason}", path.display())),
+            WriteError::Overtaken(reason) => (Outcome::Superseded, reason),
+            WriteError::Io(e) => (Outcome::NotReady, format!("cannot write {}: {e}", path.display())),
         })
     }
 
-    fn change(&self, path: &Path, running: &Config, text: &str) -> Result<(String, Written), Failure> {
-        let invalid = |problems: Vec<Problem>| Failure::Invalid(list(&problems));
-        let folder = path.parent().unwrap_or(Path::new(""));
+    fn change(&self, path: &Path, running: &Config, text: &str) -> Result<(String, Written), WriteError> {
+        let invalid = |problems: Vec<Problem>| WriteError::Invalid(list(&problems));
+        let folder = config::folder(path);
         let before = config::parse_in(folder, text).map_err(invalid)?;
         let fixed = config::diff::static_changes(running, &before);
         if !fixed.is_empty() {
-            return Err(Failure::Overtaken(list(&fixed)));
+            return Err(WriteError::Overtaken(list(&fixed)));
         }
         if before.services.get(&self.service) != Some(&self.base) {
-            return Err(Failure::Overtaken("the service was changed in the file during the promotion".to_owned()));
+            return Err(WriteError::Overtaken("the service was changed in the file during the promotion".to_owned()));
         }
         let text = self.applied_to(text).map_err(invalid)?;
         let config = config::parse_in(folder, &text).map_err(invalid)?;

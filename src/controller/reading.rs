@@ -106,13 +106,13 @@ pub(super) fn check(path: &Path, known: &Config, text: &str, config: &Config) ->
     };
     let unreadable = |(name, service): (&String, &config::Service)| {
         let ca = service.upstream.tls.as_ref()?.ca.as_ref()?;
-        let reason = certificate::authorities(&folder(path).join(ca)).err()?;
+        let reason = certificate::authorities(&config::folder(path).join(ca)).err()?;
         Some(Problem::new(&format!("services.{name}.upstream.tls.ca"), reason))
     };
     let services = config.services.iter().filter(|(name, service)| changed(name, service));
     let mut problems: Vec<Problem> = services.filter_map(unreadable).collect();
     if let Some(file) = config.notify.as_ref().filter(|_| config.notify != known.notify).and_then(|to| to.secret_file.as_ref())
-        && let Err(reason) = read_secret(&folder(path).join(file))
+        && let Err(reason) = read_secret(&config::folder(path).join(file))
     {
         problems.push(Problem::new("notify.secret_file", reason));
     }
@@ -134,7 +134,7 @@ fn prepare(path: &Path, text: &str, config: &Config, promotion: Promotion) -> Re
         let needed = Edit { service: service.clone(), pool, version, base: known.clone() };
         let invalid = |text: &str, problems| CommandError::Invalid(placed(path, text, problems));
         let after = needed.applied_to(text).map_err(|problems| invalid(text, problems))?;
-        let after = config::parse_in(folder(path), &after).map_err(|problems| invalid(&after, problems))?;
+        let after = config::parse_in(config::folder(path), &after).map_err(|problems| invalid(&after, problems))?;
         wanted = after.services.get(&service).unwrap_or(known).clone();
         config::write::check_writable(path).map_err(|e| CommandError::NotWritable(e.to_string()))?;
         edit = Some(Box::new(needed));
@@ -146,8 +146,4 @@ fn prepare(path: &Path, text: &str, config: &Config, promotion: Promotion) -> Re
 fn placed(path: &Path, text: &str, mut problems: Vec<Problem>) -> Vec<Problem> {
     config::place(path, text, &mut problems);
     problems
-}
-
-fn folder(path: &Path) -> &Path {
-    path.parent().unwrap_or(Path::new(""))
 }

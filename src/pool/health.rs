@@ -39,12 +39,12 @@ pub struct ProbeResult {
     /// How long it took.
     pub took: Duration,
     /// Why it failed; none if it passed.
-    pub failure: Option<Failure>,
+    pub failure: Option<ProbeFailure>,
 }
 
 /// Why a probe failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
+pub enum ProbeFailure {
     /// Nothing listens on this address.
     Refused(SocketAddr),
     /// The probe could not be sent, for want of something that is this process's or its host's: no verdict on the peer.
@@ -53,7 +53,7 @@ pub enum Failure {
     Other(String),
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for ProbeFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused(address) => write!(f, "connection refused: nothing listens on {address}; is it started?"),
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     fn result(passed: bool) -> ProbeResult {
-        let failure = (!passed).then(|| Failure::Other("refused".to_owned()));
+        let failure = (!passed).then(|| ProbeFailure::Other("refused".to_owned()));
         ProbeResult { at: SystemTime::now(), took: Duration::ZERO, failure }
     }
 

@@ -19,7 +19,7 @@ use pingora::{
 };
 use tokio::task::spawn_blocking;
 
-use super::{health::Failure, local::local_cause, peer::Peer, probe::Settings};
+use super::{health::ProbeFailure, local::local_cause, peer::Peer, probe::Settings};
 use crate::{config, exchange};
 
 /// Characters of a failing response's body that are shown.
@@ -43,12 +43,12 @@ struct HttpHealthCheck {
 /// The check of `peer` under `settings`, with the authorities that `upstream.tls.ca` holds now.
 ///
 /// # Errors
-/// [`Failure::Local`], when a TCP check cannot read the system's root certificates.
+/// [`ProbeFailure::Local`], when a TCP check cannot read the system's root certificates.
 pub(super) async fn build(
     settings: &Settings,
     peer: &Peer,
     connector: &Arc<Connector>,
-) -> Result<Box<dyn HealthCheck + Send + Sync>, Failure> {
+) -> Result<Box<dyn HealthCheck + Send + Sync>, ProbeFailure> {
     let check = &settings.check;
     // A port of its own is a management port, of another server within the application.
     let upstream = check.port.is_none().then_some(&settings.upstream);
@@ -56,7 +56,7 @@ pub(super) async fn build(
         // Pingora reads the system's root certificates for each one, which takes milliseconds, and panics if it cannot, for example
         // without a file descriptor left. On a blocking thread neither stops a worker, and the panic is an error here.
         let mut tcp = spawn_blocking(TcpHealthCheck::new).await.map_err(|e| {
-            Failure::Local(format!("cannot read this host's root certificates: {e}; that says nothing about the peer"))
+            ProbeFailure::Local(format!("cannot read this host's root certificates: {e}; that says nothing about the peer"))
         })?;
         (tcp.consecutive_success, tcp.consecutive_failure) = (check.ready_after as usize, check.not_ready_after as usize);
         // The timeout of the whole probe is the only one.
@@ -148,15 +148,15 @@ fn failed(reason: String) -> BError {
 }
 
 /// Why a check of `address` failed. Both checks connect through Pingora's connector, so its errors mean the same for both.
-pub(super) fn failure(error: &Error, address: SocketAddr) -> Failure {
+pub(super) fn failure(error: &Error, address: SocketAddr) -> ProbeFailure {
     let context = error.context.as_ref().map_or("", |context| context.as_str());
     if let Some(cause) = local_cause(error) {
-        return Failure::Local(format!("this host cannot connect to {address}: {cause}; that says nothing about the peer"));
+        return ProbeFailure::Local(format!("this host cannot connect to {address}: {cause}; that says nothing about the peer"));
     }
     let cause = root_cause(error);
-    Failure::Other(match error.etype() {
+    ProbeFailure::Other(match error.etype() {
         etype if *etype == FAILED => context.to_owned(),
-        ErrorType::ConnectRefused => return Failure::Refused(address),
+        ErrorType::ConnectRefused => return ProbeFailure::Refused(address),
         ErrorType::ConnectNoRoute => format!("{address} is unreachable: {cause}"),
         ErrorType::ConnectTimedout => format!("no connection to {address} in time"),
         ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => {

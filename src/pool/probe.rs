@@ -18,7 +18,7 @@ use pingora::{
 use tokio::{sync::watch, time::timeout};
 
 use super::{
-    health::{Failure, ProbeResult},
+    health::{ProbeFailure, ProbeResult},
     health_check::{build, failure},
     peer::Peer,
     upstream::Upstream,
@@ -104,23 +104,23 @@ impl Prober {
         let within = humantime::format_duration(limit);
         let failure = match timeout(limit, self.settings.upstream.refresh()).await {
             // The disk of this host is slow; that says nothing about the peer.
-            Err(_) => Some(Failure::Local(format!("upstream.tls.ca: the file cannot be read within {within}"))),
+            Err(_) => Some(ProbeFailure::Local(format!("upstream.tls.ca: the file cannot be read within {within}"))),
             Ok(refreshed) => match timeout(limit, self.check(refreshed)).await {
                 Ok(outcome) => outcome.err(),
-                Err(_) => Some(Failure::Other(format!("no answer within {within}"))),
+                Err(_) => Some(ProbeFailure::Other(format!("no answer within {within}"))),
             },
         };
         let peer = &self.peer;
         // The name of a stopped container disappears before its address is known to be dead, and explains more.
         let failure = failure.map(|failure| match failure {
-            Failure::Local(_) => failure,
-            _ => peer.unresolved().map_or(failure, Failure::Other),
+            ProbeFailure::Local(_) => failure,
+            _ => peer.unresolved().map_or(failure, ProbeFailure::Other),
         });
         let took = began.elapsed();
         peer.metrics.probe_duration.observe(took.as_secs_f64());
         match &failure {
             None => peer.metrics.probes_passed.inc(),
-            Some(Failure::Local(reason)) => {
+            Some(ProbeFailure::Local(reason)) => {
                 let Peer { service, pool, address, .. } = &**peer;
                 peer.metrics.probes_local.inc();
                 warn!("cannot probe service={service} pool={pool} peer={address} reason={reason}");
@@ -135,7 +135,7 @@ impl Prober {
     }
 
     /// `refreshed` is what [`Upstream::refresh`] returned.
-    async fn check(&mut self, refreshed: Result<Option<SystemTime>, String>) -> Result<(), Failure> {
+    async fn check(&mut self, refreshed: Result<Option<SystemTime>, String>) -> Result<(), ProbeFailure> {
         let ca_written = refreshed.as_ref().copied().unwrap_or(self.ca_written);
         let built = match &mut self.check {
             Some(built) if ca_written == self.ca_written => built,
@@ -145,11 +145,11 @@ impl Prober {
                 outdated.insert(built)
             }
         };
-        refreshed.map_err(|reason| Failure::Other(format!("upstream.tls.ca: {reason}")))?;
+        refreshed.map_err(|reason| ProbeFailure::Other(format!("upstream.tls.ca: {reason}")))?;
         let peer = &self.peer;
         let Some(mut address) = peer.target().and_then(|target| target.addresses.first().copied()) else {
             let reason = peer.unresolved().unwrap_or_else(|| format!("{} is not resolved yet", peer.address.host));
-            return Err(Failure::Other(reason));
+            return Err(ProbeFailure::Other(reason));
         };
         if let Some(port) = self.settings.check.port {
             address.set_port(port);
@@ -161,7 +161,7 @@ impl Prober {
     /// Lets a probe count for the peer's verdict. Returns whether the verdict, or what is known of it, changed.
     pub(super) fn judge(&self, result: ProbeResult) -> bool {
         let failure = result.failure.clone();
-        let (Some(check), false) = (&self.check, matches!(failure, Some(Failure::Local(_)))) else {
+        let (Some(check), false) = (&self.check, matches!(failure, Some(ProbeFailure::Local(_)))) else {
             self.peer.health.not_probed(result);
             return true;
         };

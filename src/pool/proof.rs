@@ -15,7 +15,7 @@ use pingora::connectors::http::Connector;
 
 use super::{
     Peer,
-    health::{Failure, ProbeResult},
+    health::{ProbeFailure, ProbeResult},
     probe::{self, Prober, Settings},
     resolve,
 };
@@ -70,7 +70,7 @@ impl PeerProof {
         let last = record.last.clone().or_else(|| self.peer.health.record().last);
         let reason = match (last.and_then(|last| last.failure), record.refused_since) {
             (None, _) => "not proven yet".to_owned(),
-            (Some(Failure::Refused(address)), Some(since)) if since.elapsed() >= SHOW_REFUSED => {
+            (Some(ProbeFailure::Refused(address)), Some(since)) if since.elapsed() >= SHOW_REFUSED => {
                 let own = self.peer.target().is_some_and(|target| target.addresses.contains(&address));
                 let place = if own { "there".to_owned() } else { format!("on {address}") };
                 format!("connection refused for {} s: nothing listens {place}; is it started?", since.elapsed().as_secs())
@@ -91,7 +91,7 @@ impl PeerProof {
 
     fn probed(&self, result: ProbeResult, address: Option<SocketAddr>) {
         let mut record = self.record.lock();
-        if matches!(result.failure, Some(Failure::Local(_))) {
+        if matches!(result.failure, Some(ProbeFailure::Local(_))) {
             record.last = Some(result);
             return;
         }
@@ -100,7 +100,7 @@ impl PeerProof {
         record.address = address;
         record.passes = if result.failure.is_none() { before.saturating_add(1) } else { 0 };
         record.refused_since = match &result.failure {
-            Some(Failure::Refused(_)) => record.refused_since.or_else(|| Some(Instant::now())),
+            Some(ProbeFailure::Refused(_)) => record.refused_since.or_else(|| Some(Instant::now())),
             _ => None,
         };
         record.last = Some(result);

@@ -13,7 +13,7 @@ use super::*;
 use crate::{
     config::PeerAddress,
     metrics::Metrics,
-    pool::health::{Failure, ProbeResult},
+    pool::health::{ProbeFailure, ProbeResult},
 };
 
 fn peer(port: u16, ready: bool) -> Arc<Peer> {
@@ -28,8 +28,11 @@ fn peer(port: u16, ready: bool) -> Arc<Peer> {
 }
 
 fn probed(peer: &Peer, passed: bool) {
-    let result =
-        ProbeResult { at: SystemTime::now(), took: Duration::ZERO, failure: (!passed).then(|| Failure::Other(String::new())) };
+    let result = ProbeResult {
+        at: SystemTime::now(),
+        took: Duration::ZERO,
+        failure: (!passed).then(|| ProbeFailure::Other(String::new())),
+    };
     peer.health.probed(result, 1);
 }
 

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use pingora::{connectors::http::Connector, protocols::l4::socket::SocketAddr};
 use tokio::time::timeout;
 
-use super::{Peer, Upstream, health::Failure, health_check};
+use super::{Peer, Upstream, health::ProbeFailure, health_check};
 use crate::{
     config,
     exchange::{request, send},
@@ -130,7 +130,7 @@ impl WarmUp {
             };
             let connected = connector.get_http_session(&*http_peer).await;
             let (mut session, _) = connected.map_err(|e| match health_check::failure(&e, address) {
-                Failure::Local(reason) => Failed::Local(reason),
+                ProbeFailure::Local(reason) => Failed::Local(reason),
                 failure => Failed::Peer(failure.to_string()),
             })?;
             let lost = |_| Failed::Peer("closed the connection before its response was complete".to_owned());

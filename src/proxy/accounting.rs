@@ -10,7 +10,7 @@ use super::{Proxy, context::RequestCtx, failure::Failure, log_entry, own_respons
 pub(super) fn ended(proxy: &Proxy, session: &mut Session, ctx: &RequestCtx) {
     let now = Instant::now();
     if let Some(connection) = &ctx.connection {
-        connection.await_header(Some(now + connection.client.limits.idle_timeout));
+        connection.end_request(now);
     }
     let code = own_response::status_sent(session).or(ctx.failure.map(Failure::status)).unwrap_or(Failure::ClientGone.status());
     let method = &session.req_header().method;

@@ -7,6 +7,7 @@ use http::{HeaderValue, Method, StatusCode, Version, header};
 use pingora::{Result, http::ResponseHeader, protocols::http::ServerSession, proxy::Session};
 
 use super::{context::RequestCtx, failure::Failure, forwarding};
+use crate::clients::reject::error_fields;
 
 /// Sends an error response.
 pub(super) async fn failure(session: &mut Session, ctx: &mut RequestCtx, failure: Failure) -> Result<()> {
@@ -36,11 +37,8 @@ pub(super) async fn failure(session: &mut Session, ctx: &mut RequestCtx, failure
     };
     let mut response = ResponseHeader::build(status, Some(6))?;
     response.insert_header(forwarding::X_REQUEST_ID, id)?;
-    response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static(content_type))?;
-    response.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
-    response.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
-    if status == 503 {
-        response.insert_header(header::RETRY_AFTER, HeaderValue::from_static("1"))?;
+    for (name, value) in error_fields(status, content_type, body.len()) {
+        response.insert_header(name, value)?;
     }
     if failure != Failure::NoRoute {
         // The rest of the request is not read, so the connection cannot be reused.

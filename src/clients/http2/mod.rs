@@ -36,10 +36,10 @@ use tokio::sync::{Notify, Semaphore, watch};
 use self::stream::StreamSession;
 use super::{
     backpressure::{self, STALLED_STREAMS},
+    client_stream::ClientStream,
     connection::{ClientInfo, Connection},
     frame_watcher::FrameWatcher,
     head,
-    http1::ClientStream,
     linger::LINGER,
     listener::ListenerState,
     reject::Rejection,
@@ -189,11 +189,8 @@ fn entry_of(request: &RequestHeader, client: &ClientInfo) -> Entry {
 async fn answer(stream: &mut HttpSession, rejection: Rejection) -> pingora::Result<()> {
     let body = rejection.body();
     let mut response = ResponseHeader::build(rejection.status(), Some(5))?;
-    response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))?;
-    response.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
-    response.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
-    if rejection.status() == 503 {
-        response.insert_header(header::RETRY_AFTER, HeaderValue::from_static("1"))?;
+    for (name, value) in rejection.fields() {
+        response.insert_header(name, value)?;
     }
     let is_head = stream.req_header().method == Method::HEAD;
     stream.write_response_header(Box::new(response), is_head)?;

@@ -1,6 +1,6 @@
 //! One request of a client's HTTP/2 connection, between Pingora's session of it and Pingora's proxy.
 //!
-//! It bounds the length of the request body and the pace of the client, as `http1` does for HTTP/1. While the proxy waits for a peer
+//! It bounds the length of the request body and the pace of the client, as `client_stream` does for HTTP/1. While the proxy waits for a peer
 //! that uses HTTP/2 as well, only this session can end the request, because the peer's connection is shared with other requests. So
 //! the response timeout is noticed here, and the request ends like any other that fails: answered, counted and logged. Everything
 //! else is delegated.

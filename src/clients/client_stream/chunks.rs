@@ -1,6 +1,6 @@
 //! Finds the end of a chunked body (RFC 9112, section 7.1), and rejects bodies whose end parsers could find elsewhere.
 //!
-//! [`crate::clients::http1`] passes the bytes as they arrive, in pieces of any size; Pingora gets only accepted bytes. Pure.
+//! [`crate::clients::client_stream`] passes the bytes as they arrive, in pieces of any size; Pingora gets only accepted bytes. Pure.
 
 use crate::clients::{body_limit::BodyLimit, reject::Rejection};
 
