@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use switchover::status::Outcome;
+
 use super::spring::{Jar, Spring, chat, events, patiently, upload};
 use crate::support::{ConfigFile, Load, Switchover, load::mixed};
 
@@ -119,4 +121,45 @@ fn a_peer_that_is_stopped_while_it_serves_is_passed_over() {
         });
     }
     load.stop().assert_no_failures();
+}
+
+/// With the defaults: observed for 10 seconds, and taken back at 20 failures that are a tenth of the requests.
+#[test]
+#[ignore = "needs a JVM: make test-deploy"]
+fn a_release_that_dies_or_fails_half_of_its_requests_is_taken_back() {
+    let mut blue = Spring::new("blue", Jar::Current);
+    let mut green = [Spring::new("green", Jar::Current), Spring::new("green", Jar::Current)];
+    let peers = [green[0].address, green[1].address];
+    let config = ConfigFile::new(&[("blue", &[blue.address]), ("green", &peers)])
+        .service(&SERVICE.replace("promotion: {", "promotion: {observe: 10s, "));
+    blue.start("v1", &[]);
+    let switchover = Switchover::start(&config);
+    patiently("blue is ready", || if switchover.get("/").status == 200 { Ok(()) } else { Err(switchover.service()) });
+    for (failing, allowed) in [("false", 50), ("true", 100)] {
+        green[0].start("v2", &[("SHOP_FAILING", failing)]);
+        green[1].start("v2", &[]);
+        green.iter().for_each(Spring::await_port);
+        let load = Load::start(switchover.address, 12, mixed);
+        let output = switchover.cli(&["promote", "green", "--wait", "promoted"]);
+        assert_eq!(output.code, 0, "{output:?}");
+        if failing == "false" {
+            std::thread::sleep(Duration::from_millis(1500)); // It is fine for this long.
+            green.iter_mut().for_each(|app| app.stop(false));
+        }
+        let shop = patiently("green is taken back", || {
+            let shop = switchover.service();
+            if shop.swap.as_ref().is_some_and(|swap| swap.outcome == Some(Outcome::TakenBack)) { Ok(shop) } else { Err(shop) }
+        });
+        let sent = load.done();
+        patiently("blue serves the load", || if load.done() > sent + 1000 { Ok(()) } else { Err(load.done()) });
+        let tally = load.stop();
+        let reason = shop.swap.unwrap().reason;
+        println!("{} of {} requests failed: {reason:?}", tally.failures.len(), tally.requests);
+        assert!(tally.failures.len() < allowed, "{} failed: {reason:?}", tally.failures.len());
+        assert_eq!((shop.active.as_str(), switchover.get("/").text().as_str()), ("blue", "blue v1\n"), "{reason:?}");
+        if failing == "true" {
+            assert!(reason.is_some_and(|reason| reason.contains("(500: ")));
+            green.iter_mut().for_each(|app| app.stop(false));
+        }
+    }
 }
