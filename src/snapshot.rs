@@ -6,11 +6,12 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use arc_swap::ArcSwap;
+use http::HeaderName;
 use ipnet::IpNet;
 use pingora::connectors::http::Connector;
 
 use crate::{
-    config::{ErrorPage, Percentage, Preview, Timeouts},
+    config::{ErrorPage, Percentage, Preview, Stick, Timeouts},
     metrics::ServiceMetrics,
     pool::{Pool, Upstream, mirror::Comparison},
     route::RouteTable,
@@ -50,6 +51,27 @@ pub struct Service {
     pub preview: Option<Preview>,
     /// Copies of requests for a standby pool.
     pub mirror: Option<Arc<Mirror>>,
+    /// Clients and requests for another pool.
+    pub canary: Option<Canary>,
+}
+
+/// The number of positions that clients can have; see `proxy::canary`.
+pub const POSITIONS: u16 = 10_000;
+
+/// Clients and requests for another pool than the active one.
+pub struct Canary {
+    /// The service with that pool as the active one.
+    pub service: Arc<Service>,
+    /// Clients with a lower position are sent there; at most [`POSITIONS`].
+    pub share: u16,
+    /// Where the position of a client comes from.
+    pub stick: Stick,
+    /// Makes the hashes of addresses different from those of other services.
+    pub seed: u64,
+    /// The header with the values `always` and `never`.
+    pub header: Option<HeaderName>,
+    /// The cookie with the same values.
+    pub cookie: Option<String>,
 }
 
 /// Copies of requests for a standby pool.

@@ -3,11 +3,13 @@
 //! They are plain values: the controller fills them, the admin API serializes them, and the commands print them. Field names are
 //! stable, because scripts read them.
 
+mod canary;
 mod mirror;
 mod peer;
 mod swap;
 
 pub use self::{
+    canary::Canary,
     mirror::{Mirror, Responses},
     peer::{PeerStatus, Probe},
     swap::{Observation, Outcome, Phase, Swap, still_running},
@@ -101,6 +103,9 @@ pub struct ServiceStatus {
     /// The copies of requests; none while no pool gets them.
     #[serde(default)]
     pub mirror: Option<Mirror>,
+    /// The canary of the running configuration.
+    #[serde(default)]
+    pub canary: Option<Canary>,
     /// Sorted by name.
     pub pools: Vec<PoolStatus>,
 }
@@ -165,6 +170,8 @@ pub enum PoolState {
     Kept,
     /// It is being proven.
     Proving,
+    /// It gets a share of the clients, or the requests that choose it.
+    Canary,
     /// It is probed, and gets no requests.
     Standby,
 }

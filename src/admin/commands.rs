@@ -178,13 +178,13 @@ fn swap_failed(swap: &Swap, promotion: bool) -> Result<(), Failed> {
 }
 
 /// Waits until every pool of the service but the active one is safe to stop, for `drain.timeout` at most; not at all if a drain
-/// has just used up that time, or if only mirrored requests are left, which do not end by themselves.
+/// has just used up that time, or if only pools are left that get requests by `mirror` or `canary`, which do not end by themselves.
 async fn drained(admin: &mut Admin, target: &Target, timed_out: bool) -> Result<(), Failed> {
     let Target { service, pool, .. } = target;
     let bound = if timed_out { Duration::ZERO } else { admin.view.borrow().drain_timeout(service).unwrap_or_default() };
     let serves = |view: &Arc<View>| view.active(service) == pool.as_deref();
     let is_safe = |view: &Arc<View>| view.not_safe_others(target).is_empty();
-    let done = |view: &Arc<View>| !serves(view) || is_safe(view) || view.is_left_to_the_mirror(target);
+    let done = |view: &Arc<View>| !serves(view) || is_safe(view) || view.is_left_to_the_file(target);
     let waited = timeout(bound, admin.view.wait_for(done)).await.is_ok();
     let view = admin.view.borrow();
     if !serves(&view) {
@@ -195,7 +195,7 @@ async fn drained(admin: &mut Admin, target: &Target, timed_out: bool) -> Result<
     }
     let left: Vec<String> =
         view.not_safe_others(target).into_iter().map(|(pool, reason)| format!("{pool} is not safe to stop: {reason}")).collect();
-    if left.is_empty() || waited && !view.is_left_to_the_mirror(target) {
+    if left.is_empty() || waited && !view.is_left_to_the_file(target) {
         return Ok(());
     }
     let state = pool.as_ref().map_or("it was removed from the file".to_owned(), |pool| format!("{pool} serves"));

@@ -83,6 +83,9 @@ fn put_service(out: &mut String, service: &ServiceStatus) {
     if let Some(mirror) = &service.mirror {
         put(out, format_args!("  mirror  {mirror}"));
     }
+    if let Some(canary) = &service.canary {
+        put(out, format_args!("  canary  {canary}"));
+    }
     if let Some(swap) = &service.swap {
         put(out, format_args!("  swap  {}", swap_line(swap)));
     }
@@ -99,7 +102,8 @@ fn put_service(out: &mut String, service: &ServiceStatus) {
         put(out, format_args!("  {}", cells.join("  ").trim_end()));
     }
     // The state of the other pools already says why.
-    for pool in service.pools.iter().filter(|pool| matches!(pool.state, PoolState::Kept | PoolState::Standby)) {
+    for pool in service.pools.iter().filter(|pool| matches!(pool.state, PoolState::Kept | PoolState::Standby | PoolState::Canary))
+    {
         if let Some(why) = &pool.not_safe_because {
             put(out, format_args!("  {} is not safe to stop: {why}", pool.name));
         }
@@ -112,6 +116,7 @@ fn row(pool: &PoolStatus, peer: &PeerStatus) -> [String; 7] {
         PoolState::Draining => "draining",
         PoolState::Kept => "kept",
         PoolState::Proving => "proving",
+        PoolState::Canary => "canary",
         PoolState::Standby if pool.safe_to_stop => "standby, safe to stop",
         PoolState::Standby => "standby",
     };

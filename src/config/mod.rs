@@ -3,6 +3,7 @@
 //! `check`, `run` and every reload use [`load`] and [`parse`]; nothing else reads the file. Both return only valid
 //! configurations. This module opens no socket, starts no task, and does not know the running configuration.
 
+mod canary;
 pub mod diff;
 pub mod edit;
 mod effective;
@@ -29,6 +30,7 @@ use std::{io, path::Path};
 pub(crate) use self::reader::nearest;
 use self::spot::key;
 pub use self::{
+    canary::{Canary, Stick},
     effective::effective,
     listener::{Acme, Certificate, Limits, Listener, ServedPool, Tls},
     mirror::Mirror,

@@ -89,10 +89,10 @@ fn url_or_command(schema: &mut Schema) {
     schema.insert("oneOf".to_owned(), json!([{"required": ["url"]}, {"required": ["command"]}]));
 }
 
-/// A share, from 0.1% to 100%.
+/// A share, up to 100%.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Percentage {
-    /// Tenths of a percent, 1 to 1000.
+    /// Tenths of a percent, at most 1000.
     pub per_mille: u16,
 }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
 use super::{
+    canary::Canary,
     format::{As, Form, Format, List, Map, Maybe},
     mirror::Mirror,
     preview::Preview,
@@ -83,6 +84,9 @@ pub struct Service {
     /// Copies of requests for a pool that is not active, to compare its responses. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror: Option<Mirror>,
+    /// A share of the clients for a pool that is not active. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Canary>,
 }
 
 /// The peers of one release.

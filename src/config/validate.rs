@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Acme, Balance, Check, Config, HealthCheck, Listener, Problem, Protocol, Service,
+    Acme, Balance, Canary, Check, Config, HealthCheck, Listener, Problem, Protocol, Service,
     reader::{Aside, nearest, shown},
     schema,
     spot::{Spot, at},
@@ -31,6 +31,7 @@ pub(super) fn problems(config: &Config, document: &Node, aside: &Aside) -> Vec<P
     for (_, service) in at!(root, services).entries() {
         problems.extend(reference(&service, &at!(service, active)));
         problems.extend(at!(service, mirror).some().and_then(|mirror| reference(&service, &at!(mirror, pool))));
+        problems.extend(at!(service, canary).some().and_then(|spot| canary(&service, &spot)));
         problems.extend(peers(&service));
         problems.extend(health_check(&at!(service, health_check)));
         problems.extend(upstream(&service));
@@ -104,6 +105,13 @@ fn reference(service: &Spot<'_, Service>, named: &Spot<'_, String>) -> Option<Pr
     }
     let hint = nearest(name, pools.iter().copied());
     Some(named.problem(format!("no pool {}; pools are {}{hint}", shown(name), pools.join(", "))))
+}
+
+/// Checks the pool of a canary, and that something sends requests to it. An explicit share of 0% pauses a canary.
+fn canary(service: &Spot<'_, Service>, canary: &Spot<'_, Canary>) -> Option<Problem> {
+    let is_empty = [at!(canary, share).node, at!(canary, header).node, at!(canary, cookie).node].iter().all(Option::is_none);
+    let none = || canary.problem("sends no request to its pool; write share: 5%, header: NAME or cookie: NAME");
+    reference(service, &at!(canary, pool)).or_else(|| (is_empty && !canary.is_unread()).then(none))
 }
 
 fn health_check(check: &Spot<'_, HealthCheck>) -> Vec<Problem> {

@@ -106,15 +106,7 @@ impl Format for Percent {
     type Value = Percentage;
 
     fn read(text: &str) -> Result<Percentage, String> {
-        let Some(number) = text.strip_suffix('%') else {
-            return Err(format!("{} is not a percentage; write 10% or 0.5%", shown(text)));
-        };
-        let (whole, tenths) = number.split_once('.').unwrap_or((number, "0"));
-        let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-        let per_mille = (digits(whole) && digits(tenths) && tenths.len() == 1).then(|| format!("{whole}{tenths}").parse());
-        let per_mille = per_mille.and_then(Result::ok).filter(|per_mille| (1..=1000).contains(per_mille));
-        let per_mille = per_mille.ok_or_else(|| format!("{} is not allowed; use 0.1% to 100%", shown(text)))?;
-        Ok(Percentage { per_mille })
+        percentage(text, Percentage { per_mille: 1 })
     }
 
     fn write(value: &Percentage) -> Value {
@@ -124,6 +116,38 @@ impl Format for Percent {
     fn schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({"type": "string", "pattern": r"^[0-9]{1,3}(\.[0-9])?%$", "$comment": "0.1% to 100%"})
     }
+}
+
+/// A percentage that may be 0.
+pub(super) struct Share;
+
+impl Format for Share {
+    type Value = Percentage;
+
+    fn read(text: &str) -> Result<Percentage, String> {
+        percentage(text, Percentage { per_mille: 0 })
+    }
+
+    fn write(value: &Percentage) -> Value {
+        Percent::write(value)
+    }
+
+    fn schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "pattern": r"^[0-9]{1,3}(\.[0-9])?%$", "$comment": "0% to 100%"})
+    }
+}
+
+/// A percentage from `least` to 100%, with at most one decimal place.
+fn percentage(text: &str, least: Percentage) -> Result<Percentage, String> {
+    let Some(number) = text.strip_suffix('%') else {
+        return Err(format!("{} is not a percentage; write 10% or 0.5%", shown(text)));
+    };
+    let (whole, tenths) = number.split_once('.').unwrap_or((number, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let per_mille = (digits(whole) && digits(tenths) && tenths.len() == 1).then(|| format!("{whole}{tenths}").parse());
+    let per_mille = per_mille.and_then(Result::ok).filter(|per_mille| (least.per_mille..=1000).contains(per_mille));
+    let per_mille = per_mille.ok_or_else(|| format!("{} is not allowed; use {least} to 100%", shown(text)))?;
+    Ok(Percentage { per_mille })
 }
 
 /// Formats of texts: a parser, and a pattern for the schema, which may be less strict.

@@ -1,7 +1,7 @@
 //! Decides whether the processes of a pool are safe to stop, for `safe_to_stop` in the status, the endpoint and `wait=drained`.
 //!
 //! A pool is safe to stop when no request runs on its peers and none will: it is neither active, nor draining, nor being proven,
-//! and no such pool shares an address with it. A caller that waits remembers the pools that it asks about: an edit can remove a
+//! gets no share of the clients, and no such pool shares an address with it. A caller that waits remembers the pools that it asks about: an edit can remove a
 //! pool from the file and give its addresses to another one.
 
 use std::time::Instant;
@@ -26,21 +26,19 @@ impl View {
         let now = self.service(name).map(|service| service.pools.as_slice()).unwrap_or_default();
         let is_known = |pool: &PoolView| now.iter().any(|known| known.name == pool.name);
         let removed = target.before.pools.iter().filter(|pool| pool.state != PoolState::Standby && !is_known(pool));
-        // A pool that got mirrored requests before the command gets them after it.
+        // A pool that got requests by `mirror` or `canary` before the command gets them after it.
         let before = |pool: &PoolView| target.before.pools.iter().find(|before| before.name == pool.name);
-        let stays_mirrored = |pool: &&PoolView| {
-            pool.is_mirrored && before(pool).is_some_and(|before| before.is_mirrored && before.state == PoolState::Standby)
-        };
-        let known = now.iter().filter(|pool| pool.state != PoolState::Active && !stays_mirrored(pool));
+        let stays = |pool: &&PoolView| pool.is_used_by_the_file() && before(pool).is_some_and(PoolView::is_used_by_the_file);
+        let known = now.iter().filter(|pool| pool.state != PoolState::Active && !stays(pool));
         let known = known.filter_map(|pool| Some((pool.name.clone(), self.not_safe(name, pool)?)));
         known.chain(removed.filter_map(|pool| Some((pool.name.clone(), self.in_use(name, pool)?)))).collect()
     }
 
-    /// Whether waiting for [`Self::not_safe_others`] is in vain: each of them gets mirrored requests until the file changes.
-    pub fn is_left_to_the_mirror(&self, target: &Target) -> bool {
+    /// Whether waiting for [`Self::not_safe_others`] is in vain: each of them gets requests until the file changes.
+    pub fn is_left_to_the_file(&self, target: &Target) -> bool {
         let left = self.not_safe_others(target);
-        let is_mirrored = |pool: &PoolView| pool.is_mirrored && pool.state == PoolState::Standby;
-        !left.is_empty() && left.iter().all(|(pool, _)| self.pool(&target.service, pool).is_some_and(is_mirrored))
+        let is_used = |(pool, _): &(String, String)| self.pool(&target.service, pool).is_some_and(PoolView::is_used_by_the_file);
+        !left.is_empty() && left.iter().all(is_used)
     }
 
     pub(super) fn not_safe(&self, service: &str, pool: &PoolView) -> Option<String> {
@@ -48,6 +46,10 @@ impl View {
         match pool.state {
             PoolState::Active => Some(format!("{name} serves")),
             PoolState::Proving => Some(format!("{name} is being proven")),
+            PoolState::Canary => Some(match pool.canary_share.filter(|share| share.per_mille > 0) {
+                Some(share) => format!("{name} gets {share} of the clients"),
+                None => format!("{name} gets the requests that choose it"),
+            }),
             PoolState::Standby if pool.is_mirrored => Some(format!("{name} gets mirrored requests")),
             PoolState::Kept => Some(self.kept(service, pool)),
             PoolState::Draining if pool.in_flight() == 0 => Some(format!("{name} is draining")),
@@ -88,6 +90,7 @@ impl View {
             let what = match other.state {
                 PoolState::Active => format!("also serves {of}"),
                 PoolState::Proving => format!("is also being proven for {of}"),
+                PoolState::Canary => format!("also gets clients of {of}"),
                 PoolState::Standby if other.is_mirrored => format!("gets mirrored requests for {of}"),
                 PoolState::Kept => format!("is also kept for {of}"),
                 PoolState::Draining | PoolState::Standby => format!("still has requests of {of}"),
@@ -95,6 +98,13 @@ impl View {
             return Some(format!("{} {what}", peer.peer.address));
         }
         None
+    }
+}
+
+impl PoolView {
+    /// Whether it gets requests until the file changes, although it is not active.
+    fn is_used_by_the_file(&self) -> bool {
+        self.state == PoolState::Canary || self.is_mirrored && self.state == PoolState::Standby
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use super::swap::Swap;
 use crate::{
-    config::{Config, Problem},
+    config::{self, Config, Percentage, Problem},
     metrics::Metrics,
     pool::{
         Peer,
@@ -51,6 +51,8 @@ pub(super) struct ServiceView {
     pub mirror: Option<Arc<Mirror>>,
     /// When the observation of its active pool ends.
     pub observed_until: Option<Instant>,
+    /// Of the running configuration.
+    pub canary: Option<config::Canary>,
     pub drain_timeout: Duration,
     pub pools: Vec<PoolView>,
 }
@@ -61,6 +63,8 @@ pub struct PoolView {
     pub(super) name: String,
     pub(super) version: Option<String>,
     pub(super) state: PoolState,
+    /// The share of the clients that it gets, besides the active pool.
+    pub(super) canary_share: Option<Percentage>,
     /// Whether it gets copies of requests.
     pub(super) is_mirrored: bool,
     /// For which new pool it is kept, and until when.
@@ -121,6 +125,7 @@ impl View {
             last_swap: service.last_swap.clone(),
             drift: service.drift.clone(),
             mirror: service.mirror.as_ref().map(|mirror| mirror_status(&service.active, mirror)),
+            canary: service.canary_status(),
             pools: service.pools.iter().map(|pool| pool.status(self.not_safe(&service.name, pool))).collect(),
         }
     }
@@ -172,10 +177,33 @@ impl View {
             let version = pool.version.as_deref().unwrap_or_default();
             (service.name.as_str(), pool.name.as_str(), version, pool.state == PoolState::Active)
         }));
+        metrics.set_canary_shares(pools.clone().filter_map(|(service, pool)| {
+            let share = f64::from(pool.canary_share?.per_mille) / 1000.0;
+            Some((service.name.as_str(), pool.name.as_str(), share))
+        }));
         metrics.set_config_drift(self.services.iter().map(|service| (service.name.as_str(), service.drift.is_some())));
         for view in pools.flat_map(|(_, pool)| &pool.peers) {
             view.peer.metrics.set(&view.peer.gauges(view.draining));
         }
+    }
+}
+
+impl ServiceView {
+    fn canary_status(&self) -> Option<status::Canary> {
+        let canary = self.canary.as_ref()?;
+        let (pool, share) = (&canary.pool, canary.share);
+        let mut peers = self.pools.iter().filter(|known| known.name == *pool).flat_map(|pool| &pool.peers);
+        let is_ready = |view: &PeerView| view.peer.is_open() && view.peer.health.is_ready();
+        let no_effect_because = match () {
+            () if *pool == self.active => Some(format!("{pool} is the active pool")),
+            () if !canary.has_effect(&self.active) => Some("no header and no cookie is set".to_owned()),
+            () if self.pools.iter().all(|pool| pool.canary_share.is_none()) => {
+                Some(format!("{pool} was taken back; edit canary or the pool to begin again"))
+            }
+            () if !peers.any(is_ready) => Some(format!("no peer of {pool} is ready")),
+            () => None,
+        };
+        Some(status::Canary { pool: pool.clone(), share: share.to_string(), no_effect_because })
     }
 }
 

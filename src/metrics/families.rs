@@ -58,11 +58,11 @@ impl Builder {
         Ok(time)
     }
 
-    /// Gauges of times, in seconds since 1970.
-    fn times(&self, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec> {
-        let times = GaugeVec::new(opts(name, help), labels)?;
-        self.0.register(Box::new(times.clone()))?;
-        Ok(times)
+    /// Gauges of fractions: times in seconds since 1970, or shares from 0 to 1.
+    fn fractions(&self, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec> {
+        let fractions = GaugeVec::new(opts(name, help), labels)?;
+        self.0.register(Box::new(fractions.clone()))?;
+        Ok(fractions)
     }
 
     fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> Result<HistogramVec> {
@@ -162,6 +162,7 @@ impl Peers {
 /// Swaps between pools.
 pub(super) struct Swaps {
     pub active_pool: IntGaugeVec,
+    pub canary_share: GaugeVec,
     pub warm_up_requests: IntCounterVec,
     pub total: IntCounterVec,
     pub taken_back: IntCounterVec,
@@ -176,6 +177,11 @@ impl Swaps {
                 "active_pool",
                 "1 for the active pool of a service, 0 for its other pools.",
                 &["service", "pool", "version"],
+            )?,
+            canary_share: b.fractions(
+                "canary_share",
+                "Share of the clients that a pool gets besides the active one, from 0 to 1.",
+                POOL,
             )?,
             warm_up_requests: b.counters(
                 "warm_up_requests_total",
@@ -194,7 +200,7 @@ impl Swaps {
                 &["service", "phase"],
                 SWAP_BUCKETS,
             )?,
-            last_success: b.times(
+            last_success: b.fractions(
                 "swap_last_success_timestamp_seconds",
                 "End of the last successful swap, in seconds since 1970.",
                 SERVICE,

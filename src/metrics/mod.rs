@@ -223,6 +223,14 @@ impl Metrics {
         }
     }
 
+    /// Sets `canary_share` from `(service, pool, share)`.
+    pub fn set_canary_shares<'a>(&self, shares: impl Iterator<Item = (&'a str, &'a str, f64)>) {
+        self.swaps.canary_share.reset();
+        for (service, pool, share) in shares {
+            self.swaps.canary_share.with_label_values(&[service, pool]).set(share);
+        }
+    }
+
     /// Sets `config_drift` from `(service, drift)`.
     pub fn set_config_drift<'a>(&self, services: impl Iterator<Item = (&'a str, bool)>) {
         self.configuration.drift.reset();

@@ -105,7 +105,12 @@ impl Pool {
         if self.slots.iter().any(|slot| slot.peer.is_open()) { Err(PickError::NoReadyPeer) } else { Err(PickError::Draining) }
     }
 
-    /// The same for a request that chose this pool: its peers need not be open, but have to be ready. None if no peer is.
+    /// Picks an open peer that is ready, and leases it. Other than [`Self::pick`], it never fails open: the caller has another pool.
+    pub fn pick_ready(&self, key: Option<u64>) -> Option<Lease> {
+        self.pick_among(key, |slot| slot.peer.health.is_ready())
+    }
+
+    /// The same as [`Self::pick`] for a request that chose this pool: its peers need not be open, but have to be ready. None if no peer is.
     pub fn pick_preview(&self, tried: &[Arc<Peer>], key: Option<u64>) -> Option<Lease> {
         let untried = |slot: &Slot| !tried.iter().any(|peer| Arc::ptr_eq(peer, &slot.peer));
         let slot = self.choose(key, |slot| slot.peer.health.is_ready() && untried(slot))?;

@@ -181,7 +181,7 @@ fn by_hash<'a>(
 }
 
 /// The finalizer of MurmurHash3. The last bytes of a text change only few bits of its FNV hash; the score needs all of them to.
-fn mixed(mut hash: u64) -> u64 {
+pub fn mixed(mut hash: u64) -> u64 {
     hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     hash ^ (hash >> 33)

@@ -10,7 +10,13 @@ use std::{
 use http::{HeaderValue, header};
 use pingora::{Error, ErrorType, Result, http::RequestHeader};
 
-use super::{failure::Failure, forwarding::RequestId, hash_key, workarounds::NewSocket};
+use super::{
+    canary::{self, Position},
+    failure::Failure,
+    forwarding::RequestId,
+    hash_key,
+    workarounds::NewSocket,
+};
 use crate::{
     clients::{connection::Connection, reject::Rejection},
     metrics::ErrorKind,
@@ -30,6 +36,12 @@ pub struct RequestCtx {
     pub(super) snapshot: Option<Arc<Snapshot>>,
     /// For a request that chose another pool: the service as it would be with that pool as the active one.
     pub(super) service: Option<Arc<Service>>,
+    /// The service that was found, while `service` is that of its canary.
+    pub(super) routed: Option<Arc<Service>>,
+    /// The client's position; none before it is needed.
+    pub(super) position: Option<Position>,
+    /// Whether a try failed, so that the request stays on the active pool. An idle connection that the peer has closed is no failure.
+    pub(super) leaves_canary: bool,
     /// Whether the request, or its listener, chose the pool; it may be one that is not active.
     pub(super) is_preview: bool,
     pub(super) lease: Option<Lease>,
@@ -65,6 +77,9 @@ impl RequestCtx {
             began: now,
             snapshot: None,
             service: None,
+            routed: None,
+            position: None,
+            leaves_canary: false,
             is_preview: false,
             lease: None,
             compared: None,
@@ -124,10 +139,16 @@ impl RequestCtx {
         found.map(drop)
     }
 
-    /// Picks and leases a peer. If the pool drains, it was replaced after this request loaded its snapshot; the newer snapshot is
+    /// Picks and leases a peer, of the canary's pool if the request belongs there. If the pool drains, it was replaced after this request loaded its snapshot; the newer snapshot is
     /// already visible, because it is stored before the pool is closed.
     pub(super) fn pick(&mut self, current: &SnapshotCell, request: &RequestHeader) -> Option<Lease> {
+        if let Some(routed) = self.routed.take() {
+            self.service = Some(routed);
+        }
         for _ in 0..SNAPSHOTS_TRIED {
+            if let Some(lease) = canary::pick(self, request) {
+                return Some(lease);
+            }
             let pool = &self.service.as_ref()?.active;
             let client = self.connection.as_ref().map(|connection| connection.client.address);
             let key = pool.hash_by().and_then(|by| hash_key::of(by, request, client, &self.snapshot.as_ref()?.trusted_proxies));

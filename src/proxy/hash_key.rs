@@ -23,10 +23,15 @@ pub(super) fn of(by: &HashBy, request: &RequestHeader, client: Option<IpAddr>, t
     if let Some(name) = &by.cookie {
         return of_text(cookie(&request.headers, name.as_bytes())?);
     }
-    Some(match forwarding::client_address(request, client?, trusted_proxies).to_canonical() {
+    Some(of_address(request, client?, trusted_proxies))
+}
+
+/// The hash of the client's address.
+pub(super) fn of_address(request: &RequestHeader, client: IpAddr, trusted_proxies: &[IpNet]) -> u64 {
+    match forwarding::client_address(request, client, trusted_proxies).to_canonical() {
         IpAddr::V4(address) => hash(&address.octets()),
         IpAddr::V6(address) => hash(&address.octets()),
-    })
+    }
 }
 
 fn of_text(text: &[u8]) -> Option<u64> {
@@ -34,7 +39,7 @@ fn of_text(text: &[u8]) -> Option<u64> {
 }
 
 /// The first cookie of this name (RFC 6265, section 5.4). HTTP/2 may send them in several fields.
-fn cookie<'a>(headers: &'a HeaderMap, name: &[u8]) -> Option<&'a [u8]> {
+pub(super) fn cookie<'a>(headers: &'a HeaderMap, name: &[u8]) -> Option<&'a [u8]> {
     let pairs = headers.get_all(header::COOKIE).iter().flat_map(|field| field.as_bytes().split(|byte| *byte == b';'));
     pairs.map(<[u8]>::trim_ascii).find_map(|pair| pair.strip_prefix(name)?.strip_prefix(b"="))
 }

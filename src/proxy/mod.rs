@@ -4,6 +4,7 @@
 //! controller, which stores the snapshots.
 
 mod accounting;
+mod canary;
 mod context;
 mod failure;
 mod forwarding;
@@ -239,6 +240,7 @@ impl ProxyHttp for Proxy {
             _ => ErrorKind::Connect,
         };
         ctx.lost(kind);
+        ctx.leaves_canary = true;
         let retries = ctx.service.as_ref().map_or(0, |service| service.retries);
         // A shortage of this process affects every peer, so no other peer is tried.
         e.set_retry(kind != ErrorKind::Local && ctx.tried.len() <= retries);
@@ -253,7 +255,7 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         mut e: BError,
         ctx: &mut RequestCtx,
-        _reused: bool,
+        reused: bool,
     ) -> BError {
         let has_timed_out = ctx.connection.as_ref().is_some_and(|connection| connection.response.has_timed_out());
         let failure = ctx.rejection().map_or_else(|| Failure::of(&e, has_timed_out), Failure::Rejected);
@@ -271,6 +273,7 @@ impl ProxyHttp for Proxy {
             _ => ctx.failure = Some(failure),
         }
         ctx.retried |= again;
+        ctx.leaves_canary |= !reused;
         e.set_retry(again);
         e
     }
@@ -340,6 +343,7 @@ impl ProxyHttp for Proxy {
             return Ok(());
         }
         ctx.answered = true;
+        canary::set_cookie(response, ctx)?;
         // An earlier try may have failed.
         ctx.failure = None;
         if let (Some(connected), Some(service)) = (ctx.connected, &ctx.service) {

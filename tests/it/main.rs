@@ -18,6 +18,7 @@ mod acme;
 mod admin;
 mod answers;
 mod balance;
+mod canary;
 mod check;
 mod cli;
 mod deploy;

@@ -58,6 +58,8 @@ pub(super) struct Service {
     standby_is_outdated: bool,
     /// Set while requests are copied.
     compared: Option<Compared>,
+    /// The canary whose pool was taken back; it gets no clients until the canary or the pool is edited.
+    withheld: Option<(config::Canary, Option<config::Pool>)>,
     history: History,
     /// Set while the service is not in the file: the `drain.timeout` that it had.
     removed: Option<Duration>,
@@ -133,6 +135,7 @@ impl Service {
             restore: None,
             standby_is_outdated: false,
             compared: None,
+            withheld: None,
             removed: None,
         }
     }

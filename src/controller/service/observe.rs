@@ -102,6 +102,9 @@ impl Service {
                 self.restore = Some(Restore { edit: Box::new(edit), writing: false });
             }
         }
+        // Otherwise the canary of the file would send it clients again.
+        let canary = running.canary.clone().filter(|canary| canary.pool == to);
+        self.withheld = canary.map(|canary| (canary, running.pools.get(&to).cloned())).or(self.withheld.take());
         swap.end_observation(now);
         swap.taken_back = Some(fault.reason);
         Some(self.publication(config::Service { active: from, ..running }, Some(swap)))

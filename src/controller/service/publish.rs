@@ -63,10 +63,24 @@ impl Service {
     pub(super) fn publication(&mut self, config: config::Service, swap: Option<Swap>) -> Publication {
         self.standby_is_outdated = false;
         let snapshot = self.snapshot(&config);
-        snapshot.active.slots().iter().for_each(|slot| slot.peer.open());
-        let (serving, drain_timeout) = (self.peers.of_active(&config), config.drain.timeout);
+        let canary = snapshot.canary.as_ref().map(|canary| canary.service.active.slots()).unwrap_or_default();
+        let serving: Vec<Arc<Peer>> = snapshot.active.slots().iter().chain(canary).map(|slot| Arc::clone(&slot.peer)).collect();
+        serving.iter().for_each(|peer| peer.open());
+        self.log_canary(&config);
+        let drain_timeout = config.drain.timeout;
         self.running = Some(Running { config, snapshot: Arc::new(snapshot) });
         Publication { serving, drain_timeout, swap, quiet: false }
+    }
+
+    fn log_canary(&self, config: &config::Service) {
+        let running = self.running.as_ref().map(|running| &running.config);
+        match (running.and_then(|running| self.canary(running)), self.canary(config)) {
+            (before, Some(now)) if before != Some(now) => {
+                info!("canary service={} pool={} share={}", self.name, now.pool, now.share);
+            }
+            (Some(before), None) => info!("canary ended service={} pool={}", self.name, before.pool),
+            _ => {}
+        }
     }
 
     /// Closes every peer that no longer serves. Call it after the snapshot is stored.

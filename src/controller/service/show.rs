@@ -88,6 +88,7 @@ impl Service {
         let config = self.running.as_ref().map(|running| &running.config);
         let candidate = self.candidate.as_ref().map(|candidate| &candidate.config);
         let mirror = self.running.as_ref().and_then(|running| running.snapshot.mirror.as_ref());
+        let canary = config.and_then(|config| self.canary(config));
         let names: BTreeSet<&String> =
             config.into_iter().flat_map(|config| config.pools.keys()).chain(self.peers.pools()).collect();
         let proving = |name: &String| candidate.is_some_and(|candidate| candidate.active == *name);
@@ -101,6 +102,7 @@ impl Service {
                 () if config.is_some_and(|config| config.active == *name) => PoolState::Active,
                 () if proving(name) || self.is_fallback(name) => PoolState::Proving,
                 () if kept(name).is_some() => PoolState::Kept,
+                () if canary.is_some_and(|canary| canary.pool == *name) => PoolState::Canary,
                 () if peers.iter().any(|peer| peer.draining) => PoolState::Draining,
                 () => PoolState::Standby,
             };
@@ -109,6 +111,7 @@ impl Service {
                 version: pool.and_then(|pool| pool.version),
                 state,
                 kept: kept(name).and_then(|swap| Some((swap.to.clone(), swap.observation.as_ref()?.until))),
+                canary_share: canary.filter(|canary| canary.pool == *name).map(|canary| canary.share),
                 is_mirrored: mirror.is_some_and(|mirror| mirror.service.active.name == *name),
                 peers,
             }
@@ -122,6 +125,7 @@ impl Service {
             drift: self.drift.shown().cloned(),
             mirror: mirror.cloned(),
             observed_until: observed.and_then(|swap| Some(swap.observation.as_ref()?.until)),
+            canary: config.and_then(|config| config.canary.clone()),
             drain_timeout: config.map(|config| config.drain.timeout).or(self.removed).unwrap_or_default(),
             pools: names.into_iter().map(pool).collect(),
         }

@@ -1,5 +1,5 @@
 //! Builds the part of the snapshot that requests of a service see: its active pool, and its standby pools for previews, for listeners
-//! that serve them, and for copies of requests.
+//! that serve them, for copies of requests, and for the clients of a canary.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -8,7 +8,7 @@ use log::error;
 use super::{Peers, Running, Service};
 use crate::{
     config,
-    pool::{Slot, mirror::Comparison},
+    pool::{Slot, mirror::Comparison, selection},
     snapshot,
 };
 
@@ -27,26 +27,38 @@ impl Service {
         let candidate = candidate.filter(|candidate| candidate.active != config.active);
         let config_of = |pool: &str| candidate.as_ref().filter(|candidate| candidate.active == pool).unwrap_or(config);
         let error_pages = Arc::new(config.error_pages.clone());
-        let with_active = |peers: &mut Peers, pool: &str| snapshot::Service {
+        let with_active = |peers: &mut Peers, config: &config::Service, pool: &str| snapshot::Service {
             name: self.name.clone(),
-            active: peers.pool(config_of(pool), pool),
-            upstream: peers.upstream(config_of(pool)),
+            active: peers.pool(config, pool),
+            upstream: peers.upstream(config),
             error_pages: Arc::clone(&error_pages),
-            timeouts: config_of(pool).timeouts,
-            retries: config_of(pool).retries,
+            timeouts: config.timeouts,
+            retries: config.retries,
             metrics: Arc::clone(&self.metrics),
             standby: Vec::new(),
             preview: None,
             mirror: None,
+            canary: None,
         };
         let names: BTreeSet<&String> = config.pools.keys().chain(candidate.iter().map(|candidate| &candidate.active)).collect();
         let others = names.into_iter().filter(|pool| **pool != config.active);
-        let standby: Vec<_> = others.map(|pool| Arc::new(with_active(&mut self.peers, pool))).collect();
-        let active = with_active(&mut self.peers, &config.active);
+        let standby: Vec<_> = others.map(|pool| Arc::new(with_active(&mut self.peers, config_of(pool), pool))).collect();
+        let active = with_active(&mut self.peers, config, &config.active);
+        // Clients get the running settings of the pool, not those of a candidate.
+        let canary = self.canary(config).map(|canary| snapshot::Canary {
+            service: Arc::new(with_active(&mut self.peers, config, &canary.pool)),
+            share: canary.share.per_mille * (snapshot::POSITIONS / 1000),
+            stick: canary.stick,
+            seed: selection::hash(self.name.as_bytes()),
+            header: canary.header.clone(),
+            cookie: canary.cookie.clone(),
+        });
         let copied = config.mirror.as_ref().and_then(|mirror| standby.iter().find(|service| service.active.name == mirror.pool));
         // Copies would be requests that never end a drain. A peer that is still open drains from this publication on.
         let drains = |slot: &Slot| slot.peer.is_open() || self.drains.contains(&slot.peer);
         let copied = copied.filter(|copied| !copied.active.slots().iter().any(drains));
+        let copied =
+            copied.filter(|copied| canary.as_ref().is_none_or(|canary| canary.service.active.name != copied.active.name));
         let pools = copied.map(|copied| {
             [&config.active, &copied.active.name].map(|pool| (pool.clone(), config_of(pool).pools.get(pool).cloned()))
         });
@@ -55,7 +67,16 @@ impl Service {
             let connector = Arc::clone(&self.deps.connector);
             Arc::new(snapshot::Mirror { service: Arc::clone(copied), share: mirror.share, comparison, connector })
         });
-        snapshot::Service { preview: config.preview.clone(), mirror, standby, ..active }
+        snapshot::Service { preview: config.preview.clone(), mirror, canary, standby, ..active }
+    }
+
+    /// The canary of a configuration, if it gets clients.
+    pub(super) fn canary<'a>(&self, config: &'a config::Service) -> Option<&'a config::Canary> {
+        let canary = config.canary.as_ref().filter(|canary| canary.has_effect(&config.active))?;
+        let is_withheld = |(withheld, pool): &(config::Canary, Option<config::Pool>)| {
+            withheld == canary && pool.as_ref() == config.pools.get(&canary.pool)
+        };
+        (!self.withheld.as_ref().is_some_and(is_withheld)).then_some(canary)
     }
 
     /// The comparison of these two pools: the one so far if they have not changed, else a new one.
